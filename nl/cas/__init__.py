@@ -1,0 +1,1 @@
+"""Typed views over stores: action results, directories, trees. The only place below the services that knows both bytes and messages."""

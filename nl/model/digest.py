@@ -1,0 +1,79 @@
+"""Digests and the keys that stores are asked with.
+
+Pure values. `Digest` is what clients name blobs by; a store key is a `Digest` (content-addressed: the bytes must hash
+to it), an `ActionKey` (names an action result: the bytes are *about* the digest, not of it) or a plain string.
+"""
+
+from __future__ import annotations
+
+import enum
+import re
+from typing import NamedTuple
+
+from nl.errors import InvalidRequestError
+
+MAX_SIZE = (1 << 63) - 1
+_HASH = re.compile(r"[0-9a-f]{64}").fullmatch
+
+
+class DigestFunction(enum.IntEnum):
+    """build.bazel.remote.execution.v2.DigestFunction.Value, the ones this server speaks. Both are 256 bits wide."""
+
+    SHA256 = 1
+    BLAKE3 = 9
+
+
+class Digest(NamedTuple):
+    """A content address: lower-case hex hash and size in bytes. Build untrusted ones with `parse`."""
+
+    hash: str
+    size: int
+
+    def __str__(self) -> str:
+        return f"{self.hash}-{self.size}"
+
+    @classmethod
+    def parse(cls, hash: str, size: int) -> Digest:
+        """Checks what came from a peer.
+
+        Raises InvalidRequestError unless `hash` is 64 lower-case hex digits and `size` is in 0..2^63-1
+        (REAPI Digest: lower-case, exact length; sizes are never negative).
+        """
+        if not _HASH(hash):
+            raise InvalidRequestError(
+                f"invalid digest hash {hash[:80]!r}: expected 64 lower-case hex digits (SHA256 or BLAKE3)"
+            )
+        if not 0 <= size <= MAX_SIZE:
+            raise InvalidRequestError(f"invalid digest size {size} of {hash}: expected 0 to {MAX_SIZE}")
+        return cls(hash, size)
+
+    @classmethod
+    def parse_name(cls, name: str) -> Digest | None:
+        """The digest whose `str()` is `name`, or None."""
+        hash, dash, size = name.partition("-")
+        if not (dash and _HASH(hash) and size.isdecimal() and size.isascii()):
+            return None
+        if len(size) > 1 and size[0] == "0" or int(size) > MAX_SIZE:
+            return None
+        return cls(hash, int(size))
+
+
+class ActionKey(NamedTuple):
+    """The key of an action result: the digest of the *action*. A store never checks the value against it."""
+
+    hash: str
+    size: int
+
+    def __str__(self) -> str:
+        return f"{self.hash}-{self.size}"
+
+
+Key = Digest | ActionKey | str
+"""What a store is asked with. Equal text in different types names different things."""
+
+EMPTY = {
+    DigestFunction.SHA256: Digest("e3b0c44298fc1c149afbf4c8996fb92427ae41e4649b934ca495991b7852b855", 0),
+    DigestFunction.BLAKE3: Digest("af1349b9f5f9a1a6a0404dea36dcc9499bcb25c9adc112b7cc9a93cae41f3262", 0),
+}
+EMPTY_DIGESTS = frozenset(EMPTY.values())
+"""The empty blob in every function: always present, never stored (REAPI A.7 rule 4)."""

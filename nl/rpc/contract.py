@@ -1,0 +1,81 @@
+"""What a gRPC handler sees. A superset of grpclib's server stream, so that generated services run unchanged.
+
+A service is an object with grpclib's `__mapping__() -> {"/pkg.Service/Method": grpclib.const.Handler}`; a handler's
+`func(stream)` gets one `ServerStream`. `request_type` and `reply_type` are betterproto2 message classes, or any class
+with `decode(data) -> Self` (request) and `encode_parts() -> list[Buffer]` (reply): see `nl.pb.codec`.
+
+A handler ends a call by returning (status OK) or by raising: `NlError` and `grpclib.GRPCError` become their status,
+anything else is INTERNAL, logged with its traceback, and never takes the connection down. It runs in a cancel scope
+that the deadline (`grpc-timeout`), RST_STREAM and a lost connection cancel.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any, Generic, Protocol, TypeVar
+
+import grpclib.const
+from grpclib.metadata import Deadline
+from multidict import MultiDict
+
+from nl.blob.reader import Buffer, Reader
+
+Req = TypeVar("Req")
+Rep = TypeVar("Rep")
+
+
+class MessageBody(Reader):
+    """One inbound message whose bytes are taken as they arrive: `size` is its length on the wire (uncompressed).
+
+    The buffers are views of the connection's receive buffer, valid until the next `receive_parts`; flow-control credit
+    returns as they are consumed. A stream that ends inside of the message raises InvalidRequestError.
+    """
+
+
+class ServerStream(Protocol, Generic[Req, Rep]):
+    """One call, seen from its handler. One task at a time in each direction."""
+
+    method: str
+    """Full path, `/package.Service/Method`."""
+    peer: str
+    """`host:port` of the client, for logs."""
+    deadline: Deadline | None
+
+    @property
+    def metadata(self) -> MultiDict[str | bytes]:
+        """Request metadata, decoded on first use; `-bin` values are bytes."""
+
+    async def recv_message(self) -> Req | None:
+        """The next message, or None when the client has half-closed. Malformed ones raise InvalidRequestError."""
+
+    def __aiter__(self) -> ServerStream[Req, Rep]: ...
+
+    async def __anext__(self) -> Req: ...
+
+    async def receive_body(self) -> MessageBody | None:
+        """The next message as a reader over its encoded bytes, undecoded; None when the client has half-closed.
+
+        The body must be read to its end, or the call be ended, before the next receive.
+        """
+
+    async def send_initial_metadata(self, *, metadata: Any = None) -> None: ...
+
+    async def send_message(self, message: Rep) -> None:
+        """Encodes and sends. On a unary reply it leaves together with headers and trailers, in one write.
+        Returns when the bytes may be changed by the caller (they are in the kernel or copied)."""
+
+    async def send_parts(self, parts: Sequence[Buffer]) -> None:
+        """Sends one message that is already encoded, without copying. Same promise as `send_message`."""
+
+    async def wait_send_credit(self) -> int:
+        """Waits until the peer's flow-control windows allow some bytes; how many. So that whoever reads from disk for
+        a slow client reads no more than can leave."""
+
+    async def send_trailing_metadata(
+        self,
+        *,
+        status: grpclib.const.Status = grpclib.const.Status.OK,
+        status_message: str | None = None,
+        status_details: Any = None,
+        metadata: Any = None,
+    ) -> None: ...

@@ -1,0 +1,1 @@
+"""The Store contract and what builds a chain of stores from config. Knows no store kind."""
