@@ -1,0 +1,135 @@
+"""Real server processes for tests and benches: started, watched until they answer, stopped or killed, never leaked."""
+
+from __future__ import annotations
+
+import os
+import re
+import signal
+import socket
+import subprocess
+import sys
+import time
+import urllib.error
+import urllib.request
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parents[2]
+
+
+def free_port() -> int:
+    """A port that nobody listens on right now."""
+    with socket.socket() as s:
+        s.bind(("127.0.0.1", 0))
+        return s.getsockname()[1]
+
+
+def nl_command() -> list[str]:
+    return [sys.executable, "-m", "nl.cli.main"]
+
+
+class Server:
+    """One server process: its log goes to a file, its readiness is its own HTTP health answer."""
+
+    def __init__(self, arguments: Sequence[str], *, port: int, log: Path, env: Mapping[str, str] | None = None) -> None:
+        self.port = port
+        self.log = log
+        self._arguments = [*nl_command(), *arguments]
+        self._env = {**os.environ, **(env or {})}
+        self.process: subprocess.Popen[bytes] | None = None
+        self.ready_after_s = float("nan")
+
+    @property
+    def pid(self) -> int:
+        assert self.process is not None
+        return self.process.pid
+
+    @property
+    def target(self) -> str:
+        return f"127.0.0.1:{self.port}"
+
+    def start(self, *, timeout_s: float = 30) -> None:
+        began = time.monotonic()
+        with self.log.open("ab") as log:
+            self.process = subprocess.Popen(
+                self._arguments, stdin=subprocess.DEVNULL, stdout=log, stderr=log, env=self._env, cwd=ROOT
+            )
+        while not self.answers():
+            if self.process.poll() is not None:
+                raise AssertionError(f"server exited with {self.process.returncode}:\n{self.log_text()[-4000:]}")
+            if time.monotonic() - began > timeout_s:
+                self.kill()
+                raise AssertionError(f"server not ready after {timeout_s} s:\n{self.log_text()[-4000:]}")
+            time.sleep(0.01)
+        self.ready_after_s = time.monotonic() - began
+
+    def answers(self) -> bool:
+        try:
+            with urllib.request.urlopen(f"http://{self.target}/status", timeout=5) as reply:
+                return reply.status == 200
+        except urllib.error.HTTPError:
+            return False
+        except OSError:
+            return False
+
+    def log_text(self) -> str:
+        return self.log.read_text(errors="replace") if self.log.exists() else ""
+
+    def stop(self, *, timeout_s: float = 30) -> int:
+        """SIGTERM and wait; the exit code. A server that does not stop in time is an error (and is killed)."""
+        assert self.process is not None
+        if self.process.poll() is None:
+            self.process.send_signal(signal.SIGTERM)
+        try:
+            return self.process.wait(timeout_s)
+        except subprocess.TimeoutExpired:
+            self.kill()
+            raise AssertionError(f"server did not stop:\n{self.log_text()[-4000:]}") from None
+
+    def kill(self) -> None:
+        if self.process is not None:
+            self.process.kill()
+            self.process.wait()
+
+
+@contextmanager
+def serving(arguments: Sequence[str], *, port: int, log: Path, env: Mapping[str, str] | None = None) -> Iterator[Server]:
+    """A server for the length of a block; stopped in order at its end, killed if the block failed."""
+    server = Server(arguments, port=port, log=log, env=env)
+    server.start()
+    try:
+        yield server
+    except BaseException:
+        server.kill()
+        raise
+    else:
+        if server.process is not None and server.process.poll() is None:
+            server.stop()
+
+
+@contextmanager
+def all_in_one(directory: Path, *, port: int | None = None) -> Iterator[Server]:
+    """`nl serve` as a user types it, on a free port, with its data under `directory`."""
+    port = port or free_port()
+    arguments = ["serve", "--port", str(port), "--data-dir", str(directory / "data")]
+    with serving(arguments, port=port, log=directory / "server.log") as server:
+        yield server
+
+
+def cpu_seconds(pid: int) -> float:
+    """User and system time of one process, all its threads, without children: /proc/PID/stat, fields 14 and 15."""
+    fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
+    return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
+
+
+def rss_mib(pid: int) -> float:
+    """Resident memory: VmRSS of /proc/PID/status."""
+    match = re.search(r"VmRSS:\s+(\d+) kB", Path(f"/proc/{pid}/status").read_text())
+    assert match
+    return int(match[1]) / 1024
+
+
+def descriptors(pid: int) -> int:
+    """How many file descriptors a process has open."""
+    return len(os.listdir(f"/proc/{pid}/fd"))
