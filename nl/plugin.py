@@ -10,7 +10,7 @@ and used in a config as `{ name: "X", my_kind: { ...options... } }`. Run `nl.tes
 """
 
 from nl.blob.reader import CHUNK, Buffer, BytesReader, Reader, read_all
-from nl.config.types import Count, Duration, Flag, Options, Size, StoreName, StoreSpec, Text
+from nl.config.types import Count, Duration, EvictionPolicy, Flag, Options, Size, StoreName, StoreSpec, Text
 from nl.errors import (
     BlobNotFoundError,
     ConfigError,
@@ -28,9 +28,9 @@ from nl.storage.context import StoreContext
 from nl.storage.contract import MAX_WHOLE, SMALL, Link, LocalFiles, Store
 
 __all__ = [
-    "CHUNK", "EMPTY_DIGESTS", "MAX_WHOLE", "SMALL",
-    "ActionKey", "BlobNotFoundError", "Buffer", "BytesReader", "ConfigError", "CorruptBlobError", "Count", "Digest",
-    "Duration", "ExhaustedError", "Flag", "InternalError", "InvalidRequestError", "Key", "Link", "LocalFiles",
-    "NlError", "Options", "RangeError", "Reader", "Size", "Store", "StoreContext", "StoreName", "StoreSpec", "Text",
-    "UnavailableError", "UploadMismatchError", "read_all",
+    "CHUNK", "EMPTY_DIGESTS", "MAX_WHOLE", "SMALL", "ActionKey", "BlobNotFoundError", "Buffer", "BytesReader",
+    "ConfigError", "CorruptBlobError", "Count", "Digest", "Duration", "EvictionPolicy", "ExhaustedError", "Flag",
+    "InternalError", "InvalidRequestError", "Key", "Link", "LocalFiles", "NlError", "Options", "RangeError",
+    "Reader", "Size", "Store", "StoreContext", "StoreName", "StoreSpec", "Text", "UnavailableError",
+    "UploadMismatchError", "read_all",
 ]
