@@ -59,10 +59,15 @@ class Digest(NamedTuple):
 
 
 class ActionKey(NamedTuple):
-    """The key of an action result: the digest of the *action*. A store never checks the value against it."""
+    """The key of an action result: the digest of the *action*. A store never checks the value against it.
+
+    Build it as `ActionKey(hash, size)`. The third field only makes it unequal to the `Digest` of the same action:
+    named tuples of equal content are equal whatever their class, and would meet in a dict.
+    """
 
     hash: str
     size: int
+    tag: str = "ac"
 
     def __str__(self) -> str:
         return f"{self.hash}-{self.size}"
