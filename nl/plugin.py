@@ -9,7 +9,10 @@ class attribute `Options` names the former, registered under the entry-point gro
 and used in a config as `{ name: "X", my_kind: { ...options... } }`. Run `nl.testing.StoreConformance` against it.
 """
 
+from nl.blob.hashing import hash_bytes
 from nl.blob.reader import CHUNK, Buffer, BytesReader, Reader, read_all
+from nl.blob.slice import Opened, SliceReader, clamp, slice_bytes
+from nl.blob.verify import VerifyingReader
 from nl.config.types import Count, Duration, EvictionPolicy, Flag, Options, Size, StoreName, StoreSpec, Text
 from nl.errors import (
     BlobNotFoundError,
@@ -19,18 +22,21 @@ from nl.errors import (
     InternalError,
     InvalidRequestError,
     NlError,
+    NotFoundError,
     RangeError,
     UnavailableError,
     UploadMismatchError,
 )
-from nl.model.digest import EMPTY_DIGESTS, ActionKey, Digest, Key
+from nl.model.digest import EMPTY_DIGESTS, ActionKey, Digest, DigestFunction, Key
 from nl.storage.context import StoreContext
-from nl.storage.contract import MAX_WHOLE, SMALL, Link, LocalFiles, Store
+from nl.storage.contract import MAX_WHOLE, SMALL, Discards, Link, LocalFiles, Store
+from nl.storage.eviction import LruIndex
 
 __all__ = [
     "CHUNK", "EMPTY_DIGESTS", "MAX_WHOLE", "SMALL", "ActionKey", "BlobNotFoundError", "Buffer", "BytesReader",
-    "ConfigError", "CorruptBlobError", "Count", "Digest", "Duration", "EvictionPolicy", "ExhaustedError", "Flag",
-    "InternalError", "InvalidRequestError", "Key", "Link", "LocalFiles", "NlError", "Options", "RangeError",
-    "Reader", "Size", "Store", "StoreContext", "StoreName", "StoreSpec", "Text", "UnavailableError",
-    "UploadMismatchError", "read_all",
+    "ConfigError", "CorruptBlobError", "Count", "Digest", "DigestFunction", "Discards", "Duration",
+    "EvictionPolicy", "ExhaustedError", "Flag", "InternalError", "InvalidRequestError", "Key", "Link", "LocalFiles",
+    "LruIndex", "NlError", "NotFoundError", "Opened", "Options", "RangeError", "Reader", "Size", "SliceReader",
+    "Store", "StoreContext", "StoreName", "StoreSpec", "Text", "UnavailableError", "UploadMismatchError",
+    "VerifyingReader", "clamp", "hash_bytes", "read_all", "slice_bytes",
 ]

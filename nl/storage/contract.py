@@ -115,3 +115,12 @@ class LocalFiles(Protocol):
         nothing is stored.
         """
         ...
+
+
+@runtime_checkable
+class Discards(Protocol):
+    """Capability: the store keeps nothing. Writes to it succeed and are gone, so a caller may spare them."""
+
+    def discards_everything(self) -> bool:
+        """True."""
+        ...

@@ -1,0 +1,145 @@
+"""The `memory` kind: blobs in this process, the least recently used dropped first. Gone when the process ends.
+
+What an entry costs is counted, not only its bytes: with `max_bytes` set, a million tiny blobs do not take a gigabyte
+more than it says. Bytes of uploads under way count too.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from contextlib import AbstractAsyncContextManager
+from dataclasses import field
+
+from nl.plugin import (
+    CHUNK,
+    EMPTY_DIGESTS,
+    MAX_WHOLE,
+    BlobNotFoundError,
+    Buffer,
+    EvictionPolicy,
+    ExhaustedError,
+    Key,
+    LruIndex,
+    Opened,
+    Options,
+    Reader,
+    Store,
+    StoreContext,
+    slice_bytes,
+)
+
+ENTRY_OVERHEAD = 640
+"""Bytes that an entry costs beside its content: key, hash text, index entry, headers (measured, CPython 3.11-3.13)."""
+
+
+class MemoryOptions(Options):
+    """Keeps blobs in the server's memory. They are gone when it stops."""
+
+    EXAMPLE = '{ memory: { eviction_policy: { max_bytes: "1gb" } } }'
+
+    eviction_policy: EvictionPolicy = field(default_factory=EvictionPolicy)
+    """When blobs are dropped; without it, never. `max_bytes` bounds the memory used, overhead included."""
+
+
+class MemoryStore(Store):
+    """Blobs as immutable buffers in an LruIndex. No operation waits for anything but the reader it consumes.
+
+    A blob that could never fit is refused with ExhaustedError rather than taken and dropped at once.
+    """
+
+    Options = MemoryOptions
+
+    def __init__(self, options: MemoryOptions, context: StoreContext) -> None:
+        self._name = context.name
+        self._index: LruIndex[Key, Buffer] = LruIndex(options.eviction_policy)
+        self._hits = 0
+        self._misses = 0
+
+    async def has(self, keys: Sequence[Key]) -> list[int | None]:
+        get = self._index.get
+        sizes: list[int | None] = []
+        for key in keys:
+            data = get(key)
+            if data is not None:
+                sizes.append(len(data))
+            else:
+                sizes.append(0 if key in EMPTY_DIGESTS else None)
+        return sizes
+
+    async def get(self, key: Key) -> Buffer:
+        data = self._find(key)
+        if len(data) > MAX_WHOLE:
+            raise ExhaustedError(f"{key} has {len(data)} bytes; more than {MAX_WHOLE} must be streamed")
+        return data
+
+    def open(self, key: Key, *, offset: int = 0, length: int | None = None) -> AbstractAsyncContextManager[Reader]:
+        return Opened(lambda: slice_bytes(self._find(key), offset=offset, length=length))
+
+    async def put(self, key: Key, data: Buffer) -> None:
+        if key in EMPTY_DIGESTS:
+            return
+        self._refuse_too_large(key, len(data))
+        self._insert(key, bytes(data))
+
+    async def write(self, key: Key, reader: Reader) -> None:
+        if key in EMPTY_DIGESTS:
+            while await reader.receive_parts():
+                pass
+            return
+        self._refuse_too_large(key, reader.size)
+        data = bytearray()
+        index = self._index
+        try:
+            while parts := await reader.receive_parts(CHUNK):
+                before = len(data)
+                for part in parts:
+                    data += part
+                index.reserved += len(data) - before
+                index.evict()
+                if index.policy.max_bytes and index.reserved > index.policy.max_bytes:
+                    raise ExhaustedError(
+                        f"{key}: the uploads under way fill the memory store {self._name!r} "
+                        f"({index.policy.max_bytes} bytes)"
+                    )
+        finally:
+            index.reserved -= len(data)
+        self._refuse_too_large(key, len(data))
+        # Small blobs lose the spare room that a growing bytearray has; large ones are not worth a second copy.
+        self._insert(key, bytes(data) if len(data) <= CHUNK else memoryview(data).toreadonly())
+
+    def statistics(self) -> Mapping[str, int | float | str]:
+        index = self._index
+        return {
+            "blobs": len(index),
+            "bytes": index.total_bytes,
+            "max_bytes": index.policy.max_bytes,
+            "uploading_bytes": index.reserved,
+            "evicted_blobs": index.evicted_count,
+            "evicted_bytes": index.evicted_bytes,
+            "hits": self._hits,
+            "misses": self._misses,
+        }
+
+    def __repr__(self) -> str:
+        return f"<MemoryStore {self._name!r}: {len(self._index)} blobs, {self._index.total_bytes} bytes>"
+
+    def _find(self, key: Key) -> Buffer:
+        data = self._index.get(key)
+        if data is not None:
+            self._hits += 1
+            return data
+        if key in EMPTY_DIGESTS:
+            return b""
+        self._misses += 1
+        raise BlobNotFoundError(key, f"the memory store {self._name!r}")
+
+    def _insert(self, key: Key, data: Buffer) -> None:
+        self._index.insert(key, data, size=len(data) + ENTRY_OVERHEAD)
+
+    def _refuse_too_large(self, key: Key, size: int) -> None:
+        limit = self._index.policy.max_bytes
+        if limit and size + ENTRY_OVERHEAD > limit:
+            raise ExhaustedError(
+                f"{key}: {size} bytes and {ENTRY_OVERHEAD} of overhead never fit into the memory store "
+                f"{self._name!r} of {limit} bytes"
+            )
