@@ -1,0 +1,131 @@
+"""A worker's session: what a connected worker is told and what it reports. Not here: the wire (services/worker_api)."""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import trio
+
+from nl.errors import NlError
+from nl.model.execution import ActionRequest
+from nl.scheduler.core import Order, SchedulerCore
+from nl.scheduler.pool import Worker
+from nl.scheduler.state import Lease
+
+
+@dataclass(frozen=True, slots=True)
+class StartAction:
+    """Run this. `operation_id` names the attempt: reports about it carry it back."""
+
+    operation_id: str
+    request: ActionRequest
+    queued_at: float
+    """Unix seconds."""
+
+    @property
+    def platform(self) -> tuple[tuple[str, str], ...]:
+        """The properties the action was matched by, sorted."""
+        return self.request.platform
+
+
+@dataclass(frozen=True, slots=True)
+class KillOperation:
+    """Stop this attempt and report its end."""
+
+    operation_id: str
+
+
+@dataclass(frozen=True, slots=True)
+class Disconnect:
+    """The scheduler has removed the worker; `reason` is for logs."""
+
+    reason: str
+
+
+Update = StartAction | KillOperation | Disconnect
+
+
+class WorkerSession:
+    """One stream of one worker. Reports raise NlError ABORTED for an attempt that this worker does not hold (any more).
+
+    *Concurrency*: one task waits for updates; reports may come from any task.
+    """
+
+    def __init__(
+        self, worker: Worker, *, core: SchedulerCore, deliver: Callable[[], None], clock: Callable[[], float]
+    ) -> None:
+        self.worker = worker
+        self._core = core
+        self._deliver = deliver
+        self._clock = clock
+        self._updates: deque[Update] = deque()  # bounded by the unfinished operations: two orders for each at most
+        self._arrived = trio.lowlevel.ParkingLot()
+        self._evicted = trio.Event()
+
+    @property
+    def worker_id(self) -> str:
+        return self.worker.id
+
+    async def next_update(self) -> Update:
+        """The next order, in order. After `Disconnect` there are no more. *Cancellation*: no update is lost."""
+        while not self._updates:
+            await self._arrived.park()
+        return self._updates.popleft()
+
+    def next_update_nowait(self) -> Update | None:
+        """An order that is there already, or None: so that several can leave in one write."""
+        return self._updates.popleft() if self._updates else None
+
+    async def wait_evicted(self) -> None:
+        """Returns once the scheduler has removed the worker of its own accord."""
+        await self._evicted.wait()
+
+    def keep_alive(self) -> None:
+        """The worker is there."""
+        self.worker.last_seen = self._clock()
+
+    def executed(self, operation_id: str) -> None:
+        """The process has ended, outputs are being uploaded: `minimum` properties are free again."""
+        self.keep_alive()
+        self._core.executed(self.worker, operation_id, now=self._clock())
+        self._deliver()
+
+    def complete(self, operation_id: str, response: bytes) -> bool:
+        """The encoded ExecuteResponse. False if nobody waits for it because the attempt had been killed."""
+        self.keep_alive()
+        live = self._core.complete(self.worker, operation_id, response=response, now=self._clock())
+        self._deliver()
+        return live
+
+    def fail(self, operation_id: str, error: NlError) -> bool:
+        """The worker could not run it. RESOURCE_EXHAUSTED: not now; costs no attempt. False as for `complete`."""
+        self.keep_alive()
+        live = self._core.fail(self.worker, operation_id, error=error, now=self._clock())
+        self._deliver()
+        return live
+
+    def going_away(self) -> None:
+        """The worker wants no more work. It may finish what it has; what it leaves costs no attempt."""
+        self.keep_alive()
+        self._core.drain(self.worker, leaving=True)
+
+    def push(self, order: Order, lease: Lease) -> None:
+        """For the scheduler: queues an order."""
+        if order is Order.START:
+            execution = lease.execution
+            self._updates.append(StartAction(lease.id, execution.request, execution.queued_at))
+        else:
+            self._updates.append(KillOperation(lease.id))
+        self._arrived.unpark()
+
+    def push_disconnect(self, reason: str) -> None:
+        """For the scheduler: the last update."""
+        self._updates.clear()
+        self._updates.append(Disconnect(reason))
+        self._evicted.set()
+        self._arrived.unpark()
+
+    def __repr__(self) -> str:
+        return f"<WorkerSession {self.worker!r} pending={len(self._updates)}>"

@@ -1,0 +1,299 @@
+"""The `simple` scheduler: the trio shell around the pure core. It owns timers, cache lookups and clients' operations.
+
+Services hand it requests and wait on operations; worker streams open sessions. Everything here runs in one thread
+between two awaits, so each event is applied whole. Not here: rules (core.py), the wire (services/).
+"""
+
+from __future__ import annotations
+
+import logging
+import time
+import uuid
+from collections import Counter, deque
+from collections.abc import Awaitable, Callable, Iterable, Iterator, Mapping
+from contextlib import contextmanager
+
+import trio
+
+from nl.errors import CancelledError, Code, InternalError, NlError, NotFoundError, PreconditionError, UnavailableError
+from nl.model.execution import ActionRequest, Outcome
+from nl.scheduler.core import SchedulerCore
+from nl.scheduler.operation import Interest, Operation
+from nl.scheduler.options import SimpleSchedulerOptions
+from nl.scheduler.session import WorkerSession
+from nl.scheduler.state import Execution
+
+log = logging.getLogger("nl.scheduler")
+
+TICK_S = 1.0
+"""How finely time-outs are looked at."""
+
+_OPERATION_BYTES = 1024
+"""What a retained operation weighs besides its response, roughly."""
+
+Lookup = Callable[[ActionRequest], Awaitable[bytes | None]]
+"""Asks the action cache: the encoded ExecuteResponse (cached_result set) of a hit, or None."""
+
+
+def _new_id() -> str:
+    return str(uuid.uuid4())
+
+
+class SimpleScheduler:
+    """Queues, matches and retries actions on connected workers. `run` must be running for anything else to work.
+
+    *Concurrency*: all methods may be called from any task of the loop.
+    """
+
+    def __init__(
+        self,
+        options: SimpleSchedulerOptions,
+        *,
+        lookup: Lookup | None = None,
+        name: str = "",
+        clock: Callable[[], float] = trio.current_time,
+    ) -> None:
+        self.options = options
+        self.name = name
+        self._lookup = lookup
+        self._clock = clock
+        self._core = SchedulerCore(options, new_id=_new_id)
+        self._interest = Interest(clock)
+        self._operations: dict[str, Operation] = {}
+        self._retained: deque[tuple[float, Operation, int]] = deque()
+        self._retained_bytes = 0
+        self._sessions: dict[str, WorkerSession] = {}
+        self._nursery: trio.Nursery | None = None
+        self._stopping = False
+        self._totals: Counter[str] = Counter()
+
+    # --- lifetime -----------------------------------------------------------------------------------------------
+
+    async def run(self, *, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> None:
+        """Timers and cache lookups, until cancelled. Started once operations may be submitted."""
+        async with trio.open_nursery() as nursery:
+            self._nursery = nursery
+            nursery.start_soon(self._keep_time)
+            if self.options.worker_match_logging_interval_s > 0:
+                nursery.start_soon(self._log_waiting)
+            task_status.started()
+            try:
+                await trio.sleep_forever()
+            finally:
+                self._nursery = None
+
+    def stop_admission(self) -> None:
+        """The first step of a shutdown: new operations and new workers are refused as UNAVAILABLE; others go on."""
+        self._stopping = True
+
+    # --- clients ------------------------------------------------------------------------------------------------
+
+    async def submit(self, request: ActionRequest) -> Operation:
+        """Starts, or joins, the execution of an action. The operation counts as not listened to until `watched`.
+
+        Raises InvalidRequestError for platform properties that nobody here knows, ExhaustedError when the queue is
+        full, UnavailableError during a shutdown.
+        """
+        nursery = self._nursery
+        if self._stopping:
+            raise UnavailableError("the scheduler is shutting down")
+        if nursery is None:
+            raise InternalError(f"{self!r} is not running")
+        id = _new_id()
+        name = f"{request.instance_name}/{id}" if request.instance_name else id
+        execution = self._core.join(request, client=name)
+        if execution is None:
+            lookup = self._lookup is not None and not request.skip_cache_lookup and not request.do_not_cache
+            execution = self._core.admit(
+                request, client=name, id=id, lookup=lookup, now=self._clock(), unix_now=time.time()
+            )
+            if lookup:
+                nursery.start_soon(self._look_up, execution)
+        else:
+            self._totals["merged"] += 1
+        self._totals["submitted"] += 1
+        operation = self._operations[name] = Operation(name, execution, interest=self._interest)
+        self._interest.lost(operation)
+        self._deliver()
+        return operation
+
+    def operation(self, name: str) -> Operation:
+        """The operation of that name. Asking counts as interest. Raises NotFoundError."""
+        operation = self._operations.get(name)
+        if operation is None:
+            raise NotFoundError(f"operation {name!r} not found: unknown, or finished too long ago")
+        operation.refresh_interest()
+        return operation
+
+    def operations(self) -> list[Operation]:
+        """All that are known, the oldest first."""
+        return list(self._operations.values())
+
+    async def cancel(self, name: str) -> None:
+        """Ends the operation as CANCELLED; kills the action unless others wait for it. Over already: no effect.
+
+        Raises NotFoundError.
+        """
+        operation = self.operation(name)
+        if not operation.done:
+            self._totals["cancelled"] += 1
+            self._give_up(operation, CancelledError("the operation was cancelled"))
+
+    def forget(self, name: str) -> None:
+        """Drops a finished operation before its time. Raises NotFoundError, or PreconditionError if it goes on."""
+        operation = self.operation(name)
+        if not operation.done:
+            raise PreconditionError(f"operation {name!r} is not finished; cancel it first")
+        del self._operations[name]
+
+    # --- workers ------------------------------------------------------------------------------------------------
+
+    @contextmanager
+    def attach_worker(
+        self, properties: Iterable[tuple[str, str]], *, prefix: str = "", max_inflight: int = 0
+    ) -> Iterator[WorkerSession]:
+        """A worker is connected for the length of the block; what it has not finished at the end is tried elsewhere.
+
+        Raises InvalidRequestError for a `minimum` property that is not a number, UnavailableError during a shutdown.
+        """
+        if self._stopping or self._nursery is None:
+            raise UnavailableError("the scheduler is shutting down")
+        offer = self._core.rules.offer(properties)
+        worker_id = prefix + _new_id()
+        worker = self._core.attach(worker_id, offer=offer, max_inflight=max_inflight, now=self._clock())
+        session = WorkerSession(worker, core=self._core, deliver=self._deliver, clock=self._clock)
+        self._sessions[worker_id] = session
+        self._totals["workers_connected"] += 1
+        log.info("worker %s connected, max_inflight=%s", worker_id, max_inflight or "unlimited")
+        self._deliver()
+        try:
+            yield session
+        finally:
+            if self._sessions.pop(worker_id, None) is not None:
+                log.info("worker %s disconnected, %d actions unfinished", worker_id, len(worker.leases))
+                text = f"worker {worker_id} disconnected while executing this action (out of memory, or evicted?)"
+                self._core.detach(worker, error=UnavailableError(text), now=self._clock())
+                self._deliver()
+
+    def drain(self, worker_id: str) -> None:
+        """No new work for this worker; what it has goes on. Raises NotFoundError."""
+        session = self._sessions.get(worker_id)
+        if session is None:
+            raise NotFoundError(f"worker {worker_id!r} is not connected")
+        self._core.drain(session.worker)
+
+    def known_properties(self) -> list[str]:
+        """Names of platform properties that actions may use here."""
+        return self._core.rules.known_names()
+
+    def statistics(self) -> Mapping[str, int | float | str]:
+        """A snapshot of levels and counters."""
+        return {
+            **self._core.counts(),
+            "operations": len(self._operations),
+            "retained_bytes": self._retained_bytes,
+            **{f"{key}_total": count for key, count in sorted(self._totals.items())},
+        }
+
+    def __repr__(self) -> str:
+        counts = " ".join(f"{key}={count}" for key, count in self._core.counts().items() if count)
+        return f"<SimpleScheduler {self.name} {counts or 'idle'}>"
+
+    # --- inside -------------------------------------------------------------------------------------------------
+
+    async def _look_up(self, execution: Execution) -> None:
+        assert self._lookup is not None
+        response: bytes | None = None
+        try:
+            response = await self._lookup(execution.request)
+        except NlError as exc:
+            log.warning("cache lookup of %s failed, executing it: %s", execution.request.action_digest, exc.message)
+        except Exception:  # a bug of the store asked must not end the scheduler for everybody
+            log.exception("cache lookup of %s failed, executing it", execution.request.action_digest)
+        if response is None:
+            self._core.cache_miss(execution, now=self._clock())
+        else:
+            self._core.cache_hit(execution, response)
+        self._deliver()
+
+    def _deliver(self) -> None:
+        """Empties the core's outbox: orders to sessions, news to operations."""
+        outbox = self._core.outbox
+        if outbox.orders:
+            orders, outbox.orders = outbox.orders, []
+            for order, lease in orders:
+                session = self._sessions.get(lease.worker_id)
+                if session is not None:
+                    session.push(order, lease)
+        if outbox.changed:
+            changed, outbox.changed = outbox.changed, {}
+            for execution in changed:
+                self._spread(execution)
+
+    def _spread(self, execution: Execution) -> None:
+        outcome = execution.outcome
+        if outcome is not None:
+            ending = "cache_hits" if outcome.cached else "executed" if outcome.error is None else "failed"
+            self._totals[ending] += 1
+        for name in execution.clients:
+            operation = self._operations.get(name)
+            if operation is not None:
+                operation.wake()
+                if outcome is not None:
+                    self._retain(operation, outcome)
+
+    def _retain(self, operation: Operation, outcome: Outcome) -> None:
+        self._interest.found(operation)
+        size = len(outcome.response or b"") + _OPERATION_BYTES
+        self._retained.append((self._clock() + self.options.retain_completed_for_s, operation, size))
+        self._retained_bytes += size
+        while self._retained_bytes > self.options.max_retained_bytes:
+            self._drop_oldest()
+
+    def _drop_oldest(self) -> None:
+        _, operation, size = self._retained.popleft()
+        self._retained_bytes -= size
+        self._operations.pop(operation.name, None)
+
+    def _give_up(self, operation: Operation, error: NlError) -> None:
+        outcome = Outcome(error=error)
+        execution = operation.execution
+        self._core.leave(execution, client=operation.name, error=error, now=self._clock())
+        operation.give_up(outcome)
+        self._retain(operation, outcome)
+        self._deliver()
+
+    async def _keep_time(self) -> None:
+        while True:
+            await trio.sleep(TICK_S)
+            self._tick()
+
+    def _tick(self) -> None:
+        now = self._clock()
+        options = self.options
+        while self._retained and self._retained[0][0] <= now:
+            self._drop_oldest()
+        for operation in self._interest.pop_abandoned(options.client_action_timeout_s):
+            limit = options.client_action_timeout_s
+            text = f"Operation timed out after {limit:g} seconds of having no more clients listening"
+            self._totals["abandoned"] += 1
+            self._give_up(operation, NlError(text, code=Code.DEADLINE_EXCEEDED))
+        for worker, reason in self._core.overdue_workers(now=now):
+            self._evict(self._sessions[worker.id], reason)
+        self._core.tick(now=now)
+        self._deliver()
+
+    def _evict(self, session: WorkerSession, reason: str) -> None:
+        log.warning("worker %s timed out, removing it from the pool: %s", session.worker_id, reason)
+        self._totals["workers_evicted"] += 1
+        del self._sessions[session.worker_id]
+        session.push_disconnect(reason)
+        error = UnavailableError(f"worker {session.worker_id} was lost while executing this action: {reason}")
+        self._core.detach(session.worker, error=error, now=self._clock())
+
+    async def _log_waiting(self) -> None:
+        while True:
+            await trio.sleep(self.options.worker_match_logging_interval_s)
+            reasons = self._core.why_waiting(now=self._clock())
+            if reasons is not None:
+                log.info("%s%s", f"{self.name}: " if self.name else "", reasons)
