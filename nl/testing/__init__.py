@@ -1,0 +1,41 @@
+"""The public test kit: what a store author needs to show that a store keeps the contract.
+
+A complete test file of a third-party store::
+
+    from nl.testing import StoreConformance
+    from my_package import MyOptions, MyStore
+
+
+    class TestMyStore(StoreConformance):
+        def make_store(self, context, folder):
+            return MyStore(MyOptions(path=str(folder)), context)
+
+Needs pytest and pytest-trio (`pip install nl[test]`).
+"""
+
+import pytest
+
+# Before the suite is imported: an editable install does not list its files, so pytest would not find them to rewrite,
+# and a failure would read just "AssertionError".
+for _module in ("concurrency", "conformance", "forgetful", "local_files", "observing", "readers"):
+    pytest.register_assert_rewrite(f"nl.testing.{_module}")
+
+from nl.testing.conformance import StoreConformance  # noqa: E402
+from nl.testing.context import BareContext, started  # noqa: E402
+from nl.testing.forgetful import ForgetfulStoreConformance  # noqa: E402
+from nl.testing.local_files import LocalFilesConformance  # noqa: E402
+from nl.testing.observing import find, make_blob, read  # noqa: E402
+from nl.testing.readers import (  # noqa: E402
+    BlockingReader,
+    CancellingReader,
+    FailingReader,
+    PartsReader,
+    drain,
+    split,
+)
+
+__all__ = [
+    "BareContext", "BlockingReader", "CancellingReader", "FailingReader", "ForgetfulStoreConformance",
+    "LocalFilesConformance", "PartsReader", "StoreConformance", "drain", "find", "make_blob", "read", "split",
+    "started",
+]
