@@ -1,0 +1,101 @@
+"""The codec: messages to bytes and back, exact and strict where betterproto2's own is not.
+
+    decode(reapi.Action, data)      bytes-like -> message; DecodeError if it is not one
+    encode(message)                 -> bytes
+    encode_parts(message)           -> list of buffers, big payloads among them as they are, uncopied
+
+What is accepted and what comes out is what google's protobuf accepts and gives: truncated or malformed bytes are an
+error; a field of the wrong wire type is an unknown field; unknown fields are kept and written back; a singular message
+that comes twice is merged; numbers may come packed or not; enums are open; strings must be UTF-8. Two small things are
+not kept: unknown fields inside map entries (google drops them too) and inside wrappers such as UInt32Value.
+
+Fields are written by ascending number, so what was canonical stays so. Payload fields (ByteStream and batch data) come
+out as memoryviews of the input: to keep one, copy it with `bytes()`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Collection
+from typing import Any, Protocol, TypeVar, cast, runtime_checkable
+
+import betterproto2
+
+from nl.pb.codec.registry import check_views, decoder_of, encoder_of, has_views
+from nl.pb.codec.wire import MAX_DEPTH, Buffer, DecodeError, varint
+
+__all__ = ("Buffer", "DecodeError", "decode", "encode", "encode_parts", "varint")
+
+M = TypeVar("M")
+_COPY_BELOW = 1024
+"""Input smaller than this is copied to bytes first: decoding bytes is faster than decoding a memoryview."""
+_KEEP_FROM = 2048
+"""Pieces smaller than this are joined by `encode_parts`: copying them costs less than one more buffer to send."""
+
+
+@runtime_checkable
+class Encoded(Protocol):
+    """A reply that knows its own bytes: anything that is not a generated message but may be sent as one."""
+
+    def encode_parts(self) -> list[Buffer]: ...
+
+
+def decode(cls: type[M], data: Buffer, *, views: Collection[str] = ()) -> M:
+    """The message in `data`.
+
+    `views` names further bytes fields of `cls` that may come out as memoryviews. A class that is not a generated
+    message decodes itself, by its `decode(data)`. Raises DecodeError.
+    """
+    is_view = False
+    if type(data) is not bytes or views:
+        if not issubclass(cls, betterproto2.Message):
+            return cast(M, cast(Any, cls).decode(data))
+        wanted = frozenset(views)
+        if wanted:
+            check_views(cls, wanted)
+        is_view = len(data) >= _COPY_BELOW and not isinstance(data, bytes) and (bool(wanted) or has_views(cls))
+        data = memoryview(data).cast("B") if is_view else bytes(data)
+        run = decoder_of(cls, is_view, wanted)
+    else:
+        try:
+            run = decoder_of(cast(Any, cls), False)
+        except TypeError:
+            if issubclass(cls, betterproto2.Message):
+                raise
+            return cast(M, cast(Any, cls).decode(data))
+    try:
+        return cast(M, run(data, 0, len(data), None, MAX_DEPTH))
+    except IndexError:
+        raise DecodeError(f"{cls.__name__}: truncated") from None
+    except UnicodeDecodeError as error:
+        raise DecodeError(f"{cls.__name__}: {error.reason} in a string") from None
+    except DecodeError as error:
+        raise DecodeError(f"{cls.__name__}: {error}") from None
+
+
+def encode(message: betterproto2.Message | Encoded) -> bytes:
+    """The bytes of a message. Raises ValueError for numbers that do not fit their field."""
+    if not isinstance(message, betterproto2.Message):
+        return b"".join(message.encode_parts())
+    parts: list[Buffer] = []
+    encoder_of(type(message))(message, parts)
+    return b"".join(parts)
+
+
+def encode_parts(message: betterproto2.Message | Encoded) -> list[Buffer]:
+    """The bytes of a message as buffers to be sent one after the other; big payloads are not copied."""
+    if not isinstance(message, betterproto2.Message):
+        return message.encode_parts()
+    pieces: list[Buffer] = []
+    if encoder_of(type(message))(message, pieces) < _KEEP_FROM:
+        return [b"".join(pieces)]
+    parts: list[Buffer] = []
+    first = 0
+    for index, piece in enumerate(pieces):
+        if len(piece) >= _KEEP_FROM:
+            if first < index:
+                parts.append(b"".join(pieces[first:index]))
+            parts.append(piece)
+            first = index + 1
+    if first < len(pieces):
+        parts.append(b"".join(pieces[first:]))
+    return parts
