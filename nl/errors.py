@@ -160,12 +160,16 @@ class InternalError(NlError):
 
 
 class ConfigError(Exception):
-    """The config is wrong: one line, `path: what is wrong; what was expected`."""
+    """The config is wrong: one line, `path: what is wrong; what was expected`.
 
-    def __init__(self, path: str, problem: str) -> None:
-        super().__init__(f"{path}: {problem}" if path else problem)
+    `source` is the file with line and column (`all.json5:12:9`), once it is known; it then begins the line.
+    """
+
+    def __init__(self, path: str, problem: str, *, source: str = "") -> None:
+        super().__init__(": ".join(part for part in (source, path, problem) if part))
         self.path = path
         self.problem = problem
+        self.source = source
 
 
 class PluginError(ConfigError):

@@ -28,6 +28,8 @@ class Conversion:
     kinds: Callable[[str, str], type[t.Options]]
     """(kind, path) -> the options class of a store kind; raises ConfigError."""
     warnings: list[tuple[str, str]] = field(default_factory=list)
+    references: list[tuple[str, str]] = field(default_factory=list)
+    """(path, StoreName or SchedulerName) of every name that the config uses."""
 
     def warn(self, path: str, text: str) -> None:
         """Leaves a warning about the place `path`."""
@@ -84,9 +86,12 @@ def _scalar(annotation: Any, raw: Raw, path: str, conversion: Conversion) -> Any
         value = parse(raw, conversion.env)
     except ValueError as exc:
         raise ConfigError(path, f"{exc}; expected {expected}") from None
-    if issubclass(annotation, (t.StoreName, t.SchedulerName)) and not value:
-        raise ConfigError(path, f"empty text; expected {expected}")
-    return value if annotation is bool else annotation(value)
+    typed = value if annotation is bool else annotation(value)
+    if annotation in (t.StoreName, t.SchedulerName):
+        if not value:
+            raise ConfigError(path, f"empty text; expected {expected}")
+        conversion.references.append((path, typed))
+    return typed
 
 
 # ----------------------------------------------------------------------------------------------------- whole values
@@ -197,6 +202,9 @@ def finish(cls: type[t.Options], found: Mapping[str, Any], path: str) -> Any:
 
 
 def _field(one: Field, raw: Raw, path: str, conversion: Conversion) -> Any:
+    unsupported: Unsupported | None = one.marker(Unsupported)
+    if unsupported is not None and raw and not isinstance(raw, str):
+        raise _unsupported(unsupported, path)
     entries: Entries | None = one.marker(Entries)
     if entries is not None:
         annotation, _ = without_none(one.annotation)
@@ -206,14 +214,17 @@ def _field(one: Field, raw: Raw, path: str, conversion: Conversion) -> Any:
         value = convert(one.annotation, raw, path, conversion)
     if one.marker(ZeroMeansDefault) and not value:
         return one.default
-    if value != one.default:
-        unsupported: Unsupported | None = one.marker(Unsupported)
+    if value and value != one.default:
         if unsupported is not None:
-            raise ConfigError(path, f"not supported: {unsupported.why}; expected this key to be left out")
+            raise _unsupported(unsupported, path)
         ignored: Ignored | None = one.marker(Ignored)
         if ignored is not None:
             conversion.warn(path, f"has no effect: {ignored.why}")
     return value
+
+
+def _unsupported(marker: Unsupported, path: str) -> ConfigError:
+    return ConfigError(path, f"not supported: {marker.why}; expected this key to be left out")
 
 
 def store_spec(raw: Raw, path: str, conversion: Conversion) -> t.StoreSpec:

@@ -81,7 +81,8 @@ def fields_of(cls: type[t.Options]) -> tuple[Field, ...]:
 
     Raises PluginError if an annotation cannot be resolved (a name imported for type checking only, say).
     """
-    return _fields_of(cls)
+    key: Any = cls
+    return _fields_of(key)
 
 
 @functools.cache

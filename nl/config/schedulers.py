@@ -1,0 +1,75 @@
+"""The scheduler kinds that a config may name, and their options."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Annotated, Literal
+
+from nl.config.convert import Conversion, mapped, struct, suggest
+from nl.config.fields import Raw, ZeroMeansDefault, join
+from nl.config.types import Count, Duration, Options, SignedDuration
+from nl.errors import ConfigError
+
+
+class SimpleSchedulerOptions(Options):
+    """Queues actions and matches them to workers by platform properties."""
+
+    EXAMPLE = '{ name: "MAIN", simple: { supported_platform_properties: { cpu_count: "minimum", OSFamily: "exact" } } }'
+
+    supported_platform_properties: Mapping[str, Literal["minimum", "exact", "priority", "ignore"]] = field(
+        default_factory=dict)
+    """The platform properties that actions may ask for, and how a worker's value must compare: `minimum` (a number,
+    taken from the worker while the action runs), `exact` (the same text), `priority` (must be there, any value; only
+    tells the worker), `ignore`. An action that asks for another property is refused."""
+    retain_completed_for_s: Annotated[Duration, ZeroMeansDefault()] = 60.0
+    """How long a finished operation can still be asked for."""
+    client_action_timeout_s: Annotated[Duration, ZeroMeansDefault()] = 60.0
+    """How long an action goes on without any client listening."""
+    worker_timeout_s: Annotated[Duration, ZeroMeansDefault()] = 5.0
+    """A worker that has not been heard of for so long is gone; its actions are queued again."""
+    max_action_executing_timeout_s: Duration = 0.0
+    """How long an action may run without an update from its worker; 0 means any time."""
+    unacknowledged_kill_timeout_s: Annotated[Duration, ZeroMeansDefault()] = 60.0
+    """How long a worker may take to confirm that it has killed an action."""
+    max_job_retries: Annotated[Count, ZeroMeansDefault()] = 3
+    """How often an action is tried again after its worker was lost or failed of itself."""
+    allocation_strategy: Literal["least_recently_used", "most_recently_used"] = "least_recently_used"
+    """Which of several fitting workers gets the action."""
+    experimental_backend: Literal["memory"] = "memory"
+    """Where operations are kept. Only this process's memory is supported."""
+    worker_match_logging_interval_s: SignedDuration = 10.0
+    """How often it is logged why queued actions find no worker; 0 or -1 means never."""
+    fallback_match_interval_s: SignedDuration = 5.0
+    """How often all queued actions are matched anew besides on events; 0 or less means never."""
+
+
+SCHEDULER_KINDS: dict[str, type[Options]] = {"simple": SimpleSchedulerOptions}
+_ABSENT = frozenset({"grpc", "cache_lookup", "property_modifier", "historical_resource"})
+
+
+@dataclass(frozen=True, slots=True)
+class SchedulerSpec:
+    """A scheduler as configured: its kind and that kind's options."""
+
+    kind: str
+    options: Options
+    path: str = ""
+
+    @classmethod
+    def from_raw(cls, raw: Raw, path: str, conversion: Conversion) -> SchedulerSpec:
+        """From `{ <kind>: {...} }`."""
+        given = mapped(raw, path)
+        supported = ", ".join(SCHEDULER_KINDS)
+        if len(given) != 1:
+            found = ", ".join(given) or "none"
+            raise ConfigError(path, f"a scheduler has exactly one kind, found {found}; expected one of {supported}")
+        ((kind, inner),) = given.items()
+        at = join(path, kind)
+        if kind in _ABSENT:
+            raise ConfigError(at, f"the scheduler kind {kind} of NativeLink is not part of this version; expected one "
+                                  f"of {supported}")
+        if kind not in SCHEDULER_KINDS:
+            hint = suggest(kind, SCHEDULER_KINDS)
+            raise ConfigError(at, f"unknown scheduler kind{hint}; expected one of {supported}")
+        return cls(kind, struct(SCHEDULER_KINDS[kind], {} if inner is None else inner, at, conversion), path)
