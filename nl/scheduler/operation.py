@@ -44,12 +44,13 @@ class Interest:
 
 
 class Operation:
-    """What `submit` and `operation(name)` return."""
+    """What `submit` and `operation(name)` return. `number` grows from one operation of this process to the next."""
 
-    __slots__ = ("_changed", "_interest", "_listeners", "_own_outcome", "_own_version", "execution", "name")
+    __slots__ = ("_changed", "_interest", "_listeners", "_own_outcome", "_own_version", "execution", "name", "number")
 
-    def __init__(self, name: str, execution: Execution, *, interest: Interest) -> None:
+    def __init__(self, name: str, execution: Execution, *, number: int, interest: Interest) -> None:
         self.name = name
+        self.number = number
         self.execution = execution
         self._interest = interest
         self._changed = trio.lowlevel.ParkingLot()

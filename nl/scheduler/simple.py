@@ -6,6 +6,7 @@ between two awaits, so each event is applied whole. Not here: rules (core.py), t
 
 from __future__ import annotations
 
+import itertools
 import logging
 import time
 import uuid
@@ -33,6 +34,8 @@ _OPERATION_BYTES = 1024
 
 Lookup = Callable[[ActionRequest], Awaitable[bytes | None]]
 """Asks the action cache: the encoded ExecuteResponse (cached_result set) of a hit, or None."""
+
+_numbers = itertools.count(1)
 
 
 def _new_id() -> str:
@@ -112,7 +115,9 @@ class SimpleScheduler:
         else:
             self._totals["merged"] += 1
         self._totals["submitted"] += 1
-        operation = self._operations[name] = Operation(name, execution, interest=self._interest)
+        operation = self._operations[name] = Operation(
+            name, execution, number=next(_numbers), interest=self._interest
+        )
         self._interest.lost(operation)
         self._deliver()
         return operation

@@ -1,0 +1,102 @@
+"""How operations, outcomes and errors look on the wire: google.longrunning.Operation with REAPI's messages packed in.
+
+Shared by the services that show operations (execution, operations) and the one that takes results in (worker_api).
+Not here: errors as the status of a call (rpc).
+"""
+
+from __future__ import annotations
+
+from nl.blob.reader import Buffer
+from nl.errors import Code, Detail, FieldViolation, InvalidRequestError, NlError, RetryAfter, Violation
+from nl.model.execution import OperationState, Outcome
+from nl.pb import longrunning, reapi, rpc_status, wkt
+from nl.pb.codec import DecodeError, decode, encode, encode_parts
+
+_NANOS = 1_000_000_000
+MAX_REPLY_BYTES = 4 * 1024 * 1024 - 16 * 1024
+"""Clients take messages of 4 MiB unless told otherwise (REAPI A.7 rule 20)."""
+
+
+def operation_parts(state: OperationState) -> list[Buffer]:
+    """The encoded Operation, whose metadata is an ExecuteOperationMetadata and whose response an ExecuteResponse."""
+    return encode_parts(operation_message(state))
+
+
+def operation_message(state: OperationState) -> longrunning.Operation:
+    """As a message. The response is cut to what a client takes in one message."""
+    digest = state.action_digest
+    metadata = reapi.ExecuteOperationMetadata(
+        stage=reapi.ExecutionStageValue(state.stage),
+        action_digest=reapi.Digest(hash=digest.hash, size_bytes=digest.size),
+        digest_function=reapi.DigestFunctionValue(state.digest_function),
+        partial_execution_metadata=reapi.ExecutedActionMetadata(
+            worker=state.worker_id, queued_timestamp=wkt.timestamp_from_ns(int(state.queued_at * _NANOS))
+        ),
+    )
+    message = longrunning.Operation(name=state.name, metadata=wkt.pack(metadata))
+    if state.outcome is not None:
+        message.done = True
+        message.response = wkt.pack_encoded(reapi.ExecuteResponse, encoded_response(state.outcome))
+    return message
+
+
+def encoded_response(outcome: Outcome) -> bytes:
+    """The encoded ExecuteResponse of an outcome. Errors go into its status, never into Operation.error (REAPI)."""
+    if outcome.error is not None:
+        return encode(reapi.ExecuteResponse(status=status_from_error(outcome.error), message=outcome.error.message))
+    response = outcome.response or b""
+    return response if len(response) <= MAX_REPLY_BYTES else _without_inlined(response)
+
+
+def _without_inlined(encoded: bytes) -> bytes:
+    """A response that is too long for a message, without the contents that it also names by digest."""
+    response = decode(reapi.ExecuteResponse, encoded)
+    if response.result is not None:
+        if response.result.stdout_digest is not None:
+            response.result.stdout_raw = b""
+        if response.result.stderr_digest is not None:
+            response.result.stderr_raw = b""
+        for file in response.result.output_files:
+            file.contents = b""
+    return encode(response)
+
+
+def status_from_error(error: NlError) -> rpc_status.Status:
+    """google.rpc.Status with the standard detail messages."""
+    details: list[wkt.Any] = []
+    violations = [
+        rpc_status.PreconditionFailureViolation(type=each.type, subject=each.subject, description=each.description)
+        for each in error.details
+        if isinstance(each, Violation)
+    ]
+    if violations:
+        details.append(wkt.pack(rpc_status.PreconditionFailure(violations=violations)))
+    fields = [
+        rpc_status.BadRequestFieldViolation(field=each.field, description=each.description)
+        for each in error.details
+        if isinstance(each, FieldViolation)
+    ]
+    if fields:
+        details.append(wkt.pack(rpc_status.BadRequest(field_violations=fields)))
+    for each in error.details:
+        if isinstance(each, RetryAfter):
+            delay = wkt.duration_from_ns(int(each.seconds * _NANOS))
+            details.append(wkt.pack(rpc_status.RetryInfo(retry_delay=delay)))
+    return rpc_status.Status(code=int(error.code), message=error.message, details=details)
+
+
+def error_from_status(status: rpc_status.Status) -> NlError:
+    """What a peer reported, as an error of ours; details that we do not know are dropped."""
+    try:
+        code = Code(status.code)
+    except ValueError:
+        code = Code.UNKNOWN
+    details: list[Detail] = []
+    try:
+        for packed in status.details:
+            failure = wkt.unpack(packed, rpc_status.PreconditionFailure)
+            if failure is not None:
+                details += [Violation(each.type, each.subject, each.description) for each in failure.violations]
+    except DecodeError as exc:
+        raise InvalidRequestError(f"status details are malformed: {exc}") from exc
+    return NlError(status.message, details=tuple(details), code=Code.UNKNOWN if code is Code.OK else code)

@@ -1,0 +1,131 @@
+"""google.longrunning.Operations: ask after operations by name, wait for them, cancel and forget them.
+
+The same operations that Execute streams, on the same port. Not here: what cancelling does (scheduler).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+import grpclib.const
+import trio
+
+from nl.errors import InvalidRequestError, NotFoundError
+from nl.pb import longrunning, wkt
+from nl.pb.codec import encode
+from nl.rpc.contract import ServerStream
+from nl.scheduler.operation import Operation
+from nl.scheduler.simple import SimpleScheduler
+from nl.services.operation_message import MAX_REPLY_BYTES, operation_message, operation_parts
+from nl.services.requests import receive_request
+
+_PREFIX = "/google.longrunning.Operations/"
+_DEFAULT_PAGE = 100
+_MAX_PAGE = 1000
+LONGEST_WAIT_S = 24 * 3600.0
+"""How long WaitOperation waits when the client sets no timeout; its deadline usually ends it earlier."""
+
+
+class OperationsService:
+    """google.longrunning.Operations over the schedulers of all instances."""
+
+    def __init__(self, schedulers: Mapping[str, SimpleScheduler]) -> None:
+        self._schedulers = dict(schedulers)
+
+    async def get_operation(self, stream: ServerStream[longrunning.GetOperationRequest, longrunning.Operation]) -> None:
+        """The present state. NotFoundError if there is no such operation (any more)."""
+        request = await receive_request(stream)
+        _, operation = self._find(request.name)
+        await stream.send_parts(operation_parts(operation.state))
+
+    async def wait_operation(
+        self, stream: ServerStream[longrunning.WaitOperationRequest, longrunning.Operation]
+    ) -> None:
+        """The final state, or the present one when the timeout runs out first."""
+        request = await receive_request(stream)
+        _, operation = self._find(request.name)
+        wait_s = LONGEST_WAIT_S if request.timeout is None else wkt.duration_to_ns(request.timeout) / 1e9
+        state = operation.state
+        with operation.watched(), trio.move_on_after(min(max(wait_s, 0.0), LONGEST_WAIT_S)):
+            while not state.done:
+                state = await operation.wait_changed(state.version)
+        await stream.send_parts(operation_parts(operation.state))
+
+    async def list_operations(
+        self, stream: ServerStream[longrunning.ListOperationsRequest, longrunning.ListOperationsResponse]
+    ) -> None:
+        """Operations of the instance `name` (empty: of all), the oldest first, in pages."""
+        request = await receive_request(stream)
+        if request.filter:
+            raise InvalidRequestError("filters are not supported by ListOperations")
+        if request.page_size < 0:
+            raise InvalidRequestError(f"page_size is negative: {request.page_size}")
+        after = _parse_token(request.page_token)
+        limit = min(request.page_size or _DEFAULT_PAGE, _MAX_PAGE)
+        reply = longrunning.ListOperationsResponse()
+        size = 0
+        for operation in self._listed(request.name.removesuffix("/operations").removesuffix("operations")):
+            if operation.number <= after:
+                continue
+            message = operation_message(operation.state)
+            size += len(encode(message)) + 16
+            if reply.operations and (size > MAX_REPLY_BYTES or len(reply.operations) >= limit):
+                reply.next_page_token = str(after)
+                break
+            reply.operations.append(message)
+            after = operation.number
+        await stream.send_message(reply)
+
+    async def cancel_operation(self, stream: ServerStream[longrunning.CancelOperationRequest, wkt.Empty]) -> None:
+        """Ends it as CANCELLED. One that is over already stays as it is."""
+        request = await receive_request(stream)
+        scheduler, _ = self._find(request.name)
+        await scheduler.cancel(request.name)
+        await stream.send_message(wkt.Empty())
+
+    async def delete_operation(self, stream: ServerStream[longrunning.DeleteOperationRequest, wkt.Empty]) -> None:
+        """Forgets a finished operation; PreconditionError if it still goes on: deleting does not cancel."""
+        request = await receive_request(stream)
+        scheduler, _ = self._find(request.name)
+        scheduler.forget(request.name)
+        await stream.send_message(wkt.Empty())
+
+    def _find(self, name: str) -> tuple[SimpleScheduler, Operation]:
+        scheduler = self._schedulers.get(name.rpartition("/")[0])
+        if scheduler is None:
+            raise NotFoundError(f"operation {name[:300]!r} not found: no such instance")
+        return scheduler, scheduler.operation(name)
+
+    def _listed(self, instance_name: str) -> Iterator[Operation]:
+        schedulers = dict.fromkeys(self._schedulers.values())
+        found = [
+            operation
+            for scheduler in schedulers
+            for operation in scheduler.operations()
+            if not instance_name or operation.execution.request.instance_name == instance_name
+        ]
+        return iter(sorted(found, key=lambda operation: operation.number))
+
+    def __mapping__(self) -> dict[str, grpclib.const.Handler]:
+        def unary(func: Any, request: type, reply: type) -> grpclib.const.Handler:
+            return grpclib.const.Handler(func, grpclib.const.Cardinality.UNARY_UNARY, request, reply)
+
+        operation = longrunning.Operation
+        return {
+            _PREFIX + "GetOperation": unary(self.get_operation, longrunning.GetOperationRequest, operation),
+            _PREFIX + "WaitOperation": unary(self.wait_operation, longrunning.WaitOperationRequest, operation),
+            _PREFIX + "ListOperations": unary(
+                self.list_operations, longrunning.ListOperationsRequest, longrunning.ListOperationsResponse
+            ),
+            _PREFIX + "CancelOperation": unary(self.cancel_operation, longrunning.CancelOperationRequest, wkt.Empty),
+            _PREFIX + "DeleteOperation": unary(self.delete_operation, longrunning.DeleteOperationRequest, wkt.Empty),
+        }
+
+
+def _parse_token(token: str) -> int:
+    if not token:
+        return 0
+    if not (token.isascii() and token.isdecimal() and len(token) < 20):
+        raise InvalidRequestError(f"page_token {token[:80]!r} is not one of ours")
+    return int(token)

@@ -1,0 +1,136 @@
+"""WorkerApi: the wire between a worker and its session in the scheduler, compatible with NativeLink's workers.
+
+One stream per worker: its first message introduces it, the answer tells its id, then both sides talk independently.
+A report that makes no sense (any more) is logged and the stream goes on: work of others hangs on it. The end of the
+stream, however it comes about, is the end of the session. Not here: what becomes of an action then (scheduler).
+"""
+
+from __future__ import annotations
+
+import logging
+
+import grpclib.const
+import trio
+
+from nl.blob.reader import Buffer
+from nl.errors import InvalidRequestError, NlError
+from nl.pb import reapi, wkt
+from nl.pb import worker_api as wire
+from nl.pb.codec import decode, encode
+from nl.rpc.contract import ServerStream
+from nl.scheduler.session import Disconnect, KillOperation, StartAction, WorkerSession
+from nl.scheduler.simple import SimpleScheduler
+from nl.services.operation_message import error_from_status
+from nl.services.requests import receive_request
+
+_log = logging.getLogger(__name__)
+_METHOD = "/com.github.trace_machina.nativelink.remote_execution.WorkerApi/ConnectWorker"
+_NANOS = 1_000_000_000
+GOODBYE_S = 5.0
+"""How long a removed worker may take to receive its `disconnect`."""
+WorkerStream = ServerStream[wire.UpdateForScheduler, wire.UpdateForWorker]
+
+
+class WorkerApiService:
+    """com.github.trace_machina.nativelink.remote_execution.WorkerApi for the workers of one scheduler."""
+
+    def __init__(self, scheduler: SimpleScheduler) -> None:
+        self._scheduler = scheduler
+
+    async def connect_worker(self, stream: WorkerStream) -> None:
+        """Serves one worker until its stream ends or the scheduler removes it."""
+        first = await receive_request(stream)
+        hello = first.connect_worker_request
+        if hello is None:
+            raise InvalidRequestError("First message was not a ConnectWorkerRequest")
+        properties = [(each.name, each.value) for each in hello.properties]
+        failure: NlError | None = None
+        with self._scheduler.attach_worker(
+            properties, prefix=hello.worker_id_prefix, max_inflight=hello.max_inflight_tasks
+        ) as session:
+            async with trio.open_nursery() as nursery:
+                nursery.start_soon(_write, stream, session, nursery.cancel_scope)
+                nursery.start_soon(_end_when_evicted, session, nursery.cancel_scope)
+                try:
+                    await _read(stream, session)
+                except NlError as exc:  # to leave the nursery as itself and not in a group
+                    failure = exc
+                nursery.cancel_scope.cancel()
+        if failure is not None:
+            raise failure
+
+    def __mapping__(self) -> dict[str, grpclib.const.Handler]:
+        kind = grpclib.const.Cardinality.STREAM_STREAM
+        handler = grpclib.const.Handler(self.connect_worker, kind, wire.UpdateForScheduler, wire.UpdateForWorker)
+        return {_METHOD: handler}
+
+
+async def _read(stream: WorkerStream, session: WorkerSession) -> None:
+    """Takes reports until the worker half-closes."""
+    while (update := await stream.recv_message()) is not None:
+        try:
+            _apply(update, session)
+        except NlError as exc:
+            _log.info("worker %s: report ignored: %s", session.worker_id, exc.message)
+
+
+def _apply(update: wire.UpdateForScheduler, session: WorkerSession) -> None:
+    if update.execute_result is not None:
+        _apply_result(update.execute_result, session)
+    elif update.execute_complete is not None:
+        session.executed(update.execute_complete.operation_id)
+    elif update.going_away_request is not None:
+        _log.info("worker %s is going away", session.worker_id)
+        session.going_away()
+    else:
+        session.keep_alive()
+        if update.keep_alive_request is None:
+            what = "a second ConnectWorkerRequest" if update.connect_worker_request is not None else "an unknown update"
+            _log.warning("worker %s sent %s; ignored", session.worker_id, what)
+
+
+def _apply_result(result: wire.ExecuteResult, session: WorkerSession) -> None:
+    if result.execute_response is not None:
+        session.complete(result.operation_id, encode(result.execute_response))
+    elif result.internal_error is not None:
+        error = error_from_status(result.internal_error)
+        _log.info("worker %s could not run %s: %s", session.worker_id, result.operation_id, error.message)
+        session.fail(result.operation_id, error)
+    else:
+        session.fail(result.operation_id, InvalidRequestError("the worker sent a result without a result"))
+
+
+async def _write(stream: WorkerStream, session: WorkerSession, scope: trio.CancelScope) -> None:
+    """Sends the worker its id, then orders as they come; ends the whole stream after a `disconnect`."""
+    await stream.send_message(
+        wire.UpdateForWorker(connection_result=wire.ConnectionResult(worker_id=session.worker_id))
+    )
+    while True:
+        match await session.next_update():
+            case StartAction() as start:
+                await stream.send_parts(_start_parts(start, session.worker_id))
+            case KillOperation(operation_id):
+                kill = wire.KillOperationRequest(operation_id=operation_id)
+                await stream.send_message(wire.UpdateForWorker(kill_operation_request=kill))
+            case Disconnect():
+                await stream.send_message(wire.UpdateForWorker(disconnect=wkt.Empty()))
+                break
+    scope.cancel()
+
+
+async def _end_when_evicted(session: WorkerSession, scope: trio.CancelScope) -> None:
+    """A worker that was removed for its silence may not even take the goodbye."""
+    await session.wait_evicted()
+    scope.deadline = trio.current_time() + GOODBYE_S
+
+
+def _start_parts(start: StartAction, worker_id: str) -> list[Buffer]:
+    platform = [reapi.PlatformProperty(name=name, value=value) for name, value in start.platform]
+    message = wire.StartExecute(
+        execute_request=decode(reapi.ExecuteRequest, start.request.execute_request),
+        queued_timestamp=wkt.timestamp_from_ns(int(start.queued_at * _NANOS)),
+        operation_id=start.operation_id,
+        platform=reapi.Platform(properties=platform),
+        worker_id=worker_id,
+    )
+    return [encode(wire.UpdateForWorker(start_action=message))]
