@@ -16,10 +16,11 @@ out as memoryviews of the input: to keep one, copy it with `bytes()`.
 from __future__ import annotations
 
 from collections.abc import Collection
-from typing import Any, Protocol, TypeVar, cast, runtime_checkable
+from typing import Any, Protocol, TypeVar, cast
 
 import betterproto2
 
+from nl.pb.codec.decoder import Decode
 from nl.pb.codec.registry import check_views, decoder_of, encoder_of, has_views
 from nl.pb.codec.wire import MAX_DEPTH, Buffer, DecodeError, varint
 
@@ -32,7 +33,10 @@ _KEEP_FROM = 2048
 """Pieces smaller than this are joined by `encode_parts`: copying them costs less than one more buffer to send."""
 
 
-@runtime_checkable
+_RUNNING: dict[type, Decode] = {}
+"""The decoders of bytes that have been wanted so far: one dict look-up in the common case."""
+
+
 class Encoded(Protocol):
     """A reply that knows its own bytes: anything that is not a generated message but may be sent as one."""
 
@@ -45,23 +49,11 @@ def decode(cls: type[M], data: Buffer, *, views: Collection[str] = ()) -> M:
     `views` names further bytes fields of `cls` that may come out as memoryviews. A class that is not a generated
     message decodes itself, by its `decode(data)`. Raises DecodeError.
     """
-    is_view = False
-    if type(data) is not bytes or views:
+    run = _RUNNING.get(cls) if type(data) is bytes and not views else None
+    if run is None:
         if not issubclass(cls, betterproto2.Message):
             return cast(M, cast(Any, cls).decode(data))
-        wanted = frozenset(views)
-        if wanted:
-            check_views(cls, wanted)
-        is_view = len(data) >= _COPY_BELOW and not isinstance(data, bytes) and (bool(wanted) or has_views(cls))
-        data = memoryview(data).cast("B") if is_view else bytes(data)
-        run = decoder_of(cls, is_view, wanted)
-    else:
-        try:
-            run = decoder_of(cast(Any, cls), False)
-        except TypeError:
-            if issubclass(cls, betterproto2.Message):
-                raise
-            return cast(M, cast(Any, cls).decode(data))
+        run, data = _prepared(cls, data, frozenset(views))
     try:
         return cast(M, run(data, 0, len(data), None, MAX_DEPTH))
     except IndexError:
@@ -70,6 +62,17 @@ def decode(cls: type[M], data: Buffer, *, views: Collection[str] = ()) -> M:
         raise DecodeError(f"{cls.__name__}: {error.reason} in a string") from None
     except DecodeError as error:
         raise DecodeError(f"{cls.__name__}: {error}") from None
+
+
+def _prepared(cls: type[betterproto2.Message], data: Buffer, views: frozenset[str]) -> tuple[Decode, Buffer]:
+    """The decoder for this kind of input, and the input as that decoder wants it."""
+    if views:
+        check_views(cls, views)
+    elif type(data) is bytes:
+        run = _RUNNING[cls] = decoder_of(cls, False)
+        return run, data
+    is_view = len(data) >= _COPY_BELOW and not isinstance(data, bytes) and (bool(views) or has_views(cls))
+    return decoder_of(cls, is_view, views), memoryview(data).cast("B") if is_view else bytes(data)
 
 
 def encode(message: betterproto2.Message | Encoded) -> bytes:

@@ -167,6 +167,15 @@ def skip(data: Buffer, at: int, end: int, tag: int, depth: int) -> int:
             tag, at = read_tag(data, at, tag)
 
 
+def skip_field(data: Buffer, at: int, end: int) -> int:
+    """Steps over a whole field, tag and all, of an outermost message; the position behind it."""
+    tag = data[at]
+    at += 1
+    if tag > 127:
+        tag, at = read_tag(data, at, tag)
+    return skip(data, at, end, tag, MAX_DEPTH)
+
+
 def int32(value: int) -> int:
     """The low 32 bits of a varint as a signed number."""
     return ((value & 0xFFFFFFFF) ^ 0x80000000) - 0x80000000

@@ -1,0 +1,360 @@
+"""Codecs written by hand, for the few messages whose number or size decides how fast the server is.
+
+Each of them reads the shape that every real client sends, and hands anything else to the general codec, so that it
+accepts and means exactly what `nl.pb.codec` does. What they gain is not doing work: no object per digest, no copy of a
+payload, no parsing and writing again of what is only passed on. Digests are plain pairs (hash, size in bytes); what
+they stand for is for the layers above to say.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Final, NamedTuple
+
+from nl.pb import codec, reapi
+from nl.pb.codec import Buffer, DecodeError, varint
+from nl.pb.codec.wire import read_length, read_varint, skip_field
+
+Pair = tuple[str, int]
+
+_HASH_AT, _HASH_END, _SIZE_AT = 4, 68, 69
+"""In an encoded digest: tag, length, tag of the hash, 64, the hash, tag of the size, the size."""
+_HEX: Final = b"0123456789abcdef"
+_MAX_WRITE_HEAD: Final = 16 * 1024
+
+
+def _digest_heads(*tags: int) -> dict[bytes, int]:
+    """From the first four bytes of a digest with a hash of 64 characters to its whole length.
+
+    The size is left out when it is zero and has one to nine bytes otherwise.
+    """
+    sizes = (0, *range(2, 11))
+    return {bytes((tag, _HASH_END - 2 + size, 0x0A, 64)): _HASH_END + size for tag in tags for size in sizes}
+
+
+_ENTRIES = _digest_heads(0x12)
+
+
+def _size_at(data: bytes, at: int, end: int) -> int:
+    """The size field in `data[at:end]`, or -1 if that is not one and nothing else."""
+    if at == end:
+        return 0
+    if data[at] != 0x10:
+        return -1
+    size = data[at + 1]
+    at += 2
+    if size > 127:
+        size, at = read_varint(data, at, size)
+    return size if at == end and size < 1 << 63 else -1
+
+
+def _are_hex(hashes: Sequence[str]) -> bool:
+    """Whether only lower-case hex digits occur, looked at all at once."""
+    return not "".join(hashes).encode("latin-1").translate(None, _HEX)
+
+
+@dataclass(slots=True)
+class Raw:
+    """A reply, or any message, that is encoded already."""
+
+    parts: list[Buffer]
+
+    def encode_parts(self) -> list[Buffer]:
+        """The buffers to send."""
+        return self.parts
+
+
+@dataclass(slots=True)
+class FindMissingRequest:
+    """FindMissingBlobsRequest with every digest as a pair and as the bytes that it came in."""
+
+    instance_name: str
+    digest_function: int
+    digests: list[Pair]
+    slices: list[bytes]
+    """For each digest its bytes, tag and length included: `FindMissingResponse` takes them as they are."""
+    is_plain: bool
+    """Every hash is 64 lower-case hex digits and every size is at least 0. If not, the pairs are as the client wrote
+    them and have to be checked one by one."""
+
+    @classmethod
+    def decode(cls, data: Buffer) -> FindMissingRequest:
+        """Raises DecodeError if the bytes are not a FindMissingBlobsRequest."""
+        whole = bytes(data)
+        return _find_missing_plain(whole) or _find_missing_any(whole)
+
+
+@dataclass(slots=True)
+class FindMissingResponse:
+    """FindMissingBlobsResponse made of slices of the request: the number of the field is the same in both."""
+
+    slices: Sequence[bytes]
+
+    def encode_parts(self) -> list[Buffer]:
+        """The encoded response."""
+        return [b"".join(self.slices)]
+
+
+def _find_missing_plain(data: bytes) -> FindMissingRequest | None:
+    """Instance name, digests, digest function, each as expected; None for anything else."""
+    i, end = 0, len(data)
+    instance = b""
+    if end > 1 and data[0] == 0x0A and data[1] < 128:
+        i = 2 + data[1]
+        instance = data[2:i]
+    text = str(data, "latin-1")
+    digests: list[Pair] = []
+    hashes: list[str] = []
+    slices: list[bytes] = []
+    length_of = _ENTRIES.get
+    while (length := length_of(data[i : i + 4])) is not None:
+        j = i + length
+        if j > end:
+            return None
+        # Sizes of one to three bytes, up to 2 MiB, are read here: a call for each would be half of the time.
+        size = -1
+        if length > _HASH_END and data[i + _HASH_END] == 0x10:
+            low = data[i + _SIZE_AT]
+            if length == _SIZE_AT + 1:
+                size = low if low < 128 else -1
+            elif length == _SIZE_AT + 2:
+                high = data[j - 1]
+                size = low & 127 | high << 7 if low > 127 > high else -1
+        if size < 0:
+            size = _size_at(data, i + _HASH_END, j)
+            if size < 0:
+                return None
+        name = text[i + _HASH_AT : i + _HASH_END]
+        hashes.append(name)
+        digests.append((name, size))
+        slices.append(data[i:j])
+        i = j
+    function = 0
+    if i + 2 == end and data[i] == 0x18 and data[i + 1] < 128:
+        function = data[i + 1]
+        i = end
+    if i != end or not _are_hex(hashes):
+        return None
+    try:
+        name = str(instance, "utf-8")
+    except UnicodeDecodeError:
+        return None
+    return FindMissingRequest(name, function, digests, slices, is_plain=True)
+
+
+def _find_missing_any(data: bytes) -> FindMissingRequest:
+    message = codec.decode(reapi.FindMissingBlobsRequest, data)
+    digests = [(digest.hash, digest.size_bytes) for digest in message.blob_digests]
+    encoded = [codec.encode(digest) for digest in message.blob_digests]
+    return FindMissingRequest(
+        instance_name=message.instance_name,
+        digest_function=int(message.digest_function),
+        digests=digests,
+        slices=[b"\x12" + varint(len(digest)) + digest for digest in encoded],
+        is_plain=all(len(name) == 64 and name.isascii() and size >= 0 for name, size in digests)
+        and _are_hex([name for name, _ in digests]),
+    )
+
+
+def read_response_parts(data: Buffer) -> list[Buffer]:
+    """An encoded ReadResponse around a payload, which is not copied."""
+    return [b"\x52" + varint(len(data)), data]
+
+
+class BatchReadReply:
+    """BatchReadBlobsResponse, built blob by blob; payloads are sent from where they lie.
+
+    `size` is what has been added so far, in encoded bytes: the caller keeps it below its limit.
+    """
+
+    __slots__ = ("_open", "_parts", "size")
+
+    _JOIN_BELOW: Final = 2048
+
+    def __init__(self) -> None:
+        self._parts: list[Buffer] = []
+        self._open = bytearray()
+        self.size = 0
+
+    def add_blob(self, pair: Pair, data: Buffer, *, compressor: int = 0) -> None:
+        """A blob that was found; `data` must not change until the reply has been sent."""
+        payload = b"\x12" + varint(len(data))
+        encoded = b"\x20" + varint(compressor) + payload if compressor else payload
+        self._add_head(pair, encoded, following=len(data))
+        if len(data) < self._JOIN_BELOW:
+            self._open += data
+            return
+        self._parts += (bytes(self._open), data)
+        self._open = bytearray()
+
+    def add_status(self, pair: Pair, *, code: int, message: str) -> None:
+        """A blob that was not: why, as a google.rpc.Status."""
+        text = message.encode()
+        status = b"\x08" + varint(code) + b"\x12" + varint(len(text)) + text
+        self._add_head(pair, b"\x1a" + varint(len(status)) + status, following=0)
+
+    def encode_parts(self) -> list[Buffer]:
+        """The encoded response."""
+        return [*self._parts, bytes(self._open)] if self._open else list(self._parts)
+
+    def _add_head(self, pair: Pair, encoded: bytes, *, following: int) -> None:
+        name = pair[0].encode()
+        digest = b"\x0a" + varint(len(name)) + name + (b"\x10" + varint(pair[1]) if pair[1] else b"")
+        body = b"\x0a" + varint(len(digest)) + digest + encoded
+        head = b"\x0a" + varint(len(body) + following) + body
+        self._open += head
+        self.size += len(head) + following
+
+
+class WriteHead(NamedTuple):
+    """A WriteRequest up to its payload, which is `data[data_start:data_start + data_length]` of the message."""
+
+    resource_name: str
+    write_offset: int
+    finish_write: bool
+    data_start: int
+    data_length: int
+
+
+class NotStreamableError(Exception):
+    """The payload is not the last thing in the message: take the message whole and use `codec.decode`."""
+
+
+def parse_write_head(first: Buffer, total: int) -> WriteHead | None:
+    """Reads what stands before the payload of a WriteRequest whose first bytes have arrived.
+
+    `total` is the length of the whole message. None: more bytes are needed. Raises DecodeError if the message is wrong
+    however it goes on, NotStreamableError if the payload is not last or something unknown comes before it.
+    """
+    head = bytes(first[:_MAX_WRITE_HEAD])
+    try:
+        return _parse_write_head(head, total)
+    except IndexError:
+        if len(first) >= total:
+            raise DecodeError("WriteRequest: truncated") from None
+        if len(head) == _MAX_WRITE_HEAD:
+            raise NotStreamableError("a resource name of many KiB") from None
+        return None
+
+
+def _parse_write_head(head: bytes, total: int) -> WriteHead:
+    i = 0
+    name, offset, finish = "", 0, False
+    while i < total:
+        tag = head[i]
+        value = head[i + 1]
+        i += 2
+        if tag in (0x10, 0x18):
+            if value > 127:
+                value, i = read_varint(head, i, value)
+            if tag == 0x10:
+                offset = value if value < 1 << 63 else value - (1 << 64)
+            else:
+                finish = value != 0
+        elif tag in (0x0A, 0x52):
+            if value > 127:
+                value, i = read_length(head, i, value)
+            stop = i + value
+            if stop > total:
+                raise DecodeError("WriteRequest: truncated")
+            if tag == 0x52:
+                if stop != total:
+                    raise NotStreamableError("something follows the payload")
+                return WriteHead(name, offset, finish, i, value)
+            if stop > len(head):
+                raise IndexError
+            name = _utf8(head[i:stop])
+            i = stop
+        else:
+            raise NotStreamableError(f"tag {tag} before the payload")
+    if i != total:
+        raise DecodeError("WriteRequest: truncated")
+    return WriteHead(name, offset, finish, total, 0)
+
+
+def _utf8(data: bytes) -> str:
+    try:
+        return str(data, "utf-8")
+    except UnicodeDecodeError as error:
+        raise DecodeError(f"{error.reason} in a string") from None
+
+
+class ActionResultDigests(NamedTuple):
+    """What an ActionResult refers to in the CAS. A digest without hash and size refers to nothing and is left out."""
+
+    blobs: list[Pair]
+    """Output files, stdout and stderr."""
+    trees: list[Pair]
+    directories: list[Pair]
+    """Root directories of output directories."""
+
+
+def action_result_digests(data: Buffer) -> ActionResultDigests:
+    """The digests in an encoded ActionResult. Raises DecodeError where decoding the whole of it would.
+
+    Output files, of which there may be thousands, are walked by hand; everything else is decoded.
+    """
+    whole = bytes(data)
+    found = ActionResultDigests([], [], [])
+    rest: list[bytes] = []  # all fields but the files that were walked
+    i, end = 0, len(whole)
+    try:
+        while i < end:
+            start = i
+            if whole[i] != 0x12:
+                i = skip_field(whole, i, end)
+                rest.append(whole[start:i])
+                continue
+            length = whole[i + 1]
+            i += 2
+            if length > 127:
+                length, i = read_length(whole, i, length)
+            stop = i + length
+            pair = _output_file_digest(whole, i, stop) if stop <= end else None
+            if pair is None:
+                rest.append(whole[start:stop])
+            elif pair != _NOTHING:
+                found.blobs.append(pair)
+            i = stop
+    except IndexError:
+        raise DecodeError("ActionResult: truncated") from None
+    if i != end:
+        raise DecodeError("ActionResult: truncated")
+    _collect(codec.decode(reapi.ActionResult, b"".join(rest)), found)
+    return found
+
+
+_NOTHING: Final = ("", 0)
+
+
+def _output_file_digest(data: bytes, i: int, end: int) -> Pair | None:
+    """The digest of an OutputFile of path, digest and is_executable; None if it has anything else."""
+    if i + 2 > end or data[i] != 0x0A or data[i + 1] > 127:
+        return None
+    path_end = i + 2 + data[i + 1]
+    length = _ENTRIES.get(data[path_end : path_end + 4])
+    if length is None:
+        return None
+    digest_end = path_end + length
+    if digest_end > end or (digest_end != end and data[digest_end:end] != b"\x20\x01"):
+        return None
+    size = _size_at(data, path_end + _HASH_END, digest_end)
+    if size < 0:
+        return None
+    try:
+        str(data[i + 2 : path_end], "utf-8")
+        return str(data[path_end + _HASH_AT : path_end + _HASH_END], "utf-8"), size
+    except UnicodeDecodeError:
+        return None
+
+
+def _collect(result: reapi.ActionResult, found: ActionResultDigests) -> None:
+    """Adds what a decoded ActionResult refers to."""
+    blobs = [*(file.digest for file in result.output_files), result.stdout_digest, result.stderr_digest]
+    trees = [directory.tree_digest for directory in result.output_directories]
+    roots = [directory.root_directory_digest for directory in result.output_directories]
+    for digests, pairs in ((blobs, found.blobs), (trees, found.trees), (roots, found.directories)):
+        for digest in digests:
+            if digest is not None and (digest.hash or digest.size_bytes):
+                pairs.append((digest.hash, digest.size_bytes))
