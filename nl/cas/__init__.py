@@ -1,1 +1,4 @@
-"""Typed views over stores: action results, directories, trees. The only place below the services that knows both bytes and messages."""
+"""Typed views over stores: action results, directories, references.
+
+The only place below the services that knows both bytes and messages.
+"""

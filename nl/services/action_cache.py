@@ -1,0 +1,124 @@
+"""ActionCache: a map from action digests to ActionResults, and nothing more.
+
+The action itself is never fetched or looked at: clients keep other things under digests of their own (moon). A stored
+result passes through as the bytes it is; it is decoded only when the request asks for contents to be inlined.
+Whether a hit's outputs still exist is the business of the store (`completeness_checking`).
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+import grpclib.const
+
+from nl.cas.action_results import load_action_result, store_action_result
+from nl.errors import BlobNotFoundError, CorruptBlobError, InvalidRequestError, NotFoundError, PermissionDeniedError
+from nl.model.digest import Digest
+from nl.pb import reapi
+from nl.pb.codec import DecodeError, decode, encode
+from nl.rpc.contract import ServerStream
+from nl.services.requests import Instances, parse_digest, parse_function, receive_request
+from nl.storage.contract import Store
+
+_log = logging.getLogger(__name__)
+INLINE_BYTES = 1024 * 1024
+"""How much content one reply gets inlined, together: far from the 4 MiB that clients take in a message."""
+_PREFIX = "/build.bazel.remote.execution.v2.ActionCache/"
+
+
+@dataclass(frozen=True, slots=True)
+class ActionCacheInstance:
+    """One instance: where results are; `cas` is where contents to inline are (None: nothing is inlined)."""
+
+    store: Store
+    cas: Store | None = None
+    read_only: bool = False
+
+
+class ActionCacheService:
+    """build.bazel.remote.execution.v2.ActionCache."""
+
+    def __init__(self, instances: Mapping[str, ActionCacheInstance]) -> None:
+        self._instances = Instances(instances)
+
+    async def get_action_result(
+        self, stream: ServerStream[reapi.GetActionResultRequest, reapi.ActionResult]
+    ) -> None:
+        """The stored result; NotFoundError if there is none, or a damaged one."""
+        request = await receive_request(stream)
+        instance = self._instances.get(request.instance_name)
+        parse_function(request.digest_function)
+        digest = parse_digest(request.action_digest, "action_digest")
+        encoded = await _load(instance.store, digest)
+        if instance.cas is not None and (request.inline_stdout or request.inline_stderr or request.inline_output_files):
+            encoded = await _inline(instance.cas, request, encoded=encoded)
+        await stream.send_parts([encoded])
+
+    async def update_action_result(
+        self, stream: ServerStream[reapi.UpdateActionResultRequest, reapi.ActionResult]
+    ) -> None:
+        """Stores a result in place of what may be there, and answers with it."""
+        request = await receive_request(stream)
+        instance = self._instances.get(request.instance_name)
+        parse_function(request.digest_function)
+        digest = parse_digest(request.action_digest, "action_digest")
+        if instance.read_only:
+            raise PermissionDeniedError(f"the action cache of instance {request.instance_name!r} is read-only here")
+        if request.action_result is None:
+            raise InvalidRequestError("action_result is not set")
+        encoded = encode(request.action_result)
+        await store_action_result(instance.store, digest, encoded)
+        await stream.send_parts([encoded])
+
+    def __mapping__(self) -> dict[str, grpclib.const.Handler]:
+        unary = grpclib.const.Cardinality.UNARY_UNARY
+        return {
+            _PREFIX + "GetActionResult": grpclib.const.Handler(
+                self.get_action_result, unary, reapi.GetActionResultRequest, reapi.ActionResult
+            ),
+            _PREFIX + "UpdateActionResult": grpclib.const.Handler(
+                self.update_action_result, unary, reapi.UpdateActionResultRequest, reapi.ActionResult
+            ),
+        }
+
+
+async def _load(store: Store, digest: Digest) -> bytes:
+    try:
+        return await load_action_result(store, digest)
+    except BlobNotFoundError:
+        pass
+    except CorruptBlobError as exc:
+        _log.warning("a damaged action result counts as a miss: %s (%s)", exc.message, digest)
+    raise NotFoundError(f"no action result for {digest}")
+
+
+async def _inline(cas: Store, request: reapi.GetActionResultRequest, *, encoded: bytes) -> bytes:
+    """The result with the contents that the request asks for, as far as they are there and fit; digests stay."""
+    try:
+        result = decode(reapi.ActionResult, encoded)
+    except DecodeError as exc:
+        raise NotFoundError("the stored action result is not an ActionResult") from exc
+    left = INLINE_BYTES
+
+    async def fetch(digest: reapi.Digest | None, already: bytes) -> bytes:
+        nonlocal left
+        if digest is None or already or digest.size_bytes > left:
+            return already
+        try:
+            content = bytes(await cas.get(Digest.parse(digest.hash, digest.size_bytes)))
+        except (BlobNotFoundError, CorruptBlobError, InvalidRequestError):
+            return already
+        left -= len(content)
+        return content
+
+    if request.inline_stdout:
+        result.stdout_raw = await fetch(result.stdout_digest, result.stdout_raw)
+    if request.inline_stderr:
+        result.stderr_raw = await fetch(result.stderr_digest, result.stderr_raw)
+    wanted = set(request.inline_output_files)
+    for file in result.output_files:
+        if file.path in wanted:
+            file.contents = await fetch(file.digest, file.contents)
+    return encode(result)

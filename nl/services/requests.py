@@ -1,0 +1,71 @@
+"""What every service reads from a request in the same way: the instance, the digest function, a digest.
+
+One meaning and one status for each (REAPI A.7 rule 23 asks for consistency over all services): an instance that is
+not configured is NOT_FOUND, a digest function this server does not speak and a malformed digest are INVALID_ARGUMENT.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Generic, TypeVar
+
+from nl.errors import InvalidRequestError, NotFoundError
+from nl.model.digest import Digest, DigestFunction
+from nl.pb import reapi
+from nl.rpc.contract import ServerStream
+
+T = TypeVar("T")
+Req = TypeVar("Req")
+Rep = TypeVar("Rep")
+_SHOWN_INSTANCES = 10
+_FUNCTIONS = {0: DigestFunction.SHA256, **{int(function): function for function in DigestFunction}}
+
+
+class Instances(Generic[T]):
+    """The configured instances of one service, by name."""
+
+    def __init__(self, instances: Mapping[str, T]) -> None:
+        self._instances = dict(instances)
+
+    def get(self, name: str) -> T:
+        """The instance called `name`; NotFoundError names those that there are."""
+        try:
+            return self._instances[name]
+        except KeyError:
+            known = sorted(self._instances)
+            shown = ", ".join(map(repr, known[:_SHOWN_INSTANCES])) or "none for this service"
+            more = f" and {len(known) - _SHOWN_INSTANCES} more" if len(known) > _SHOWN_INSTANCES else ""
+            raise NotFoundError(f"unknown instance name {name[:200]!r}; this server has: {shown}{more}") from None
+
+    def __repr__(self) -> str:
+        return f"Instances({', '.join(map(repr, sorted(self._instances)))})"
+
+
+def parse_function(value: int) -> DigestFunction:
+    """The digest function of a request. 0 (not set) is SHA256.
+
+    The other functions of this server are always named, because their hashes have the same length (REAPI,
+    DigestFunction).
+    """
+    function = _FUNCTIONS.get(value)
+    if function is None:
+        raise InvalidRequestError(f"digest function {int(value)} is not supported; supported: SHA256, BLAKE3")
+    return function
+
+
+def parse_digest(digest: reapi.Digest | None, field: str) -> Digest:
+    """The digest in a request's `field`; InvalidRequestError if it is absent or malformed."""
+    if digest is None:
+        raise InvalidRequestError(f"{field} is not set")
+    try:
+        return Digest.parse(digest.hash, digest.size_bytes)
+    except InvalidRequestError as exc:
+        raise InvalidRequestError(f"{field}: {exc.message}") from None
+
+
+async def receive_request(stream: ServerStream[Req, Rep]) -> Req:
+    """The one message of a call that takes one; InvalidRequestError if the client sent none."""
+    request = await stream.recv_message()
+    if request is None:
+        raise InvalidRequestError(f"{stream.method} needs a request message, and the call ended without one")
+    return request

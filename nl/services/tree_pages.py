@@ -1,0 +1,62 @@
+"""GetTree's pages: a walk over a directory graph cut into messages that clients take.
+
+A page holds the stored bytes of directories, spliced into the reply without being decoded and encoded again. Each
+distinct directory is sent once, breadth first. A token is `{hash}-{size}` of the first directory of the next page:
+since the order of a walk depends on the root alone, a listing that broke off can be resumed by any server.
+"""
+
+from __future__ import annotations
+
+from collections.abc import AsyncGenerator
+from contextlib import aclosing
+
+from nl.blob.reader import Buffer
+from nl.cas.directories import walk
+from nl.errors import ExhaustedError, InvalidRequestError
+from nl.model.digest import Digest
+from nl.pb.codec import varint
+from nl.storage.contract import Store
+
+PAGE_BYTES = 3 * 1024 * 1024 + 512 * 1024
+MESSAGE_BYTES = 4 * 1024 * 1024 - 64 * 1024
+"""No page is larger, not even one of a single directory: clients refuse messages from 4 MiB on."""
+_DIRECTORIES, _NEXT_PAGE_TOKEN = b"\x0a", b"\x12"
+
+
+async def tree_pages(
+    store: Store, root: Digest, *, page_size: int, page_token: str
+) -> AsyncGenerator[list[Buffer], None]:
+    """Encoded GetTreeResponses as parts, at least one. `page_size` is the most directories in each, 0 for no limit.
+
+    Raises as `walk` does, and InvalidRequestError for a token that belongs to no directory of this tree. To be closed
+    with `contextlib.aclosing`.
+    """
+    start = _parse_token(page_token) if page_token else None
+    parts: list[Buffer] = []
+    count = total = 0
+    async with aclosing(walk(store, root)) as directories:
+        async for directory in directories:
+            if start is not None:
+                if directory.digest != start:
+                    continue
+                start = None
+            size = len(directory.encoded)
+            if size > MESSAGE_BYTES:
+                raise ExhaustedError(f"directory {directory.digest} does not fit into {MESSAGE_BYTES} bytes")
+            if count and (count == page_size or total + size > PAGE_BYTES):
+                token = str(directory.digest).encode()
+                yield [*parts, _NEXT_PAGE_TOKEN, varint(len(token)), token]
+                parts, count, total = [], 0, 0
+            parts += (_DIRECTORIES + varint(size), directory.encoded) if size else (_DIRECTORIES + b"\0",)
+            count += 1
+            total += size + 6
+    if start is not None:
+        raise InvalidRequestError(f"page_token {page_token[:200]!r} names no directory of the tree {root}")
+    yield parts
+
+
+def _parse_token(token: str) -> Digest:
+    digest = Digest.parse_name(token)
+    if digest is None:
+        raise InvalidRequestError(f"page_token {token[:200]!r} is not one of this server's")
+    return digest

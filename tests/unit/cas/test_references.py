@@ -1,0 +1,51 @@
+"""What a hit must still have in the CAS."""
+
+import pytest
+
+from nl.cas.references import direct_references, tree_digests, tree_references
+from nl.errors import InvalidRequestError
+from nl.model.digest import Digest
+from nl.pb import reapi
+from nl.pb.codec import encode
+
+
+def d(letter, size=1):
+    return reapi.Digest(hash=letter * 64, size_bytes=size)
+
+
+def test_everything_a_result_names_is_found_once():
+    result = reapi.ActionResult(
+        output_files=[reapi.OutputFile(path="a", digest=d("a")), reapi.OutputFile(path="b", digest=d("a"))],
+        output_directories=[reapi.OutputDirectory(path="t", tree_digest=d("b"), root_directory_digest=d("c"))],
+        stdout_digest=d("d"),
+        stderr_digest=d("e"),
+    )
+    assert direct_references(result) == [Digest(letter * 64, 1) for letter in "abcde"]
+    assert tree_digests(result) == [Digest("b" * 64, 1)]
+
+
+def test_a_result_that_names_nothing_refers_to_nothing():
+    assert direct_references(reapi.ActionResult(exit_code=1, stdout_raw=b"x")) == []
+
+
+def test_an_output_directory_may_have_a_root_alone():
+    result = reapi.ActionResult(output_directories=[reapi.OutputDirectory(path="t", root_directory_digest=d("c"))])
+    assert direct_references(result) == [Digest("c" * 64, 1)]
+    assert tree_digests(result) == []
+
+
+def test_files_of_a_tree_are_found_in_root_and_children():
+    tree = reapi.Tree(
+        root=reapi.Directory(files=[reapi.FileNode(name="x", digest=d("a"))]),
+        children=[reapi.Directory(files=[reapi.FileNode(name="y", digest=d(letter)) for letter in "ba"])],
+    )
+    assert tree_references(Digest("f" * 64, 1), encode(tree)) == [Digest("a" * 64, 1), Digest("b" * 64, 1)]
+
+
+def test_malformed_references_say_where():
+    with pytest.raises(InvalidRequestError, match="output file 'a'"):
+        direct_references(reapi.ActionResult(output_files=[reapi.OutputFile(path="a", digest=d("A"))]))
+    with pytest.raises(InvalidRequestError, match="output directory 't' has no digest"):
+        direct_references(reapi.ActionResult(output_directories=[reapi.OutputDirectory(path="t")]))
+    with pytest.raises(InvalidRequestError, match="is not a Tree"):
+        tree_references(Digest("f" * 64, 1), b"\xff")
