@@ -147,7 +147,7 @@ class PropertyRules:
             if self._kinds.get(name) is PropertyKind.MINIMUM:
                 amounts[name] = max(amounts.get(name, 0), _amount(name, value))
         for name, defaults in self._implied.items():
-            values.setdefault(name, set()).update(defaults if name not in values else ())
+            values.setdefault(name, set(defaults))
         if len(self._learned) + len(values) <= MAX_LEARNED_NAMES:
             self._learned.update(values)
         self._any_worker_seen = True
