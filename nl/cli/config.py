@@ -6,12 +6,13 @@ import json
 
 import click
 
+from nl.cli.serve import all_in_one_options
 from nl.config.registry import StoreKinds
 
 
 @click.group("config")
 def command() -> None:
-    """Check a config, print its schema or the reference of all options."""
+    """Check a config; print the default one, the schema, the reference of all options."""
 
 
 @command.command("check")
@@ -43,9 +44,23 @@ def schema() -> int:
 
 
 @command.command("reference")
-def reference() -> int:
-    """Print the reference of all options as Markdown, installed store kinds included."""
+@click.option("--installed", is_flag=True, help="With the store kinds of installed plugins, too.")
+def reference(*, installed: bool) -> int:
+    """Print the reference of all options as Markdown."""
     from nl.config.reference import config_reference
 
-    click.echo(config_reference(StoreKinds()), nl=False)
+    click.echo(config_reference(StoreKinds() if installed else StoreKinds.built_in()), nl=False)
+    return 0
+
+
+@command.command("default")
+@all_in_one_options
+def default(*, listen: str, port: int, data_dir: str | None, max_bytes: int) -> int:
+    """Print the config that `nl serve` runs without a file, to start one's own from."""
+    from pathlib import Path
+
+    from nl.server.defaults import default_config, default_data_directory
+
+    directory = Path(data_dir) if data_dir else default_data_directory()
+    click.echo(default_config(listen=listen, port=port, data_dir=directory, max_bytes=max_bytes))
     return 0

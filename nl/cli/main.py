@@ -15,7 +15,7 @@ from nl import __version__
 from nl.errors import ConfigError
 
 _COMMANDS = {
-    "config": ("nl.cli.config", "Check a config, print its schema or the reference of all options."),
+    "config": ("nl.cli.config", "Check a config; print the default one, the schema, the reference of all options."),
     "serve": ("nl.cli.serve", "Run a server: from a config, or a built-in all-in-one."),
     "stores": ("nl.cli.stores", "Show the installed store kinds."),
 }

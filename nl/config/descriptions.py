@@ -8,6 +8,7 @@ from __future__ import annotations
 import ast
 import functools
 import inspect
+import itertools
 import textwrap
 from typing import Any
 
@@ -38,7 +39,7 @@ def _own_fields(cls: Any) -> dict[str, str]:
         return {}  # no source at hand (a frozen or generated module): the options work, undescribed
     (body,) = (node.body for node in tree.body if isinstance(node, ast.ClassDef))
     found = {}
-    for field, after in zip(body, body[1:], strict=False):
+    for field, after in itertools.pairwise(body):
         if (isinstance(field, ast.AnnAssign) and isinstance(field.target, ast.Name) and isinstance(after, ast.Expr)
                 and isinstance(after.value, ast.Constant) and isinstance(after.value.value, str)):
             found[field.target.id] = " ".join(after.value.value.split())

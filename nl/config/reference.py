@@ -46,7 +46,7 @@ _WORDS: dict[Any, str] = {
 
 
 def config_reference(kinds: StoreKinds) -> str:
-    """The whole reference, store kinds that are installed included. Ends with a line end.
+    """The whole reference with these store kinds. Ends with a line end.
 
     Raises PluginError if one of them cannot be loaded.
     """

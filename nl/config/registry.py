@@ -50,6 +50,11 @@ class StoreKinds:
         self._found: dict[str, list[metadata.EntryPoint]] | None = None
         self._loaded: dict[str, StoreKind] = {}
 
+    @classmethod
+    def built_in(cls) -> StoreKinds:
+        """Only what this package itself brings, whatever else is installed."""
+        return cls(entry for entry in metadata.entry_points(group=GROUP) if entry.dist and entry.dist.name == "nl")
+
     def names(self) -> list[str]:
         """The names of all installed kinds, sorted. Loads none of them."""
         return sorted(self._entries())

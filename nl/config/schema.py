@@ -26,7 +26,10 @@ SCALARS: dict[Any, Schema] = {
     t.StoreName: {"type": "string", "minLength": 1},
     t.SchedulerName: {"type": "string", "minLength": 1},
     str: _TEXT,
-    t.Count: {"anyOf": [{"type": "integer", "minimum": 0}, {"type": "string", "pattern": rf"^\s*\+?[0-9]+\s*$|{_VARIABLE}"}]},
+    t.Count: {"anyOf": [
+        {"type": "integer", "minimum": 0},
+        {"type": "string", "pattern": rf"^\s*\+?[0-9]+\s*$|{_VARIABLE}"},
+    ]},
     t.Size: {"anyOf": [
         {"type": "integer", "minimum": 0},
         {"type": "string", "pattern": rf"^\s*([0-9]+\.?[0-9]*|\.[0-9]+)\s*([KkMmGgTtPpEe][Ii]?)?[Bb]?\s*$|{_VARIABLE}"},
@@ -133,7 +136,8 @@ class _SchemaBuilder:
         schema = self.annotation(one.annotation)
         marker = one.marker(Unsupported) or one.marker(Ignored)
         if marker is not None:
-            text = f"{text} {'Not supported' if isinstance(marker, Unsupported) else 'No effect'}: {marker.why}.".strip()
+            word = "Not supported" if isinstance(marker, Unsupported) else "No effect"
+            text = f"{text} {word}: {marker.why}.".strip()
         entries: Entries | None = one.marker(Entries)
         if entries is not None:
             text = f"{text} (Loads {entries.forms}.)"

@@ -61,7 +61,10 @@ def show(raw: object) -> str:
 
 
 def expand(raw: object, env: Mapping[str, str]) -> str:
-    """Text with `${VAR}`, `$VAR`, `${VAR:-default}` (unset or empty) and `$$` replaced; any other `$` stays."""
+    """Text with `${VAR}`, `$VAR`, `${VAR:-default}` (unset or empty) and `$$` replaced; any other `$` stays.
+
+    A default is expanded, too, but cannot hold a closing brace: `${DATA:-$HOME/data}`.
+    """
     if not isinstance(raw, str):
         raise ValueError(f"{show(raw)} is not text")
 
@@ -74,7 +77,7 @@ def expand(raw: object, env: Mapping[str, str]) -> str:
         name = bare or braced
         value = env.get(name)
         if default is not None and not value:
-            return str(default)
+            return expand(default, env)
         if value is None:
             raise ValueError(f"environment variable {name} is not set")
         return value
