@@ -1,0 +1,506 @@
+"""The life of one action on a worker: fetch, prepare, run, collect, keep, report.
+
+Called by the agent with what the scheduler sent; answers with what goes back. It knows no connection. Everything of an
+action lies in a directory of its own, `{work_directory}/{operation_id}`: `work` is the input root, `stdout` and
+`stderr` are what it printed. The directory is removed after the report was handed over.
+
+What ends how: the caller's faults, missing inputs, time limits and kills are an ExecuteResponse with a status that is
+not OK (REAPI A.7 rule 2); the worker's own faults and a full disk are an `internal_error`, so that the scheduler tries
+another worker. A command that cannot be executed ends like in a shell: exit code 127 (not found) or 126, and a line
+on stderr. Death by signal n is exit code 128 + n.
+"""
+
+from __future__ import annotations
+
+import errno
+import logging
+import os
+import shlex
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from typing import NamedTuple, TypeVar
+
+import trio
+
+from nl.cas.directories import parse_digest
+from nl.config.workers import LocalWorkerOptions
+from nl.errors import (
+    BlobNotFoundError,
+    CancelledError,
+    Code,
+    DeadlineError,
+    ExhaustedError,
+    InvalidRequestError,
+    NlError,
+    UnavailableError,
+)
+from nl.model.digest import EMPTY_DIGESTS, Digest, DigestFunction
+from nl.model.execution import Properties
+from nl.pb import reapi, rpc_status, wkt, worker_api
+from nl.pb.codec import DecodeError, decode
+from nl.storage.contract import MAX_WHOLE, SMALL, Store
+from nl.worker.command import DEFAULT_PATH, CommandPlan, plan_command
+from nl.worker.containment import make_parents
+from nl.worker.environment import action_environment, says_timeout, static_environment
+from nl.worker.failures import missing_blobs, os_errors
+from nl.worker.files import local_files
+from nl.worker.inputs import Listings, materialise
+from nl.worker.outputs import Outputs, scan, upload
+from nl.worker.processes import CannotExecuteError, Ended, Job, KillSwitch, Supervisor
+from nl.worker.results import ResultKeeper
+from nl.worker.statuses import first_error, to_status
+from nl.worker.trees import message_of
+
+log = logging.getLogger("nl.worker.action")
+M = TypeVar("M")
+
+MAX_PRINTED_BYTES = 1024 * 1024 * 1024
+"""A command that prints more is ended: stdout and stderr are files on the worker's disk."""
+MAX_INLINE_BYTES = 1024 * 1024
+"""What a request to inline may add to a response, in all."""
+PRECONDITION_LIMIT_S = 60.0
+_OF_THE_CALLER = frozenset(
+    {Code.INVALID_ARGUMENT, Code.FAILED_PRECONDITION, Code.DEADLINE_EXCEEDED, Code.CANCELLED, Code.OUT_OF_RANGE}
+)
+
+
+class Report(NamedTuple):
+    """What goes back to the scheduler: one of the two, and what was used."""
+
+    response: reapi.ExecuteResponse | None
+    error: rpc_status.Status | None
+    usage: worker_api.ActionResourceUsage | None = None
+
+
+class Request(NamedTuple):
+    """A StartExecute, checked."""
+
+    operation_id: str
+    instance_name: str
+    action_digest: Digest
+    function: DigestFunction
+    platform: Properties
+    message: reapi.ExecuteRequest
+    queued: wkt.Timestamp | None
+
+    @classmethod
+    def parse(cls, start: worker_api.StartExecute) -> Request:
+        """Raises InvalidRequestError."""
+        message = start.execute_request
+        if message is None:
+            raise InvalidRequestError("StartExecute has no execute_request")
+        number = int(message.digest_function)
+        try:
+            function = DigestFunction(number) if number else DigestFunction.SHA256
+        except ValueError:
+            raise InvalidRequestError(f"digest function {number} is not supported by this worker") from None
+        return cls(
+            start.operation_id,
+            message.instance_name,
+            parse_digest(message.action_digest, "ExecuteRequest.action_digest"),
+            function,
+            _properties(start.platform),
+            message,
+            start.queued_timestamp,
+        )
+
+
+def _properties(platform: reapi.Platform | None) -> Properties:
+    return () if platform is None else tuple((item.name, item.value) for item in platform.properties)
+
+
+class Running:
+    """The handle of a running action: how it is killed from outside, with what it printed kept."""
+
+    __slots__ = ("_executing", "killed", "scope", "switch")
+
+    def __init__(self) -> None:
+        self.scope = trio.CancelScope()
+        self.switch = KillSwitch()
+        self.killed = False
+        self._executing = False
+
+    def kill(self) -> None:
+        """Ends the action; its report says CANCELLED. May be called at any time."""
+        self.killed = True
+        self.switch.throw()
+        if not self._executing:
+            self.scope.cancel()
+
+    def executing(self, on: bool) -> None:
+        """While the command runs only the command is killed."""
+        self._executing = on
+
+
+@dataclass(slots=True)
+class _Attempt:
+    """What is known of an action on its way."""
+
+    request: Request
+    metadata: reapi.ExecutedActionMetadata
+    directory: str
+    root: str
+    stdout: str
+    stderr: str
+    do_not_cache: bool = False
+    usage: worker_api.ActionResourceUsage | None = None
+    result: reapi.ActionResult = field(default_factory=reapi.ActionResult)
+    inline: dict[str, bytes] = field(default_factory=dict)
+    failure: NlError | None = None
+    """Why the command did not end by itself."""
+
+
+def _now() -> wkt.Timestamp:
+    return wkt.timestamp_from_ns(time.time_ns())
+
+
+class ActionRunner:
+    """Runs actions for one worker. *Concurrency*: any number at once. `supervisor` must be running."""
+
+    def __init__(
+        self,
+        options: LocalWorkerOptions,
+        *,
+        store: Store,
+        keeper: ResultKeeper,
+        supervisor: Supervisor,
+        max_printed_bytes: int = MAX_PRINTED_BYTES,
+    ) -> None:
+        self._options = options
+        self._store = store
+        self._files = local_files(store)
+        self._listings = Listings(store)
+        self._keeper = keeper
+        self._supervisor = supervisor
+        self._max_printed_bytes = max_printed_bytes
+        self._work_directory = os.path.abspath(options.work_directory)
+        self._serial = 0
+
+    def statistics(self) -> dict[str, int]:
+        """Counters for logs and metrics."""
+        return {**self._supervisor.statistics(), **self._listings.statistics()}
+
+    async def prepare(self) -> None:
+        """Makes the work directory and removes what an earlier process left in it."""
+        with os_errors("cannot make the work directory"):
+            os.makedirs(self._work_directory, exist_ok=True)
+            stale = await trio.to_thread.run_sync(_empty_but_for_directories, self._work_directory)
+        for path in stale:
+            await self._supervisor.remove_tree(path)
+
+    async def run(
+        self,
+        start: worker_api.StartExecute,
+        *,
+        worker_id: str,
+        running: Running,
+        executed: Callable[[], None],
+        report: Callable[[Report], None],
+    ) -> None:
+        """Runs one action. `executed` is called when its command has ended, `report` exactly once, unless cancelled.
+
+        *Cancellation*: kills the command and removes its directory; nothing is reported.
+        """
+        directory = ""
+        try:
+            answer: Report
+            try:
+                request = Request.parse(start)
+                with os_errors("cannot make the action's directory"):
+                    directory = self._make_directory(request.operation_id)
+                answer = await self._answer(
+                    request, directory=directory, worker_id=worker_id, running=running, executed=executed
+                )
+            except NlError as exc:
+                answer = _failed(exc, None)
+            report(answer)
+        finally:
+            if directory:
+                with trio.move_on_after(self._options.max_cleanup_wait_s, shield=True) as scope:
+                    await self._supervisor.remove_tree(directory)
+                if scope.cancelled_caught:
+                    log.error("removing %s takes too long; left behind", directory)
+
+    def _make_directory(self, operation_id: str) -> str:
+        name = operation_id if operation_id.replace("-", "").isalnum() and len(operation_id) < 128 else "action"
+        path = f"{self._work_directory}/{name}"
+        while True:
+            try:
+                os.mkdir(path, 0o755)
+                return path
+            except FileExistsError:  # an earlier attempt by the same name is still being removed
+                self._serial += 1
+                path = f"{self._work_directory}/{name}.{self._serial}"
+
+    async def _answer(
+        self, request: Request, *, directory: str, worker_id: str, running: Running, executed: Callable[[], None]
+    ) -> Report:
+        metadata = reapi.ExecutedActionMetadata(
+            worker=worker_id, queued_timestamp=request.queued, worker_start_timestamp=_now()
+        )
+        attempt = _Attempt(
+            request,
+            metadata,
+            directory,
+            f"{directory}/work",
+            f"{directory}/stdout",
+            f"{directory}/stderr",
+        )
+        attempt.result.execution_metadata = metadata
+        try:
+            with running.scope:
+                await self._attempt(attempt, running, executed)
+            if running.scope.cancelled_caught:
+                raise CancelledError("killed by the scheduler before its command had run")
+        except NlError as exc:
+            return _failed(exc, attempt)
+        except Exception as exc:
+            error = first_error(exc)
+            log.error("Error executing action %s", request.action_digest, exc_info=exc)
+            return _failed(error, attempt)
+        response = reapi.ExecuteResponse(result=attempt.result)
+        if attempt.failure is not None:
+            response.status = to_status(attempt.failure)
+        await self._keeper.keep(
+            request.action_digest,
+            response,
+            function=request.function,
+            do_not_cache=attempt.do_not_cache,
+        )
+        _inline(attempt.result, attempt.inline)
+        return Report(response, None, attempt.usage)
+
+    async def _attempt(self, attempt: _Attempt, running: Running, executed: Callable[[], None]) -> None:
+        """Everything from the first byte fetched to the last output stored."""
+        request, metadata = attempt.request, attempt.metadata
+        await self._check_precondition(attempt)
+        metadata.input_fetch_start_timestamp = _now()
+        action = await self._message(reapi.Action, request.action_digest, request.function)
+        attempt.do_not_cache = action.do_not_cache
+        requested_s, limit_s = self._time_limit(action)
+        command_digest = parse_digest(action.command_digest, "Action.command_digest")
+        root_digest = parse_digest(action.input_root_digest, "Action.input_root_digest")
+        command = await self._message(reapi.Command, command_digest, request.function)
+        side_channel = f"{attempt.directory}/side_channel"
+        plan = plan_command(
+            command,
+            entrypoint=self._options.entrypoint,
+            extra_env=action_environment(
+                self._options.additional_environment,
+                platform=_properties(action.platform or command.platform) or request.platform,
+                timeout_s=requested_s or self._options.max_action_timeout_s,
+                side_channel=side_channel,
+                directory=attempt.directory,
+            )
+            if self._options.additional_environment
+            else {},
+        )
+        os.mkdir(attempt.root, 0o755)
+        linked = await materialise(
+            root_digest,
+            attempt.root,
+            listings=self._listings,
+            store=self._store,
+            files=self._files,
+            function=request.function,
+        )
+        with os_errors("cannot make the directories of the outputs"):
+            make_parents(attempt.root, plan, linked=linked)
+        metadata.input_fetch_completed_timestamp = _now()
+        ended = await self._execute(attempt, plan, limit_s, running)
+        executed()
+        if self._options.additional_environment and ended.why == "exit" and says_timeout(side_channel):
+            ended = ended._replace(why="timeout")
+        attempt.failure = self._failure(ended, plan, requested_s or limit_s)
+        await self._collect(attempt, plan, ended)
+
+    async def _check_precondition(self, attempt: _Attempt) -> None:
+        """Runs the configured script; if it fails, the scheduler is told that there is no room here now."""
+        script = self._options.experimental_precondition_script
+        if not script:
+            return
+        printed = f"{attempt.directory}/precondition"
+        job = Job(
+            argv=shlex.split(script),
+            env={"PATH": DEFAULT_PATH, **static_environment(self._options.additional_environment)},
+            cwd=attempt.directory,
+            stdout=printed,
+            stderr=f"{printed}.stderr",
+            timeout_s=PRECONDITION_LIMIT_S,
+            max_output_bytes=SMALL,
+        )
+        try:
+            ended = await self._supervisor.execute(job, switch=KillSwitch())
+        except CannotExecuteError as exc:
+            raise UnavailableError(f"the precondition script {script!r} cannot be run: {exc.message}") from exc
+        if ended.why != "exit" or ended.exit_code:
+            text = _read(printed, 1000).decode(errors="replace")
+            raise ExhaustedError(f"Preconditions script returned status {ended.exit_code} ({ended.why}) - {text}")
+
+    async def _message(self, kind: type[M], digest: Digest, function: DigestFunction) -> M:
+        """The message with this digest. PreconditionError if it is missing, InvalidRequestError if it is none."""
+        if digest.size > MAX_WHOLE:
+            raise InvalidRequestError(f"{kind.__name__} {digest} is larger than the limit of {MAX_WHOLE} bytes")
+        try:
+            return decode(kind, bytes(await self._store.get(digest)) if digest not in EMPTY_DIGESTS else b"")
+        except BlobNotFoundError:
+            raise missing_blobs([digest], function) from None
+        except DecodeError as exc:
+            raise InvalidRequestError(f"{digest} is not a valid {kind.__name__}: {exc}") from exc
+
+    def _time_limit(self, action: reapi.Action) -> tuple[float | None, float]:
+        """What the action asks for, and what is enforced, in seconds."""
+        maximum_s = self._options.max_action_timeout_s
+        requested_ns = wkt.duration_to_ns(action.timeout) if action.timeout is not None else 0
+        if requested_ns < 0:
+            raise InvalidRequestError(f"Action timeout of {requested_ns / 1e9:g} seconds is negative")
+        requested_s = requested_ns / 1e9 if requested_ns else None
+        if requested_s is not None and requested_s > maximum_s:
+            raise InvalidRequestError(
+                f"Action timeout of {requested_s:g} seconds is greater than the maximum allowed timeout of "
+                f"{maximum_s:g} seconds"
+            )
+        if requested_s is None or self._options.timeout_handled_externally:
+            return requested_s, maximum_s
+        return requested_s, requested_s
+
+    async def _execute(self, attempt: _Attempt, plan: CommandPlan, limit_s: float, running: Running) -> Ended:
+        """Runs the command; the metadata get its times, by the clock that the limit is measured with."""
+        cwd = f"{attempt.root}/{plan.working_directory}" if plan.working_directory else attempt.root
+        job = Job(plan.argv, plan.env, cwd, attempt.stdout, attempt.stderr, limit_s, self._max_printed_bytes)
+        log.debug("Executing command %s", plan.argv)
+        running.executing(True)
+        try:
+            if running.killed:
+                raise CancelledError("killed by the scheduler before its command had run")
+            ended = await self._supervisor.execute(job, switch=running.switch)
+        except CannotExecuteError as exc:
+            ended = _not_executed(plan, exc, attempt.stderr)
+        finally:
+            running.executing(False)
+        log.debug("Command complete: %s, exit code %d", ended.why, ended.exit_code)
+        metadata, result = attempt.metadata, attempt.result
+        metadata.execution_start_timestamp = wkt.timestamp_from_ns(ended.started_ns)
+        metadata.execution_completed_timestamp = wkt.timestamp_from_ns(ended.started_ns + ended.elapsed_ns)
+        metadata.virtual_execution_duration = wkt.duration_from_ns(ended.elapsed_ns)
+        result.exit_code = ended.exit_code
+        attempt.usage = worker_api.ActionResourceUsage(
+            peak_memory_kb=ended.max_rss_kb,
+            operation_id=attempt.request.operation_id,
+            worker_id=metadata.worker,
+            cpu_time_ms=round(ended.cpu_s * 1000),
+        )
+        return ended
+
+    def _failure(self, ended: Ended, plan: CommandPlan, limit_s: float) -> NlError | None:
+        """The status of a command that was ended, None for one that ended."""
+        shown = shlex.join(plan.argv)[:1000]
+        if ended.why == "timeout":
+            return DeadlineError(f"Command {shown!r} timed out after {limit_s:g} seconds")
+        if ended.why == "kill":
+            return CancelledError(f"Command {shown!r} was killed by scheduler")
+        if ended.why == "flood":
+            return ExhaustedError(f"Command {shown!r} printed more than {self._max_printed_bytes} bytes")
+        return None
+
+    async def _collect(self, attempt: _Attempt, plan: CommandPlan, ended: Ended) -> None:
+        """Outputs and what was printed; of a command that was ended only the latter."""
+        request, metadata, result = attempt.request, attempt.metadata, attempt.result
+        metadata.output_upload_start_timestamp = _now()
+        streams = [(attempt.stdout, ended.stdout_bytes), (attempt.stderr, ended.stderr_bytes)]
+        wanted = plan if attempt.failure is None else plan._replace(outputs=())
+        collected = await scan(attempt.root, wanted, streams=streams, function=request.function)
+        result.stdout_digest, result.stderr_digest = map(message_of, collected.streams)
+        collected.outputs.fill(result)
+        self._read_inline(attempt, collected.outputs, collected.streams)
+        try:
+            with trio.fail_after(self._options.max_upload_timeout_s):
+                await upload(collected.outputs, scratch=attempt.directory, store=self._store, files=self._files)
+        except trio.TooSlowError:
+            limit_s = self._options.max_upload_timeout_s
+            raise UnavailableError(f"uploading the outputs took longer than {limit_s:g} s") from None
+        metadata.output_upload_completed_timestamp = metadata.worker_completed_timestamp = _now()
+
+    def _read_inline(self, attempt: _Attempt, outputs: Outputs, streams: Sequence[Digest]) -> None:
+        """Remembers what the client wants inlined, while the files are still here."""
+        message = attempt.request.message
+        wanted = [
+            *(["stdout"] if message.inline_stdout else []),
+            *(["stderr"] if message.inline_stderr else []),
+        ]
+        left = MAX_INLINE_BYTES
+        for name in wanted:
+            digest = streams[0 if name == "stdout" else 1]
+            found = outputs.local.get(digest)
+            if found is not None and digest.size <= left:
+                left -= digest.size
+                attempt.inline[name] = _read(found.path, digest.size)
+        if not message.inline_output_files:
+            return
+        names = frozenset(message.inline_output_files)
+        for file in outputs.files:
+            digest = parse_digest(file.digest, file.path)
+            found = outputs.local.get(digest)
+            if file.path in names and found is not None and digest.size <= left:
+                left -= digest.size
+                attempt.inline[f"file {file.path}"] = _read(found.path, digest.size)
+
+
+def _empty_but_for_directories(path: str) -> list[str]:
+    """Removes files and links from a directory; the directories in it are left and returned."""
+    directories = []
+    with os.scandir(path) as entries:
+        for entry in entries:
+            if entry.is_dir(follow_symlinks=False):
+                directories.append(entry.path)
+            else:
+                os.unlink(entry.path)
+    return directories
+
+
+def _read(path: str, size: int) -> bytes:
+    with open(path, "rb") as file:
+        return file.read(size)
+
+
+def _inline(result: reapi.ActionResult, inline: dict[str, bytes]) -> None:
+    """Puts contents into a result that has been kept without them; the digests stay (REAPI, ActionResult)."""
+    if not inline:
+        return
+    result.stdout_raw = inline.get("stdout", b"")
+    result.stderr_raw = inline.get("stderr", b"")
+    for file in result.output_files:
+        file.contents = inline.get(f"file {file.path}", b"")
+
+
+def _not_executed(plan: CommandPlan, error: CannotExecuteError, stderr: str) -> Ended:
+    """What a shell makes of a command that cannot be executed."""
+    text = f"nl: cannot execute {plan.argv[0]!r}: {error.message}\n".encode(errors="replace")
+    with os_errors("cannot write stderr"), open(stderr, "ab") as file:
+        file.write(text)
+    now = time.time_ns()
+    return Ended(
+        why="exit",
+        exit_code=127 if error.errno in (errno.ENOENT, errno.ENOTDIR) else 126,
+        started_ns=now,
+        ended_ns=now,
+        elapsed_ns=0,
+        stdout_bytes=0,
+        stderr_bytes=len(text),
+        cpu_s=0.0,
+        max_rss_kb=0,
+        strays=0,
+    )
+
+
+def _failed(error: NlError, attempt: _Attempt | None) -> Report:
+    """The report on an action without a result: to the client if it is the client's to mend, else to the scheduler."""
+    if error.code not in _OF_THE_CALLER:
+        log.warning("Error executing action: %s: %s", error.code.name, error.message)
+        return Report(None, to_status(error), attempt.usage if attempt else None)
+    response = reapi.ExecuteResponse(status=to_status(error))
+    if attempt is not None:
+        attempt.metadata.worker_completed_timestamp = _now()
+        response.result = reapi.ActionResult(execution_metadata=attempt.metadata)
+    return Report(response, None, attempt.usage if attempt else None)

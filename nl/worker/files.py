@@ -1,0 +1,144 @@
+"""Files on the worker's disk: the way between them and a store, for stores with and without local files of their own.
+
+`local_files` gives the store's own `LocalFiles` if it has the capability (hard links), else `CopiedFiles`, which
+copies: so a worker runs on any store, only slower. Also here: hashing a file in one pass, following no link.
+"""
+
+from __future__ import annotations
+
+import os
+import stat
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import trio
+
+from nl.blob.hashing import hash_bytes, new_hasher
+from nl.blob.reader import CHUNK, Buffer, Reader
+from nl.errors import BlobNotFoundError, UploadMismatchError
+from nl.model.digest import EMPTY, Digest, DigestFunction
+from nl.storage.contract import SMALL, Link, LocalFiles, Store
+
+CONCURRENT = 16
+"""Blobs on their way to or from a store at a time, per action."""
+_NO_LINKS = os.O_NOFOLLOW | os.O_CLOEXEC | os.O_NONBLOCK
+
+
+class Hashed(NamedTuple):
+    """A regular file as it was found."""
+
+    digest: Digest
+    status: os.stat_result
+
+
+def hash_file(path: str, function: DigestFunction) -> Hashed:
+    """Hashes a regular file, reading it once. Blocks. Raises OSError, also if `path` is a link or no regular file."""
+    fd = os.open(path, os.O_RDONLY | _NO_LINKS)
+    try:
+        status = os.fstat(fd)
+        if not stat.S_ISREG(status.st_mode):
+            raise OSError(f"{path} is not a regular file")
+        if status.st_size <= SMALL:
+            data = os.read(fd, SMALL + 1)
+            if len(data) <= SMALL:
+                return Hashed(Digest(hash_bytes(function, data), len(data)) if data else EMPTY[function], status)
+            os.lseek(fd, 0, os.SEEK_SET)
+        hasher, size, buffer = new_hasher(function), 0, memoryview(bytearray(4 * CHUNK))
+        while count := os.readv(fd, [buffer]):
+            hasher.update(buffer[:count])
+            size += count
+        return Hashed(Digest(hasher.hexdigest(), size), status)
+    finally:
+        os.close(fd)
+
+
+class FileReader(Reader):
+    """The bytes of a local file, read in threads. Close it when done."""
+
+    __slots__ = ("_fd", "_left", "size")
+
+    def __init__(self, fd: int, size: int) -> None:
+        self._fd = fd
+        self._left = size
+        self.size = size
+
+    async def receive_parts(self, max_bytes: int = CHUNK) -> Sequence[Buffer]:
+        if not self._left:
+            return ()
+        data = await trio.to_thread.run_sync(os.read, self._fd, min(max_bytes, self._left))
+        if not data:
+            raise UploadMismatchError(f"the file ended {self._left} bytes early")
+        self._left -= len(data)
+        return (data,)
+
+
+class CopiedFiles:
+    """`LocalFiles` by copying, for stores that keep no local files."""
+
+    def __init__(self, store: Store) -> None:
+        self._store = store
+
+    async def link_files(self, links: Sequence[Link]) -> list[Digest]:
+        """See `LocalFiles.link_files`."""
+        missing: dict[Digest, None] = {}
+        turns = trio.CapacityLimiter(CONCURRENT)
+
+        async def fetch(link: Link) -> None:
+            async with turns:
+                try:
+                    await self._fetch(link)
+                except BlobNotFoundError:
+                    missing[link.digest] = None
+
+        async with trio.open_nursery(strict_exception_groups=False) as nursery:
+            for link in links:
+                nursery.start_soon(fetch, link)
+        return [digest for digest in dict.fromkeys(link.digest for link in links) if digest in missing]
+
+    async def _fetch(self, link: Link) -> None:
+        mode = 0o555 if link.executable else 0o444
+        flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | _NO_LINKS
+        if link.digest.size <= SMALL:
+            data = await self._store.get(link.digest) if link.digest.size else b""
+            fd = os.open(link.path, flags, 0o600)
+            try:
+                view = memoryview(data)
+                while view:
+                    view = view[os.write(fd, view) :]
+                os.fchmod(fd, mode)
+            finally:
+                os.close(fd)
+            return
+        async with self._store.open(link.digest) as reader:
+            fd = os.open(link.path, flags, 0o600)
+            try:
+                while parts := await reader.receive_parts():
+                    await trio.to_thread.run_sync(_write_all, fd, parts)
+                os.fchmod(fd, mode)
+            finally:
+                os.close(fd)
+
+    async def adopt_file(self, digest: Digest, path: str) -> None:
+        """See `LocalFiles.adopt_file`."""
+        if (await self._store.has([digest]))[0] is not None:
+            return
+        fd = os.open(path, os.O_RDONLY | _NO_LINKS)
+        try:
+            if digest.size <= SMALL:
+                await self._store.put(digest, os.read(fd, digest.size))
+            else:
+                await self._store.write(digest, FileReader(fd, digest.size))
+        finally:
+            os.close(fd)
+
+
+def _write_all(fd: int, parts: Sequence[Buffer]) -> None:
+    for part in parts:
+        view = memoryview(part)
+        while view:
+            view = view[os.write(fd, view) :]
+
+
+def local_files(store: Store) -> LocalFiles:
+    """The way between `store` and files on this machine."""
+    return store.capability(LocalFiles) or CopiedFiles(store)

@@ -1,0 +1,361 @@
+"""The worker's side of `reaper.py`: runs commands in warden processes and ends all that they leave behind.
+
+What it is not: it knows no action, no digest and no store. One `Supervisor` per worker; `execute` per action.
+A warden is asked for one thing at a time, so a request is a write and a read on its socket: no thread, no task.
+"""
+
+from __future__ import annotations
+
+import errno
+import json
+import logging
+import os
+import signal
+import socket
+import struct
+import subprocess
+import sys
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import trio
+
+from nl.errors import InternalError, NlError
+
+log = logging.getLogger("nl.worker.processes")
+
+REAPER = Path(__file__).with_name("reaper.py")
+MAX_IDLE = 32
+"""Wardens kept for later: what a machine runs at a time; one costs about 1 MiB of its own."""
+KILL_GRACE_S = 30.0
+"""How long a killed action's processes may take to be gone before they are given up on (uninterruptible I/O)."""
+RESTART_S = 0.5
+_LENGTH = struct.Struct("<I")
+_KILL = _LENGTH.pack(13) + b'{"do":"kill"}'
+
+
+@dataclass(frozen=True, slots=True)
+class Job:
+    """One command to run. `stdout` and `stderr` are paths of files that do not exist yet."""
+
+    argv: Sequence[str]
+    env: Mapping[str, str]
+    cwd: str
+    stdout: str
+    stderr: str
+    timeout_s: float
+    max_output_bytes: int
+
+
+class Ended(NamedTuple):
+    """How a command ended. All its processes are gone."""
+
+    why: str
+    """"exit", "timeout", "kill" (asked for) or "flood" (printed more than allowed)."""
+    exit_code: int
+    """As shells say it: 128 + n for death by signal n."""
+    started_ns: int
+    """Unix time."""
+    ended_ns: int
+    elapsed_ns: int
+    """By the monotonic clock: what the time limit is compared with."""
+    stdout_bytes: int
+    stderr_bytes: int
+    cpu_s: float
+    max_rss_kb: int
+    strays: int
+    """Processes that outlived the command and were killed."""
+
+
+class CannotExecuteError(NlError):
+    """execve(2) refused the command; `errno` says why."""
+
+    def __init__(self, number: int) -> None:
+        super().__init__(os.strerror(number))
+        self.errno = number
+
+
+class KillSwitch:
+    """Ends a command from outside, without cancelling the task that waits for it: what was printed is kept."""
+
+    __slots__ = ("_kill", "thrown")
+
+    def __init__(self) -> None:
+        self.thrown = False
+        self._kill: Callable[[], None] | None = None
+
+    def throw(self) -> None:
+        """Kills the command, now or as soon as it starts. May be called at any time and more than once."""
+        self.thrown = True
+        if self._kill is not None:
+            self._kill()
+
+    def connect(self, kill: Callable[[], None] | None) -> None:
+        """The supervisor says how to kill; None when there is nothing to kill any more."""
+        self._kill = kill
+        if kill is not None and self.thrown:
+            kill()
+
+
+class _LostError(Exception):
+    """The warden at the other end is gone."""
+
+
+class _Warden:
+    """The worker's end of one warden's socket."""
+
+    __slots__ = ("_sock",)
+
+    def __init__(self, sock: socket.socket) -> None:
+        sock.setblocking(False)
+        self._sock = sock
+
+    @property
+    def alive(self) -> bool:
+        """False once the process is gone (an idle warden says nothing, so anything readable is the end)."""
+        try:
+            self._sock.recv(1, socket.MSG_PEEK)
+        except BlockingIOError:
+            return True
+        except OSError:
+            return False
+        return False
+
+    def close(self) -> None:
+        """Lets go: the warden kills what it runs, and exits."""
+        trio.lowlevel.notify_closing(self._sock)
+        self._sock.close()
+
+    def kill(self) -> None:
+        """Asks for the end of what runs. Nothing else is being sent then, so this never has to wait."""
+        try:
+            self._sock.send(_KILL)
+        except OSError:
+            log.debug("kill: the warden is gone already")
+
+    async def send(self, message: Mapping[str, Any]) -> None:
+        body = json.dumps(message, separators=(",", ":")).encode()
+        view = memoryview(_LENGTH.pack(len(body)) + body)
+        while view:
+            try:
+                view = view[self._sock.send(view) :]
+            except BlockingIOError:
+                await trio.lowlevel.wait_writable(self._sock)
+            except OSError as exc:
+                raise _LostError(str(exc)) from exc
+
+    async def receive(self) -> dict[str, Any]:
+        data = b""
+        while True:
+            if len(data) >= 4 and len(data) - 4 >= (size := _LENGTH.unpack_from(data)[0]):
+                reply: dict[str, Any] = json.loads(data[4 : 4 + size])
+                return reply
+            try:
+                part = self._sock.recv(65536)
+            except BlockingIOError:
+                await trio.lowlevel.wait_readable(self._sock)
+                continue
+            except OSError as exc:
+                raise _LostError(str(exc)) from exc
+            if not part:
+                raise _LostError("end of stream")
+            data += part
+
+
+class Supervisor:
+    """Runs commands, each under a warden of its own.
+
+    *Cancellation*: a cancelled `execute` has killed the command and waited until nothing of it is left.
+    *Concurrency*: any number of tasks. *Ownership*: `run` owns the reaper and must be running.
+    """
+
+    def __init__(self) -> None:
+        self._idle: list[_Warden] = []
+        self._control: socket.socket | None = None
+        self._up = trio.Event()
+        self._started = 0
+        self._strays = 0
+        self._reapers = 0
+
+    def __repr__(self) -> str:
+        return f"<Supervisor idle={len(self._idle)} started={self._started} strays={self._strays}>"
+
+    def statistics(self) -> Mapping[str, int]:
+        """Counters for logs and metrics."""
+        return {
+            "commands": self._started,
+            "strays_killed": self._strays,
+            "idle_wardens": len(self._idle),
+            "reapers_started": self._reapers,
+        }
+
+    async def run(self, *, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> None:
+        """Keeps a reaper running until cancelled; `started()` when commands can be run."""
+        announced = False
+        try:
+            while True:
+                process = await self._start_reaper()
+                if not announced:
+                    announced = True
+                    task_status.started()
+                try:
+                    await process.wait()
+                    log.error("the reaper ended with %s; starting another", process.returncode)
+                finally:
+                    self._disconnect()
+                    await _end(process)
+                await trio.sleep(RESTART_S)
+        finally:
+            while self._idle:
+                self._idle.pop().close()
+
+    async def _start_reaper(self) -> trio.Process:
+        ours, theirs = socket.socketpair()
+        ours.setblocking(False)
+        with theirs:
+            try:
+                process = await trio.lowlevel.open_process(
+                    [sys.executable, "-I", "-S", str(REAPER), str(theirs.fileno())],
+                    stdin=subprocess.DEVNULL,
+                    pass_fds=(theirs.fileno(),),
+                    env={name: os.environ[name] for name in ("LD_LIBRARY_PATH",) if name in os.environ},
+                    start_new_session=True,
+                )
+            except BaseException:
+                ours.close()
+                raise
+        self._control = ours
+        self._reapers += 1
+        self._up.set()
+        return process
+
+    def _disconnect(self) -> None:
+        if self._control is not None:
+            trio.lowlevel.notify_closing(self._control)
+            self._control.close()
+            self._control = None
+            self._up = trio.Event()
+
+    async def _take(self) -> _Warden:
+        """An idle warden, or a new one."""
+        while self._idle:
+            warden = self._idle.pop()
+            if warden.alive:
+                return warden
+            warden.close()
+        while True:
+            await self._up.wait()
+            control = self._control
+            if control is None:  # lost between the event and now
+                continue
+            ours, theirs = socket.socketpair()
+            with theirs:
+                try:
+                    socket.send_fds(control, [b"w"], [theirs.fileno()])
+                except BlockingIOError:
+                    ours.close()
+                    await trio.lowlevel.wait_writable(control)
+                    continue
+                except OSError:
+                    ours.close()
+                    await trio.sleep(RESTART_S / 4)  # `run` notices and starts another reaper
+                    continue
+            return _Warden(ours)
+
+    def _give_back(self, warden: _Warden) -> None:
+        if len(self._idle) < MAX_IDLE:
+            self._idle.append(warden)
+        else:
+            warden.close()
+
+    async def execute(self, job: Job, *, switch: KillSwitch) -> Ended:
+        """Runs a command until it ends, its time is over or the switch is thrown.
+
+        Raises CannotExecuteError if there is no such program or it may not be executed, InternalError if the command
+        cannot be supervised.
+        """
+        self._started += 1
+        warden = await self._take()
+        usable = False
+        try:
+            try:
+                reply = await self._supervised(warden, job, switch)
+            except trio.Cancelled:
+                warden.kill()
+                with trio.move_on_after(KILL_GRACE_S, shield=True):
+                    try:
+                        await warden.receive()
+                        usable = True
+                    except _LostError:
+                        pass  # gone, and with it what it ran
+                raise
+            usable = True
+        finally:
+            switch.connect(None)
+            if usable:
+                self._give_back(warden)
+            else:
+                warden.close()
+        return self._ended(reply)
+
+    async def _supervised(self, warden: _Warden, job: Job, switch: KillSwitch) -> dict[str, Any]:
+        request = {
+            "do": "run",
+            "argv": list(job.argv),
+            "env": dict(job.env),
+            "cwd": job.cwd,
+            "stdout": job.stdout,
+            "stderr": job.stderr,
+            "timeout_s": job.timeout_s,
+            "max_output_bytes": job.max_output_bytes,
+        }
+        try:
+            await warden.send(request)
+            switch.connect(warden.kill)
+            with trio.fail_after(job.timeout_s + KILL_GRACE_S):
+                return await warden.receive()
+        except _LostError:
+            raise InternalError("the process that supervises the action was killed") from None
+        except trio.TooSlowError:
+            raise InternalError(f"the action's processes are still there {KILL_GRACE_S:g} s after their end") from None
+
+    def _ended(self, reply: dict[str, Any]) -> Ended:
+        if failed := reply.get("failed"):
+            number = reply.get("errno") or errno.EINVAL
+            if failed == "exec":
+                raise CannotExecuteError(number)
+            raise InternalError(f"cannot prepare the command: {os.strerror(number)}: {reply.get('path')}")
+        status = reply.pop("status")
+        self._strays += reply["strays"]
+        code = os.waitstatus_to_exitcode(status)
+        return Ended(exit_code=code if code >= 0 else 128 - code, **reply)
+
+    async def remove_tree(self, path: str) -> None:
+        """Removes a directory and all that is in it, whatever its modes, links and depth. Failure is logged."""
+        warden = await self._take()
+        usable = False
+        try:
+            await warden.send({"do": "remove", "path": path})
+            reply = await warden.receive()
+            usable = True
+            if "failed" in reply:
+                log.error("cannot remove %s: %s", path, reply.get("text"))
+        except _LostError:
+            log.error("cannot remove %s: the process that did was killed", path)
+        finally:
+            if usable:
+                self._give_back(warden)
+            else:
+                warden.close()
+
+
+async def _end(process: trio.Process) -> None:
+    """Waits for a reaper whose socket is closed."""
+    with trio.CancelScope(shield=True):
+        with trio.move_on_after(5):
+            await process.wait()
+            return
+        process.send_signal(signal.SIGKILL)
+        await process.wait()
