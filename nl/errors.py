@@ -101,8 +101,8 @@ class NotFoundError(NlError):
 class BlobNotFoundError(NotFoundError):
     """A key is not in the store asked. `str(key)` is in the message; `key` is kept for callers that collect them."""
 
-    def __init__(self, key: object, where: str = "") -> None:
-        super().__init__(f"{key} not found" + (f" in {where}" if where else ""))
+    def __init__(self, key: object, where: str = "", *, message: str = "") -> None:
+        super().__init__(message or f"{key} not found" + (f" in {where}" if where else ""))
         self.key = key
 
 

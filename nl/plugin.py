@@ -9,9 +9,11 @@ class attribute `Options` names the former, registered under the entry-point gro
 and used in a config as `{ name: "X", my_kind: { ...options... } }`. Run `nl.testing.StoreConformance` against it.
 """
 
+from nl.blob.file import open_file
 from nl.blob.hashing import hash_bytes
 from nl.blob.reader import CHUNK, Buffer, BytesReader, Reader, read_all
 from nl.blob.slice import Opened, SliceReader, clamp, slice_bytes
+from nl.blob.tee import Tee
 from nl.blob.verify import VerifyingReader
 from nl.config.types import Count, Duration, EvictionPolicy, Flag, Options, Size, StoreName, StoreSpec, Text
 from nl.errors import (
@@ -37,6 +39,6 @@ __all__ = [
     "ConfigError", "CorruptBlobError", "Count", "Digest", "DigestFunction", "Discards", "Duration",
     "EvictionPolicy", "ExhaustedError", "Flag", "InternalError", "InvalidRequestError", "Key", "Link", "LocalFiles",
     "LruIndex", "NlError", "NotFoundError", "Opened", "Options", "RangeError", "Reader", "Size", "SliceReader",
-    "Store", "StoreContext", "StoreName", "StoreSpec", "Text", "UnavailableError", "UploadMismatchError",
-    "VerifyingReader", "clamp", "hash_bytes", "read_all", "slice_bytes",
+    "Store", "StoreContext", "StoreName", "StoreSpec", "Tee", "Text", "UnavailableError", "UploadMismatchError",
+    "VerifyingReader", "clamp", "hash_bytes", "open_file", "read_all", "slice_bytes",
 ]
