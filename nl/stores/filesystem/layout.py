@@ -1,0 +1,246 @@
+"""The folders of a store on disk: made, checked, opened, and cleaned of what dead processes left. Blocking; no trio.
+
+    {content_path}/d    blobs                      {content_path}/.lock     the lock of all who write (commit.py)
+    {content_path}/a    action results             {temp_path}/d            files being written
+    {content_path}/s    values with string keys    {temp_path}/*.session    one locked file for each living process
+    {content_path}.exec/d     executable variants of blobs (executables.py)
+    {content_path}.corrupt    blobs found wrong (quarantine.py)
+
+Where `content_path` is a mount point, the last two are `.exec` and `.corrupt` inside of it: files can only be renamed
+within a file system.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import itertools
+import logging
+import os
+import secrets
+import stat
+import time
+from collections.abc import Callable
+
+from nl.plugin import ConfigError, Digest, Key
+from nl.stores.filesystem import names
+from nl.stores.filesystem.oserrors import translate
+
+_log = logging.getLogger(__name__)
+
+_FOLDER_FLAGS = os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC
+_SESSION = ".session"
+_FOREIGN_TEMP_AGE_S = 24 * 3600
+"""Temporary files that no session of ours names are left alone for so long: somebody else may be writing them."""
+
+
+class Folder:
+    """A folder of files that are named after keys. `fd` is open while the layout is."""
+
+    __slots__ = ("fd", "key_of", "path", "watch")
+
+    def __init__(self, path: str, key_of: Callable[[str, int], Key | None]) -> None:
+        self.path = path
+        self.key_of = key_of
+        self.fd = -1
+        self.watch = -1
+
+    def __repr__(self) -> str:
+        return f"<Folder {self.path}>"
+
+
+class Layout:
+    """Where everything is. `open` before use, `close` after; both block (run them in a thread)."""
+
+    def __init__(self, *, content_path: str, temp_path: str, name: str) -> None:
+        content = os.path.abspath(content_path)
+        self.name = name
+        self.content_path = content
+        self.temp_path = os.path.abspath(temp_path)
+        self.blobs = Folder(f"{content}/d", names.key_in_blobs)
+        self.actions = Folder(f"{content}/a", names.key_in_actions)
+        self.texts = Folder(f"{content}/s", names.key_in_texts)
+        self.executables = Folder(f"{content}.exec/d", names.key_in_executables)
+        self.temp = Folder(f"{self.temp_path}/d", lambda name, size: None)
+        self.corrupt = Folder(f"{content}.corrupt", lambda name, size: None)
+        self.lock_path = f"{content}/.lock"
+        self.lock_fd = -1
+        self._session = ""
+        self._session_fd = -1
+        self._numbers = itertools.count()
+
+    @property
+    def shelves(self) -> tuple[Folder, Folder, Folder, Folder]:
+        """The folders whose files are in the index."""
+        return (self.blobs, self.actions, self.texts, self.executables)
+
+    def open(self) -> None:
+        """Makes what is missing, checks that it can work, opens it. Raises ConfigError."""
+        try:
+            for path in (self.content_path, self.temp_path):
+                os.makedirs(path, exist_ok=True)
+            self._place_siblings()
+            for folder in (*self.shelves, self.temp, self.corrupt):
+                os.makedirs(folder.path, exist_ok=True)
+                folder.fd = os.open(folder.path, _FOLDER_FLAGS)
+            self.lock_fd = os.open(self.lock_path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o666)
+            self._start_session()
+            self._check_rename()
+            self._adopt_old_layout()
+            self._clean_temp()
+        except OSError as error:
+            self.close()
+            path = os.fsdecode(error.filename) if isinstance(error.filename, (str, bytes)) else self.content_path
+            problem = translate(error, store=self.name, path=path, doing="use")
+            raise ConfigError("", problem.message) from error
+        except ConfigError:
+            self.close()
+            raise
+
+    def close(self) -> None:
+        """Closes all descriptors. Files under way have been removed by those who wrote them."""
+        for folder in (*self.shelves, self.temp, self.corrupt):
+            if folder.fd >= 0:
+                os.close(folder.fd)
+                folder.fd = -1
+        if self._session_fd >= 0:
+            try:
+                os.unlink(f"{self.temp_path}/{self._session}{_SESSION}")
+            except FileNotFoundError:
+                pass
+            os.close(self._session_fd)
+            self._session_fd = -1
+        if self.lock_fd >= 0:
+            os.close(self.lock_fd)
+            self.lock_fd = -1
+
+    def reopen(self) -> None:
+        """Makes folders anew that somebody has deleted. Descriptors keep their numbers, so that nobody loses them."""
+        for path in (self.content_path, self.temp_path):
+            os.makedirs(path, exist_ok=True)
+        for folder in (*self.shelves, self.temp, self.corrupt):
+            os.makedirs(folder.path, exist_ok=True)
+            _replace(folder.fd, os.open(folder.path, _FOLDER_FLAGS))
+        _replace(self.lock_fd, os.open(self.lock_path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o666))
+        if not os.fstat(self._session_fd).st_nlink:
+            os.close(self._session_fd)
+            self._start_session()
+
+    def is_in_place(self) -> bool:
+        """Whether the open folders are still those at their paths (somebody may have deleted and made them anew)."""
+        for folder in (*self.shelves, self.temp):
+            try:
+                there, ours = os.stat(folder.path), os.fstat(folder.fd)
+            except OSError:
+                return False
+            if (there.st_ino, there.st_dev) != (ours.st_ino, ours.st_dev):
+                return False
+        return True
+
+    def temp_name(self) -> str:
+        """A name in `temp` that nobody else uses."""
+        return f"{self._session}-{next(self._numbers):x}"
+
+    def path_of(self, folder: Folder, name: str) -> str:
+        """For messages."""
+        return f"{folder.path}/{name}"
+
+    def _place_siblings(self) -> None:
+        """Moves `.exec` and `.corrupt` into `content_path` where the folder beside it is another file system."""
+        content = self.content_path
+        parent = os.path.dirname(content)
+        beside = os.stat(parent).st_dev == os.stat(content).st_dev and os.access(parent, os.W_OK | os.X_OK)
+        prefix = content if beside else f"{content}/"
+        self.executables.path = f"{prefix}.exec/d"
+        self.corrupt.path = f"{prefix}.corrupt"
+
+    def _check_rename(self) -> None:
+        """Only a rename tells whether renaming works: bind mounts of one device refuse it too."""
+        name = self.temp_name()
+        os.close(os.open(name, os.O_CREAT | os.O_EXCL | os.O_WRONLY | os.O_CLOEXEC, 0o600, dir_fd=self.temp.fd))
+        target = f"{self.content_path}/.probe-{name}"
+        try:
+            os.rename(name, target, src_dir_fd=self.temp.fd)
+        except OSError as error:
+            os.unlink(name, dir_fd=self.temp.fd)
+            raise ConfigError(
+                "temp_path",
+                f"{self.temp_path} and content_path {self.content_path} must lie on one file system: a file cannot be "
+                f"renamed from one to the other ({error.strerror}); expected, for example, {self.content_path}.temp",
+            ) from error
+        os.unlink(target)
+
+    def _adopt_old_layout(self) -> None:
+        """Caches of long ago had their blobs in `content_path` itself: they belong into `d`."""
+        moved = 0
+        with os.scandir(self.content_path) as found:
+            for item in found:
+                if Digest.parse_name(item.name) is not None and item.is_file(follow_symlinks=False):
+                    os.rename(item.path, item.name, dst_dir_fd=self.blobs.fd)
+                    moved += 1
+        if moved:
+            _log.info("store %s: moved %d blobs of an old layout into %s", self.name, moved, self.blobs.path)
+
+    def _start_session(self) -> None:
+        """Takes a name for this process's temporary files and locks it, so that all can see that it lives."""
+        while True:
+            session = secrets.token_hex(6)
+            path = f"{self.temp_path}/{session}{_SESSION}"
+            fd = os.open(path, os.O_CREAT | os.O_EXCL | os.O_RDWR | os.O_CLOEXEC, 0o666)
+            fcntl.flock(fd, fcntl.LOCK_EX)
+            # Between the two calls somebody may have locked it, found nobody living in it and deleted it.
+            if os.fstat(fd).st_nlink:
+                self._session, self._session_fd = session, fd
+                return
+            os.close(fd)
+
+    def _clean_temp(self) -> None:
+        """Deletes the temporary files of sessions that nobody holds any more; others' only when a day old."""
+        living, dead = self._sessions()
+        removed = 0
+        horizon = time.time() - _FOREIGN_TEMP_AGE_S
+        with os.scandir(self.temp.fd) as found:
+            for item in found:
+                session = item.name.partition("-")[0]
+                if session in living:
+                    continue
+                try:
+                    facts = item.stat(follow_symlinks=False)
+                    if stat.S_ISREG(facts.st_mode) and (session in dead or facts.st_mtime < horizon):
+                        os.unlink(item.name, dir_fd=self.temp.fd)
+                        removed += 1
+                except FileNotFoundError:
+                    continue
+        for session, fd in dead.items():
+            try:
+                os.unlink(f"{self.temp_path}/{session}{_SESSION}")
+            except FileNotFoundError:
+                pass
+            os.close(fd)
+        if removed:
+            _log.info("store %s: deleted %d unfinished uploads of dead processes", self.name, removed)
+
+    def _sessions(self) -> tuple[set[str], dict[str, int]]:
+        """Living sessions, and dead ones with the descriptor that now locks them."""
+        living: set[str] = set()
+        dead: dict[str, int] = {}
+        for name in os.listdir(self.temp_path):
+            session = name.removesuffix(_SESSION)
+            if session == name:
+                continue
+            try:
+                fd = os.open(f"{self.temp_path}/{name}", os.O_RDWR | os.O_CLOEXEC)
+            except FileNotFoundError:
+                continue
+            try:
+                fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError:
+                os.close(fd)
+                living.add(session)
+            else:
+                dead[session] = fd
+        return living, dead
+
+
+def _replace(fd: int, by: int) -> None:
+    os.dup2(by, fd, inheritable=False)
+    os.close(by)

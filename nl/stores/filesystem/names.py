@@ -1,0 +1,68 @@
+"""File names of keys, and keys of file names. Pure; nothing that a key says can name a file outside of its folder.
+
+Digests are `{hash}-{size}` in the folder `d`, as NativeLink has it. Action keys have the same form in a folder `a` of
+their own: in one folder, the file of a blob and that of an action's result could not be told apart. (An action result
+that an older cache left in `d` is still found: its size is not the one in its name. Its key in the index carries the
+tag LEGACY.) Strings are percent-encoded in `s`.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import re
+from urllib.parse import quote
+
+from nl.plugin import ActionKey, Digest, InvalidRequestError, Key
+
+LEGACY = "in d"
+"""The tag of keys for files in `d` whose size is not what their name says."""
+_MAX_NAME = 255
+_HEX = re.compile(r"[0-9a-f]{64}").fullmatch
+
+
+def name_of(key: Digest | ActionKey) -> str:
+    """The file name of a digest or an action key. Raises InvalidRequestError if it is not well-formed."""
+    if not _HEX(key.hash):
+        raise InvalidRequestError(f"invalid digest hash {key.hash[:80]!r}: expected 64 lower-case hex digits")
+    return f"{key.hash}-{key.size}"
+
+
+def name_of_text(key: str) -> str:
+    """The file name of a string key: letters, digits and `_-.~` as they are, all else as %XX.
+
+    A leading dot is encoded too, so that no name is hidden, `.` or `..`. Longer than a file name can be, a name is
+    `%%` and the SHA-256 of the key instead.
+    """
+    if not key:
+        raise InvalidRequestError("the empty string is not a key")
+    name = quote(key, safe="", errors="surrogatepass")
+    if name[0] == ".":
+        name = "%2E" + name[1:]
+    if len(name) > _MAX_NAME:
+        name = "%%" + hashlib.sha256(key.encode("utf-8", "surrogatepass")).hexdigest()
+    return name
+
+
+def key_in_blobs(name: str, size: int) -> Key | None:
+    """The index key of a file in `d` that has `size` bytes; None if its name is not of ours."""
+    digest = Digest.parse_name(name)
+    if digest is None or digest.size == size:
+        return digest
+    return ActionKey(digest.hash, digest.size, LEGACY)
+
+
+def key_in_actions(name: str, size: int) -> Key | None:
+    """The index key of a file in `a`."""
+    digest = Digest.parse_name(name)
+    return None if digest is None else ActionKey(digest.hash, digest.size)
+
+
+def key_in_texts(name: str, size: int) -> Key | None:
+    """The index key of a file in `s`: the file name itself, as long names cannot be turned back."""
+    return None if name.startswith(".") else name
+
+
+def key_in_executables(name: str, size: int) -> Key | None:
+    """The key of an executable variant, in an index of their own."""
+    digest = Digest.parse_name(name)
+    return digest if digest is not None and digest.size == size else None

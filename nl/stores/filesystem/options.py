@@ -1,0 +1,48 @@
+"""The options of the `filesystem` kind."""
+
+from __future__ import annotations
+
+from dataclasses import field
+
+from nl.plugin import ConfigError, Count, EvictionPolicy, Flag, Options, Size, Text
+
+
+class FilesystemOptions(Options):
+    """Keeps blobs as files in a folder, which any number of processes on one machine may share."""
+
+    EXAMPLE = """{
+      filesystem: {
+        content_path: "/var/cache/nl/content", temp_path: "/var/cache/nl/temp",
+        eviction_policy: { max_bytes: "100gb", evict_bytes: "1gb" },
+      }
+    }"""
+
+    content_path: Text
+    """The folder of the blobs. All processes that name it share it: each sees at once what the others write and evict,
+    and together they stay under `max_bytes` (so all should be given the same)."""
+    temp_path: Text
+    """The folder in which uploads are written before they are renamed into `content_path`: on the same file system.
+    Each process may have its own, or all the same."""
+    read_buffer_size: Size = 256 * 1024
+    """The most bytes that one read of a large blob takes from its file, and so what one reader holds in memory."""
+    eviction_policy: EvictionPolicy = field(default_factory=EvictionPolicy)
+    """When blobs are deleted; without it, never."""
+    block_size: Size = 4096
+    """Each file counts as a multiple of this many bytes against `max_bytes`, as it does on the disk."""
+    max_concurrent_writes: Count = 0
+    """How many large uploads may write to the disk at the same moment; 0 means as many as there are threads for."""
+    evict_page_cache: Flag = False
+    """Write large uploads through to the disk and drop them from the page cache, for stores that are rarely read."""
+
+    def check(self) -> None:
+        """Refuses empty paths, a temp folder that is the content folder, and sizes that make no sense."""
+        if not self.content_path:
+            raise ConfigError("content_path", "is empty; expected a folder")
+        if not self.temp_path:
+            raise ConfigError("temp_path", "is empty; expected a folder")
+        if self.content_path.rstrip("/") == self.temp_path.rstrip("/"):
+            raise ConfigError("temp_path", "is the same as content_path; expected another folder on that file system")
+        if self.block_size < 1:
+            raise ConfigError("block_size", f"is {self.block_size}; expected at least 1")
+        if self.read_buffer_size < 1:
+            raise ConfigError("read_buffer_size", f"is {self.read_buffer_size}; expected at least 1")

@@ -1,0 +1,75 @@
+"""Wrong blobs are set aside, not served and not lost: an operator may want to see what the disk has done.
+
+The folder of such files is bounded; the oldest go first. It does not count against `max_bytes`.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import time
+
+from nl.plugin import Digest
+from nl.stores.filesystem.commit import Committer
+from nl.stores.filesystem.layout import Folder
+from nl.stores.filesystem.verify import describe_content
+
+_log = logging.getLogger(__name__)
+
+MAX_FILES = 64
+MAX_BYTES = 256 * 1024 * 1024
+
+
+class Quarantine:
+    """Sets files aside in `{content_path}.corrupt`."""
+
+    def __init__(self, committer: Committer) -> None:
+        self._committer = committer
+        self.corrupt_blobs = 0
+
+    async def set_aside(self, folder: Folder, digest: Digest, fd: int) -> None:
+        """Moves the file that `fd` is open on out of `folder`, unless it has been replaced or mended meanwhile."""
+        layout = self._committer.mirror.layout
+        name = str(digest)
+        await self._committer.lock.acquire()
+        with self._committer.lock.held():
+            self._committer.mirror.refresh()
+            ours = os.fstat(fd)
+            try:
+                there = os.stat(name, dir_fd=folder.fd, follow_symlinks=False)
+            except FileNotFoundError:
+                return
+            if (there.st_ino, there.st_dev) != (ours.st_ino, ours.st_dev):
+                return
+            aside = f"{name}.{time.time_ns():x}"
+            os.rename(name, aside, src_dir_fd=folder.fd, dst_dir_fd=layout.corrupt.fd)
+            self._committer.mirror.removed(folder, name, key=digest)
+            if folder is layout.blobs:
+                self._committer.delete_executable(digest)
+        self.corrupt_blobs += 1
+        _log.error(
+            "store %s: %s/%s is corrupt: it has %s. It was moved to %s/%s and counts as missing until it is uploaded "
+            "again. If this happens often, check the disk, and who else writes to the folder",
+            layout.name, folder.path, name, describe_content(fd, ours.st_size), layout.corrupt.path, aside,
+        )  # fmt: skip
+        self._prune(layout.corrupt)
+
+    def _prune(self, folder: Folder) -> None:
+        """Deletes the oldest until the bounds hold."""
+        found = []
+        with os.scandir(folder.fd) as items:
+            for item in items:
+                try:
+                    facts = item.stat(follow_symlinks=False)
+                except FileNotFoundError:
+                    continue
+                found.append((facts.st_ctime_ns, item.name, facts.st_size))
+        found.sort(reverse=True)
+        total = 0
+        for count, (_, name, size) in enumerate(found, 1):
+            total += size
+            if count > MAX_FILES or (total > MAX_BYTES and count > 1):
+                try:
+                    os.unlink(name, dir_fd=folder.fd)
+                except FileNotFoundError:
+                    continue
