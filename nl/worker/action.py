@@ -31,6 +31,7 @@ from nl.errors import (
     Code,
     DeadlineError,
     ExhaustedError,
+    InternalError,
     InvalidRequestError,
     NlError,
     UnavailableError,
@@ -49,7 +50,7 @@ from nl.worker.inputs import Listings, materialise
 from nl.worker.outputs import Outputs, scan, upload
 from nl.worker.processes import CannotExecuteError, Ended, Job, KillSwitch, Supervisor
 from nl.worker.results import ResultKeeper
-from nl.worker.statuses import first_error, to_status
+from nl.worker.statuses import to_status
 from nl.worker.trees import message_of
 
 log = logging.getLogger("nl.worker.action")

@@ -18,6 +18,7 @@ from nl.blob.reader import CHUNK, Buffer, Reader
 from nl.errors import BlobNotFoundError, UploadMismatchError
 from nl.model.digest import EMPTY, Digest, DigestFunction
 from nl.storage.contract import SMALL, Link, LocalFiles, Store
+from nl.worker.crew import run_crew
 
 CONCURRENT = 16
 """Blobs on their way to or from a store at a time, per action."""
@@ -81,18 +82,16 @@ class CopiedFiles:
     async def link_files(self, links: Sequence[Link]) -> list[Digest]:
         """See `LocalFiles.link_files`."""
         missing: dict[Digest, None] = {}
-        turns = trio.CapacityLimiter(CONCURRENT)
+        order = iter(links)
 
-        async def fetch(link: Link) -> None:
-            async with turns:
+        async def fetch() -> None:
+            for link in order:
                 try:
                     await self._fetch(link)
                 except BlobNotFoundError:
                     missing[link.digest] = None
 
-        async with trio.open_nursery(strict_exception_groups=False) as nursery:
-            for link in links:
-                nursery.start_soon(fetch, link)
+        await run_crew(min(CONCURRENT, len(links)), fetch)
         return [digest for digest in dict.fromkeys(link.digest for link in links) if digest in missing]
 
     async def _fetch(self, link: Link) -> None:

@@ -26,6 +26,7 @@ from nl.errors import BlobNotFoundError, InvalidRequestError
 from nl.model.digest import EMPTY_DIGESTS, Digest, DigestFunction
 from nl.pb import reapi
 from nl.storage.contract import MAX_WHOLE, Link, LocalFiles, Store
+from nl.worker.crew import run_crew
 from nl.worker.failures import missing_blobs, os_errors
 from nl.worker.files import CONCURRENT
 
@@ -194,9 +195,7 @@ class Listings:
             for at in order:
                 results[at] = await self.load(digests[at])
 
-        async with trio.open_nursery(strict_exception_groups=False) as nursery:
-            for _ in range(min(CONCURRENT, len(absent))):
-                nursery.start_soon(fetch)
+        await run_crew(min(CONCURRENT, len(absent)), fetch)
         return results
 
 

@@ -27,6 +27,7 @@ from nl.pb import reapi
 from nl.storage.contract import SMALL, LocalFiles, Store
 from nl.worker.command import CommandPlan, Output
 from nl.worker.containment import Inside
+from nl.worker.crew import run_crew
 from nl.worker.failures import os_errors
 from nl.worker.files import CONCURRENT, Hashed, hash_file
 from nl.worker.trees import DirectoryScanner, link_target, message_of, node_properties, tree_bytes
@@ -211,13 +212,6 @@ async def upload(outputs: Outputs, *, scratch: str, store: Store, files: LocalFi
                 await trio.to_thread.run_sync(shutil.copyfile, found.path, path)
             await files.adopt_file(digest, path)
 
-    count = min(CONCURRENT, len(outputs.local) + len(outputs.made))
+    count = len(outputs.local) + len(outputs.made)
     with os_errors("cannot store the outputs"):
-        if count <= 2:
-            await feed()
-            return
-        async with trio.open_nursery(strict_exception_groups=False) as nursery:
-            for _ in range(count):
-                nursery.start_soon(feed)
-
-
+        await run_crew(1 if count <= 2 else min(CONCURRENT, count), feed)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from nl.errors import Detail, FieldViolation, InternalError, NlError, RetryAfter, Violation
+from nl.errors import Detail, FieldViolation, NlError, RetryAfter, Violation
 from nl.pb import rpc_status, wkt
 
 
@@ -32,13 +32,3 @@ def _pack(details: tuple[Detail, ...]) -> list[wkt.Any]:
             delay = wkt.duration_from_ns(round(item.seconds * 1_000_000_000))
             packed.append(wkt.pack(rpc_status.RetryInfo(retry_delay=delay)))
     return packed
-
-
-def first_error(exc: BaseException) -> NlError:
-    """The failure to tell of an exception: an NlError as it is, the first one of a group, or an InternalError."""
-    if isinstance(exc, NlError):
-        return exc
-    if isinstance(exc, BaseExceptionGroup):
-        found = [first_error(inner) for inner in exc.exceptions]
-        return next((error for error in found if not isinstance(error, InternalError)), found[0])
-    return InternalError(f"{type(exc).__name__}: {exc}")
