@@ -231,10 +231,10 @@ def parse_write_head(first: Buffer, total: int) -> WriteHead | None:
     try:
         return _parse_write_head(head, total)
     except IndexError:
-        if len(first) >= total:
-            raise DecodeError("WriteRequest: truncated") from None
         if len(head) == _MAX_WRITE_HEAD:
             raise NotStreamableError("a resource name of many KiB") from None
+        if len(head) >= total:
+            raise DecodeError("WriteRequest: truncated") from None
         return None
 
 
