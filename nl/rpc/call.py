@@ -1,0 +1,319 @@
+"""One call, either side: messages in and out of a stream, waiting for data and for credit.
+
+Derived by ServerCall (server.py) and ClientStream (client.py). Inbound bytes stay in the connection's receive buffer
+until they are asked for: `receive_message` joins one message into memory of its own (once); `receive_body` hands out
+views. Not here: headers, trailers and what a status means.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import trio
+
+from nl.blob.reader import CHUNK, Buffer
+from nl.errors import ExhaustedError, InvalidRequestError
+from nl.rpc import frames as fr
+from nl.rpc import messages
+from nl.rpc.connection import HIGH_WATER, Connection
+from nl.rpc.contract import MessageBody
+from nl.rpc.core import Owner, Stream
+
+SMALL = 16 * 1024
+"""Messages up to this size are copied and leave with whatever else is queued."""
+PIECE = 1 << 20
+"""At most this much of a message is offered to the kernel at once."""
+
+
+class Call(Stream):
+    """See the module's docstring. One task at a time in each direction."""
+
+    __slots__ = ("_body", "_lent", "_reader", "_window_waiter", "blocked_since", "encoding", "max_message_size")
+
+    core: Connection
+
+    def __init__(self, core: Connection, sid: int, *, max_message_size: int) -> None:
+        super().__init__(core, sid)
+        self.max_message_size = max_message_size
+        self.encoding: str | None = None
+        self.blocked_since: float | None = None
+        self._reader: trio.lowlevel.Task | None = None
+        self._window_waiter: trio.lowlevel.Task | None = None
+        self._lent: list[tuple[Owner | None, int]] = []
+        self._body: Body | None = None
+
+    # -- hooks of the derived classes --------------------------------------------------------------------------------
+
+    def raise_if_over(self) -> None:
+        """Raises if nothing more can be received or sent because the call has failed."""
+
+    def head(self, *, end_stream: bool = False) -> bytes:
+        """The frames that must go before the first message, or nothing if they are out."""
+        return b""
+
+    # -- waking ------------------------------------------------------------------------------------------------------
+
+    def on_data(self) -> None:
+        """Wakes the receiving task."""
+        task = self._reader
+        if task is not None:
+            self._reader = None
+            trio.lowlevel.reschedule(task)
+
+    def on_window(self) -> None:
+        """Wakes the sending task."""
+        task = self._window_waiter
+        if task is not None:
+            self._window_waiter = None
+            trio.lowlevel.reschedule(task)
+
+    async def wait_data(self) -> None:
+        """Until `on_data`."""
+
+        def abort(_: object) -> trio.lowlevel.Abort:
+            self._reader = None
+            return trio.lowlevel.Abort.SUCCEEDED
+
+        self._reader = trio.lowlevel.current_task()
+        await trio.lowlevel.wait_task_rescheduled(abort)
+
+    async def _wait_stream_window(self) -> None:
+        def abort(_: object) -> trio.lowlevel.Abort:
+            self._window_waiter = None
+            return trio.lowlevel.Abort.SUCCEEDED
+
+        self._window_waiter = trio.lowlevel.current_task()
+        await trio.lowlevel.wait_task_rescheduled(abort)
+
+    # -- receiving ---------------------------------------------------------------------------------------------------
+
+    def return_lent(self) -> None:
+        """What was handed out as views is done with."""
+        if self._lent:
+            lent, self._lent = self._lent, []
+            total = 0
+            for owner, size in lent:
+                if owner is not None:
+                    owner.release(size)
+                total += size
+            self.consumed(total)
+
+    async def receive_message(self) -> Buffer | None:
+        """The next message, decompressed, in memory of its own; None at the end of the stream."""
+        if self._lent or self._body is not None:
+            self._finish_body()
+        chunks = self.chunks
+        if chunks:
+            view, owner = chunks[0]
+            size = len(view)
+            if size >= 5 and not view[0]:
+                stop = 5 + fr.PREFIX.unpack_from(view)[1]
+                if stop <= size and stop - 5 <= self.max_message_size:
+                    data = bytes(view[5:stop])
+                    if stop == size:
+                        chunks.popleft()
+                    else:
+                        chunks[0] = (view[stop:], owner)
+                    if owner is not None:
+                        owner.release(stop)
+                    self.consumed(stop)
+                    return data
+        prefix = await self._receive_prefix()
+        if prefix is None:
+            return None
+        compressed, length = prefix
+        joined = bytearray()
+        while len(joined) < length:
+            for part in await self._views(length - len(joined)):
+                joined += part
+            self.return_lent()
+        if compressed:
+            return messages.decompress(joined, max_bytes=self.max_message_size)
+        return memoryview(joined)
+
+    async def receive_body(self) -> MessageBody | None:
+        """The next message as a reader of its bytes; None at the end of the stream."""
+        if self._lent or self._body is not None:
+            self._finish_body()
+        prefix = await self._receive_prefix()
+        if prefix is None:
+            return None
+        compressed, length = prefix
+        if compressed:
+            joined = b"".join([bytes(p) for p in await self._all(length)])
+            return WholeBody(messages.decompress(joined, max_bytes=self.max_message_size))
+        self._body = Body(self, length)
+        return self._body
+
+    async def _all(self, length: int) -> list[bytes]:
+        parts: list[bytes] = []
+        while length:
+            for part in await self._views(length):
+                parts.append(bytes(part))
+                length -= len(part)
+            self.return_lent()
+        return parts
+
+    def _finish_body(self) -> None:
+        body, self._body = self._body, None
+        self.return_lent()
+        if body is not None and body.left:
+            raise RuntimeError("a message body must be read to its end before the next message")
+
+    async def _receive_prefix(self) -> tuple[bool, int] | None:
+        prefix = b""
+        while len(prefix) < messages.PREFIX_SIZE:
+            if not self.chunks:
+                self.raise_if_over()
+                if self.recv_closed:
+                    if prefix:
+                        raise InvalidRequestError("the stream ends inside of a message")
+                    return None
+                await self.wait_data()
+                continue
+            prefix += b"".join(self._pop(messages.PREFIX_SIZE - len(prefix)))
+            self.return_lent()
+        flag, length = fr.PREFIX.unpack(prefix)
+        if flag and (flag > 1 or self.encoding in (None, messages.IDENTITY)):
+            raise InvalidRequestError(f"message with compressed-flag {flag}, but grpc-encoding is {self.encoding}")
+        if length > self.max_message_size:
+            raise ExhaustedError(f"message of {length} bytes; the limit is {self.max_message_size}")
+        return bool(flag), length
+
+    def _pop(self, max_bytes: int) -> list[memoryview]:
+        """Takes up to `max_bytes` that have arrived; they are lent until `return_lent`."""
+        parts: list[memoryview] = []
+        chunks = self.chunks
+        while chunks and max_bytes:
+            view, owner = chunks[0]
+            size = len(view)
+            if size > max_bytes:
+                chunks[0] = (view[max_bytes:], owner)
+                view, size = view[:max_bytes], max_bytes
+            else:
+                chunks.popleft()
+            max_bytes -= size
+            parts.append(view)
+            self._lent.append((owner, size))
+        return parts
+
+    async def _views(self, max_bytes: int) -> list[memoryview]:
+        """Bytes inside of a message, at least one."""
+        while not self.chunks:
+            self.raise_if_over()
+            if self.recv_closed:
+                raise InvalidRequestError("the stream ends inside of a message")
+            await self.wait_data()
+        return self._pop(max_bytes)
+
+    async def receive_parts_of(self, body: Body, max_bytes: int) -> Sequence[Buffer]:
+        """The next piece of the current body."""
+        self.return_lent()
+        if body is not self._body or not body.left:
+            return ()
+        parts = await self._views(min(max_bytes, body.left))
+        body.left -= sum(map(len, parts))
+        return parts
+
+    # -- sending -----------------------------------------------------------------------------------------------------
+
+    async def wait_send_credit(self) -> int:
+        """Waits until the peer's windows allow some bytes; how many."""
+        core = self.core
+        while True:
+            self.raise_if_over()
+            credit = min(self.send_window, core.send_window)
+            if credit > 0:
+                self.blocked_since = None
+                return credit
+            if self.blocked_since is None:
+                self.blocked_since = trio.current_time()
+            if core.out:
+                core.flush_soon()
+            if self.send_window <= 0:
+                await self._wait_stream_window()
+            else:
+                await core.wait_window()
+
+    async def send_framed(self, parts: Sequence[Buffer], *, compressed: bool = False, end_stream: bool = False) -> None:
+        """Sends one message; returns when its buffers may be reused."""
+        core = self.core
+        self.raise_if_over()
+        length = sum(map(len, parts))
+        need = length + messages.PREFIX_SIZE
+        prefix = fr.PREFIX.pack(compressed, length)
+        core.sent_since_ping = True
+        if need <= SMALL:
+            if core.out_bytes >= HIGH_WATER:
+                await core.wait_room()
+                self.raise_if_over()
+            if need <= self.send_window and need <= core.send_window:
+                self.send_window -= need
+                core.send_window -= need
+                header = fr.header(need, fr.DATA, fr.END_STREAM if end_stream else 0, self.sid)
+                core.emit(b"".join((self.head(), header, prefix, *parts)))
+                if end_stream:
+                    self.send_closed = True
+                    core.close_if_done(self)
+                core.flush_soon()
+                return
+        await self.send_prefixed([prefix, *parts], end_stream=end_stream)
+
+    async def send_prefixed(self, parts: Sequence[Buffer], *, end_stream: bool = False) -> None:
+        """Sends a message that has its prefix, as credit comes in."""
+        core = self.core
+        head = self.head()
+        if head:
+            core.emit(head)
+        cutter = messages.Cutter(parts)
+        piece = PIECE if core.transport.inline else 4 * SMALL
+        while cutter.left:
+            size = min(await self.wait_send_credit(), piece, cutter.left)
+            self.send_window -= size
+            core.send_window -= size
+            frames = cutter.cut(size, sid=self.sid, max_frame=core.peer_max_frame, end_stream=end_stream)
+            await core.send_frames(frames, stream=self)
+        if end_stream:
+            self.send_closed = True
+            core.close_if_done(self)
+
+
+class Body(MessageBody):
+    """A message as it arrives."""
+
+    __slots__ = ("_call", "left", "size")
+
+    def __init__(self, call: Call, size: int) -> None:
+        self._call = call
+        self.size = self.left = size
+
+    async def receive_parts(self, max_bytes: int = CHUNK) -> Sequence[Buffer]:
+        """Views of the receive buffer, valid until the next call."""
+        return await self._call.receive_parts_of(self, max_bytes)
+
+
+class WholeBody(MessageBody):
+    """A message that had to be unpacked and is in memory."""
+
+    __slots__ = ("_view", "size")
+
+    def __init__(self, data: bytes) -> None:
+        self._view = memoryview(data)
+        self.size = len(data)
+
+    async def receive_parts(self, max_bytes: int = CHUNK) -> Sequence[Buffer]:
+        """Views, until the end."""
+        view, self._view = self._view[:max_bytes], self._view[max_bytes:]
+        return (view,) if len(view) else ()
+
+
+def encoder_of(message: Any) -> Sequence[Buffer]:
+    """A message's encoding as buffers: its own `encode_parts`, or the codec for generated classes."""
+    own = getattr(message, "encode_parts", None)
+    if own is not None:
+        parts: Sequence[Buffer] = own()
+        return parts
+    from nl.pb.codec import encode_parts
+
+    return encode_parts(message)

@@ -1,0 +1,36 @@
+"""Flow control, the receiving half: how much the peer may still send, and when to tell it that it may send more.
+
+Pure arithmetic. Credit returns when the application has *consumed* bytes, not when they arrive: back-pressure is the
+window. The sending half is two integers (core.py), since all it needs is a minimum.
+"""
+
+from __future__ import annotations
+
+
+class ReceiveWindow:
+    """One window, of a stream or of a connection.
+
+    Invariant: `left` (what the peer may send) + bytes held by us + `owed` (consumed, not yet announced) == `size`.
+    """
+
+    __slots__ = ("left", "owed", "size")
+
+    def __init__(self, size: int) -> None:
+        self.size = size
+        self.left = size
+        self.owed = 0
+
+    def take(self, count: int) -> bool:
+        """Bytes have arrived; False if the peer had no credit for them."""
+        self.left -= count
+        return self.left >= 0
+
+    def give_back(self, count: int) -> int:
+        """Bytes have been consumed; the increment to announce now, or 0 while too little has come together."""
+        owed = self.owed + count
+        if owed * 4 < self.size:
+            self.owed = owed
+            return 0
+        self.owed = 0
+        self.left += owed
+        return owed

@@ -1,0 +1,150 @@
+"""From an error to a status on the wire, and back: the one place where that is decided.
+
+`NlError` and grpclib's `GRPCError` say what they are; anything else is INTERNAL, and its traceback is for the log
+alone. Details travel as google.rpc.Status in `grpc-status-details-bin`.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import trio
+from grpclib.const import Status
+from grpclib.exceptions import GRPCError
+
+from nl.errors import Code, Detail, FieldViolation, NlError, RetryAfter, Violation
+from nl.pb import rpc_status, wkt
+from nl.pb.codec import DecodeError, decode, encode
+from nl.rpc import hpack
+from nl.rpc.frames import ErrorCode
+from nl.rpc.metadata import decode_binary, decode_message, encode_binary, encode_fields, encode_message
+from nl.rpc.transport import TransportLost
+
+log = logging.getLogger(__name__)
+_MAX_MESSAGE = 4096
+_MAX_DETAILS = 64 * 1024
+
+RESET_CODES = {
+    ErrorCode.NO_ERROR: Code.INTERNAL,
+    ErrorCode.PROTOCOL_ERROR: Code.INTERNAL,
+    ErrorCode.INTERNAL_ERROR: Code.INTERNAL,
+    ErrorCode.FLOW_CONTROL_ERROR: Code.INTERNAL,
+    ErrorCode.REFUSED_STREAM: Code.UNAVAILABLE,
+    ErrorCode.CANCEL: Code.CANCELLED,
+    ErrorCode.ENHANCE_YOUR_CALM: Code.RESOURCE_EXHAUSTED,
+    ErrorCode.INADEQUATE_SECURITY: Code.PERMISSION_DENIED,
+}
+"""What RST_STREAM means for a call (PROTOCOL-HTTP2.md, "Errors"); anything else is UNKNOWN."""
+
+HTTP_CODES = {
+    400: Code.INTERNAL, 401: Code.UNAUTHENTICATED, 403: Code.PERMISSION_DENIED, 404: Code.UNIMPLEMENTED,
+    429: Code.UNAVAILABLE, 502: Code.UNAVAILABLE, 503: Code.UNAVAILABLE, 504: Code.UNAVAILABLE,
+}  # fmt: skip
+"""What an HTTP status without grpc-status means (http-grpc-status-mapping.md); anything else is UNKNOWN."""
+
+
+@dataclass(frozen=True, slots=True)
+class Outcome:
+    """How a call ended: what goes into the trailers."""
+
+    code: int
+    message: str = ""
+    details: Sequence[Any] = ()
+    """Messages of google.rpc, or such Any messages."""
+
+
+OK = Outcome(0)
+
+
+def outcome_of(error: BaseException, *, method: str) -> Outcome:
+    """The status of a handler that raised. Groups with one error in them count as that error."""
+    error = _single(error)
+    if isinstance(error, NlError):
+        return Outcome(int(error.code), error.message, tuple(_messages(error.details)))
+    if isinstance(error, GRPCError):
+        details = error.details if isinstance(error.details, list | tuple) else ()
+        return Outcome(error.status.value, error.message or "", tuple(details))
+    if isinstance(error, DecodeError):
+        return Outcome(Code.INVALID_ARGUMENT, f"request message: {error}")
+    if isinstance(error, TransportLost):
+        return Outcome(Code.UNAVAILABLE, "connection lost")
+    if isinstance(error, trio.TooSlowError):
+        return Outcome(Code.DEADLINE_EXCEEDED, "a time limit ran out")
+    log.error("handler of %s failed", method, exc_info=error)
+    return Outcome(Code.INTERNAL, f"internal error in {method}: {type(error).__name__}")
+
+
+def _single(error: BaseException) -> BaseException:
+    while isinstance(error, BaseExceptionGroup) and len(error.exceptions) == 1:
+        error = error.exceptions[0]
+    return error
+
+
+def _messages(details: Sequence[Detail]) -> list[Any]:
+    out: list[Any] = []
+    missing = [
+        rpc_status.PreconditionFailureViolation(type=each.type, subject=each.subject, description=each.description)
+        for each in details
+        if isinstance(each, Violation)
+    ]
+    if missing:
+        out.append(rpc_status.PreconditionFailure(violations=missing))
+    fields = [
+        rpc_status.BadRequestFieldViolation(field=each.field, description=each.description)
+        for each in details
+        if isinstance(each, FieldViolation)
+    ]
+    if fields:
+        out.append(rpc_status.BadRequest(field_violations=fields))
+    out.extend(
+        rpc_status.RetryInfo(retry_delay=wkt.duration_from_ns(int(each.seconds * 1e9)))
+        for each in details
+        if isinstance(each, RetryAfter)
+    )
+    return out
+
+
+def trailers(outcome: Outcome, metadata: Any = None) -> bytes:
+    """The header block that ends a call. Details that are too large for it are left out, with a note in the message."""
+    if not outcome.code and not metadata:
+        return hpack.TRAILERS_OK
+    fields = [(b"grpc-status", b"%d" % outcome.code)]
+    message = outcome.message
+    if outcome.details:
+        packed = [each if isinstance(each, wkt.Any) else wkt.pack(each) for each in outcome.details]
+        data = encode(rpc_status.Status(code=outcome.code, message=message[:_MAX_MESSAGE], details=packed))
+        if len(data) <= _MAX_DETAILS:
+            fields.append((b"grpc-status-details-bin", encode_binary(data)))
+        else:
+            message = f"{message[: _MAX_MESSAGE - 50]} (details left out: {len(data)} bytes)"
+    if message:
+        fields.insert(1, (b"grpc-message", encode_message(message[:_MAX_MESSAGE])))
+    if metadata:
+        fields.extend(encode_fields(metadata))
+    return hpack.encode(fields)
+
+
+def error_from_trailers(fields: Sequence[hpack.Field]) -> GRPCError | None:
+    """The client's side: what the trailers say, None for OK."""
+    code, message, details = b"", "", None
+    for name, value, kind, _ in fields:
+        if kind == hpack.GRPC_STATUS:
+            code = value
+        elif kind == hpack.GRPC_MESSAGE:
+            message = decode_message(value)
+        elif name == b"grpc-status-details-bin":
+            try:
+                details = list(decode(rpc_status.Status, decode_binary(value)).details)
+            except (DecodeError, NlError):
+                log.warning("the server sent unreadable grpc-status-details-bin")
+    if code == b"0":
+        return None
+    try:
+        status = Status(int(code))
+    except ValueError:
+        status = Status.UNKNOWN
+        message = message or (f"the server sent grpc-status {code!r}" if code else "the server sent no grpc-status")
+    return GRPCError(status, message or None, details)

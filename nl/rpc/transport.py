@@ -1,0 +1,212 @@
+"""The bytes below a connection: a plain socket driven by hand, or any trio stream (TLS, in-memory).
+
+A plain socket gets `recv_into` and `sendmsg` without a hop through trio while it is ready; a stream gets copies, which
+TLS makes anyway. Both look the same to connection.py. Not here: accepting, handshakes (listen.py, tls.py).
+"""
+
+from __future__ import annotations
+
+import socket
+from abc import ABC, abstractmethod
+from collections.abc import Sequence
+from contextlib import suppress
+
+import trio
+
+from nl.blob.reader import Buffer
+
+TLS_CHUNK = 64 * 1024
+_SEND_ERRORS = (OSError, trio.BrokenResourceError, trio.ClosedResourceError)
+
+
+class TransportLost(Exception):  # noqa: N818  # an event rather than an error: peers leave all the time
+    """The other side is gone, or the socket is closed."""
+
+
+class Transport(ABC):
+    """One duplex byte pipe. One task reads; sends never overlap."""
+
+    __slots__ = ("peer",)
+
+    inline = False
+    """Whether `try_send` ever takes something: if so, large payloads are sent from the caller's own buffers."""
+    peer: str
+
+    @abstractmethod
+    async def wait_readable(self) -> None:
+        """Until `try_recv_into` is worth trying."""
+
+    @abstractmethod
+    def try_recv_into(self, view: memoryview) -> int:
+        """Reads what is there; 0 at the end, -1 if nothing is there yet."""
+
+    @abstractmethod
+    def try_send(self, parts: Sequence[Buffer]) -> int:
+        """Sends what fits without waiting; how many bytes."""
+
+    @abstractmethod
+    async def send(self, data: Buffer) -> int:
+        """Sends some bytes, waiting until at least one is taken; how many."""
+
+    @abstractmethod
+    async def wait_writable(self) -> None:
+        """Until `try_send` is worth trying again."""
+
+    @abstractmethod
+    async def linger(self) -> None:
+        """Ends the sending side and waits for the peer to close, so that what was sent last is not lost to a reset."""
+
+    @abstractmethod
+    def close(self) -> None:
+        """Closes at once. Whoever waits gets TransportLost."""
+
+
+class SocketTransport(Transport):
+    """A connected, non-blocking stream socket of our own."""
+
+    __slots__ = ("_sock", "_unread")
+
+    inline = True
+
+    def __init__(self, sock: socket.socket, *, unsent_max: int, unread: bytes = b"") -> None:
+        sock.setblocking(False)
+        self._sock = sock
+        self._unread = unread
+        self.peer = describe_peer(sock)
+        if sock.family in (socket.AF_INET, socket.AF_INET6):
+            sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+            with suppress(OSError, AttributeError):  # trio sets 16 KiB, which wakes a sender for every frame
+                sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NOTSENT_LOWAT, unsent_max)
+
+    async def wait_readable(self) -> None:
+        if self._unread:
+            await trio.lowlevel.checkpoint()
+            return
+        try:
+            await trio.lowlevel.wait_readable(self._sock)
+        except (OSError, trio.ClosedResourceError) as exc:
+            raise TransportLost(str(exc)) from exc
+
+    def try_recv_into(self, view: memoryview) -> int:
+        if self._unread:
+            count = len(self._unread)
+            view[:count] = self._unread
+            self._unread = b""
+            return count
+        try:
+            return self._sock.recv_into(view)
+        except (BlockingIOError, InterruptedError):
+            return -1
+        except OSError as exc:
+            raise TransportLost(str(exc)) from exc
+
+    def try_send(self, parts: Sequence[Buffer]) -> int:
+        try:
+            return self._sock.sendmsg(parts) if len(parts) > 1 else self._sock.send(parts[0])
+        except (BlockingIOError, InterruptedError):
+            return 0
+        except OSError as exc:
+            raise TransportLost(str(exc)) from exc
+
+    async def wait_writable(self) -> None:
+        try:
+            await trio.lowlevel.wait_writable(self._sock)
+        except (OSError, trio.ClosedResourceError) as exc:
+            raise TransportLost(str(exc)) from exc
+
+    async def send(self, data: Buffer) -> int:
+        while not (count := self.try_send((data,))):
+            await self.wait_writable()
+        return count
+
+    async def linger(self) -> None:
+        try:
+            self._sock.shutdown(socket.SHUT_WR)
+        except OSError as exc:
+            raise TransportLost(str(exc)) from exc
+        trash = memoryview(bytearray(16_384))
+        while self.try_recv_into(trash):
+            await self.wait_readable()
+
+    def close(self) -> None:
+        if self._sock.fileno() >= 0:
+            trio.lowlevel.notify_closing(self._sock)
+            self._sock.close()
+
+
+class StreamTransport(Transport):
+    """A trio stream, TLS most of the time. Only the connection's writer task sends, and is never cancelled halfway."""
+
+    __slots__ = ("_ended", "_stream", "_unread")
+
+    def __init__(self, stream: trio.abc.Stream, *, peer: str, unread: bytes = b"") -> None:
+        self._stream = stream
+        self._unread = memoryview(unread)
+        self._ended = False
+        self.peer = peer
+
+    async def wait_readable(self) -> None:
+        if self._unread or self._ended:
+            await trio.lowlevel.checkpoint()
+            return
+        try:
+            data = await self._stream.receive_some(TLS_CHUNK)
+        except _SEND_ERRORS as exc:
+            raise TransportLost(str(exc)) from exc
+        self._unread = memoryview(data)
+        self._ended = not data
+
+    def try_recv_into(self, view: memoryview) -> int:
+        if not self._unread:
+            return 0 if self._ended else -1
+        count = min(len(view), len(self._unread))
+        view[:count] = self._unread[:count]
+        self._unread = self._unread[count:]
+        return count
+
+    def try_send(self, parts: Sequence[Buffer]) -> int:
+        return 0
+
+    async def wait_writable(self) -> None:
+        await trio.lowlevel.checkpoint()
+
+    async def send(self, data: Buffer) -> int:
+        data = memoryview(data)[:TLS_CHUNK]
+        try:
+            await self._stream.send_all(data)
+        except _SEND_ERRORS as exc:
+            raise TransportLost(str(exc)) from exc
+        return len(data)
+
+    async def linger(self) -> None:
+        try:
+            await self._stream.aclose()
+        except _SEND_ERRORS as exc:
+            raise TransportLost(str(exc)) from exc
+
+    def close(self) -> None:
+        stream = self._stream
+        while isinstance(stream, trio.SSLStream):
+            stream = stream.transport_stream
+        if isinstance(stream, trio.SocketStream):
+            stream.socket.close()
+        elif isinstance(stream, trio.StapledStream):
+            for half in (stream.send_stream, stream.receive_stream):
+                if hasattr(half, "close"):
+                    half.close()
+
+
+def describe_peer(sock: socket.socket | trio.socket.SocketType) -> str:
+    """`host:port`, or something honest for sockets without."""
+    try:
+        name = sock.getpeername()
+    except OSError:
+        return "unknown"
+    if isinstance(name, tuple) and len(name) >= 2:
+        return f"[{name[0]}]:{name[1]}" if ":" in str(name[0]) else f"{name[0]}:{name[1]}"
+    return str(name) or "local"
+
+
+def take_socket(stream: trio.SocketStream) -> socket.socket:
+    """The operating system's socket out of a trio stream, which is unusable from then on."""
+    return socket.socket(fileno=stream.socket.detach())
