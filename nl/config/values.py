@@ -223,9 +223,9 @@ def format_size(value: int) -> str:
 
 def format_duration(seconds: float) -> str:
     """A duration as people write it (`1h 30m`, `500ms`)."""
-    if seconds <= 0 or not float(seconds * 1000).is_integer():
-        return f"{seconds:g}s"
     rest, parts = round(seconds * 1000), []
+    if seconds <= 0 or rest / 1000 != seconds:
+        return f"{str(float(seconds)).removesuffix('.0')}s"
     for unit, size_ms in (("d", _DAY * 1000), ("h", 3600_000), ("m", 60_000), ("s", 1000), ("ms", 1)):
         if rest >= size_ms:
             parts.append(f"{rest // size_ms}{unit}")
