@@ -7,10 +7,11 @@ Not here: errors as the status of a call (rpc).
 from __future__ import annotations
 
 from nl.blob.reader import Buffer
-from nl.errors import Code, Detail, FieldViolation, InvalidRequestError, NlError, RetryAfter, Violation
+from nl.errors import Code, Detail, InvalidRequestError, NlError, Violation
 from nl.model.execution import OperationState, Outcome
 from nl.pb import longrunning, reapi, rpc_status, wkt
 from nl.pb.codec import DecodeError, decode, encode, encode_parts
+from nl.rpc.status import outcome_of
 
 _NANOS = 1_000_000_000
 MAX_REPLY_BYTES = 4 * 1024 * 1024 - 16 * 1024
@@ -62,27 +63,11 @@ def _without_inlined(encoded: bytes) -> bytes:
 
 
 def status_from_error(error: NlError) -> rpc_status.Status:
-    """google.rpc.Status with the standard detail messages."""
-    details: list[wkt.Any] = []
-    violations = [
-        rpc_status.PreconditionFailureViolation(type=each.type, subject=each.subject, description=each.description)
-        for each in error.details
-        if isinstance(each, Violation)
-    ]
-    if violations:
-        details.append(wkt.pack(rpc_status.PreconditionFailure(violations=violations)))
-    fields = [
-        rpc_status.BadRequestFieldViolation(field=each.field, description=each.description)
-        for each in error.details
-        if isinstance(each, FieldViolation)
-    ]
-    if fields:
-        details.append(wkt.pack(rpc_status.BadRequest(field_violations=fields)))
-    for each in error.details:
-        if isinstance(each, RetryAfter):
-            delay = wkt.duration_from_ns(int(each.seconds * _NANOS))
-            details.append(wkt.pack(rpc_status.RetryInfo(retry_delay=delay)))
-    return rpc_status.Status(code=int(error.code), message=error.message, details=details)
+    """The same status, with the same details, as a call would end with."""
+    outcome = outcome_of(error, method="")
+    return rpc_status.Status(
+        code=outcome.code, message=outcome.message, details=[wkt.pack(each) for each in outcome.details]
+    )
 
 
 def error_from_status(status: rpc_status.Status) -> NlError:

@@ -44,20 +44,14 @@ class WorkerApiService:
         if hello is None:
             raise InvalidRequestError("First message was not a ConnectWorkerRequest")
         properties = [(each.name, each.value) for each in hello.properties]
-        failure: NlError | None = None
         with self._scheduler.attach_worker(
             properties, prefix=hello.worker_id_prefix, max_inflight=hello.max_inflight_tasks
         ) as session:
             async with trio.open_nursery() as nursery:
                 nursery.start_soon(_write, stream, session, nursery.cancel_scope)
                 nursery.start_soon(_end_when_evicted, session, nursery.cancel_scope)
-                try:
-                    await _read(stream, session)
-                except NlError as exc:  # to leave the nursery as itself and not in a group
-                    failure = exc
+                await _read(stream, session)
                 nursery.cancel_scope.cancel()
-        if failure is not None:
-            raise failure
 
     def __mapping__(self) -> dict[str, grpclib.const.Handler]:
         kind = grpclib.const.Cardinality.STREAM_STREAM

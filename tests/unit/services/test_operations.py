@@ -1,0 +1,132 @@
+import pytest
+import trio
+import trio.testing
+
+from nl.errors import Code, InvalidRequestError, NotFoundError, PreconditionError
+from nl.pb import longrunning, reapi, wkt
+from tests.unit.services.execution_support import house, metadata_of, response_of, result_for
+from tests.unit.services.memory_stream import call, calling
+
+RESPONSE = reapi.ExecuteResponse(result=reapi.ActionResult(exit_code=3))
+
+
+async def submitted(at, salt=b""):
+    """The name of an operation whose stream has dropped."""
+    async with at.executing(await at.action(salt=salt)) as stream:
+        return (await stream.receive()).name
+
+
+async def test_get_tells_the_present_state():
+    async with house() as at:
+        name = await submitted(at)
+        [operation] = await call(at.operations, "GetOperation", longrunning.GetOperationRequest(name=name))
+        assert operation.name == name
+        assert metadata_of(operation).stage == reapi.ExecutionStageValue.QUEUED
+
+
+@pytest.mark.parametrize("name", ["", "main/nobody", "nowhere/x"])
+@pytest.mark.parametrize("method", ["Get", "Cancel", "Delete", "Wait"])
+async def test_unknown_names_are_not_found(method, name):
+    request = getattr(longrunning, f"{method}OperationRequest")(name=name)
+    async with house() as at:
+        with pytest.raises(NotFoundError, match="not found"):
+            await call(at.operations, f"{method}Operation", request)
+
+
+async def test_cancel_ends_a_queued_operation_and_the_stream_that_shows_it():
+    async with house() as at, at.executing(await at.action()) as stream:
+        name = (await stream.receive()).name
+        assert await call(at.operations, "CancelOperation", longrunning.CancelOperationRequest(name=name)) == [
+            wkt.Empty()
+        ]
+        last = await stream.receive()
+        assert last.done
+        assert response_of(last).status.code == Code.CANCELLED
+        assert last.error is None
+
+
+async def test_cancel_kills_what_runs():
+    async with house() as at, at.worker() as worker:
+        name = await submitted(at)
+        start = (await worker.receive()).start_action
+        await call(at.operations, "CancelOperation", longrunning.CancelOperationRequest(name=name))
+        kill = (await worker.receive()).kill_operation_request
+        assert kill.operation_id == start.operation_id
+        await call(at.operations, "CancelOperation", longrunning.CancelOperationRequest(name=name))
+        [operation] = await call(at.operations, "GetOperation", longrunning.GetOperationRequest(name=name))
+        assert response_of(operation).status.code == Code.CANCELLED
+
+
+async def test_delete_forgets_what_is_over_and_refuses_what_is_not():
+    async with house() as at:
+        name = await submitted(at)
+        with pytest.raises(PreconditionError):
+            await call(at.operations, "DeleteOperation", longrunning.DeleteOperationRequest(name=name))
+        await call(at.operations, "CancelOperation", longrunning.CancelOperationRequest(name=name))
+        await call(at.operations, "DeleteOperation", longrunning.DeleteOperationRequest(name=name))
+        with pytest.raises(NotFoundError):
+            await call(at.operations, "GetOperation", longrunning.GetOperationRequest(name=name))
+
+
+async def test_wait_returns_the_final_state():
+    async with house() as at, at.worker() as worker:
+        name = await submitted(at)
+        async with calling(at.operations, "WaitOperation", longrunning.WaitOperationRequest(name=name)) as stream:
+            start = (await worker.receive()).start_action
+            await worker.stream.send(result_for(start.operation_id, RESPONSE))
+            operation = await stream.receive()
+        assert operation.done
+        assert response_of(operation) == RESPONSE
+
+
+async def test_wait_returns_the_present_state_when_its_timeout_runs_out(autojump_clock):
+    async with house() as at:
+        name = await submitted(at)
+        request = longrunning.WaitOperationRequest(name=name, timeout=wkt.Duration(seconds=7))
+        began = trio.current_time()
+        [operation] = await call(at.operations, "WaitOperation", request)
+        assert trio.current_time() - began == 7
+        assert not operation.done
+
+
+async def listed(at, **request):
+    names, token = [], ""
+    while True:
+        [page] = await call(
+            at.operations, "ListOperations", longrunning.ListOperationsRequest(page_token=token, **request)
+        )
+        names.append([each.name for each in page.operations])
+        token = page.next_page_token
+        if not token:
+            return names
+
+
+async def test_list_pages_through_all_operations_in_order():
+    async with house() as at:
+        names = [await submitted(at, salt=bytes([number])) for number in range(7)]
+        assert await listed(at) == [names]
+        assert await listed(at, page_size=3) == [names[:3], names[3:6], names[6:]]
+        assert await listed(at, page_size=7) == [names]
+        assert await listed(at, name="main") == [names]
+        assert await listed(at, name="main/operations") == [names]
+        assert await listed(at, name="other") == [[]]
+
+
+async def test_list_stays_below_the_message_limit():
+    async with house() as at, at.worker() as worker:
+        for number in range(3):
+            await submitted(at, salt=bytes([number]))
+            start = (await worker.receive()).start_action
+            response = reapi.ExecuteResponse(result=reapi.ActionResult(stdout_raw=bytes(1_800_000)))
+            await worker.stream.send(result_for(start.operation_id, response))
+        await trio.testing.wait_all_tasks_blocked()
+        assert [len(page) for page in await listed(at)] == [2, 1]
+
+
+@pytest.mark.parametrize(
+    "bad", [{"filter": "done=true"}, {"page_size": -1}, {"page_token": "x"}, {"page_token": "9" * 30}]
+)
+async def test_list_refuses_what_it_does_not_understand(bad):
+    async with house() as at:
+        with pytest.raises(InvalidRequestError):
+            await call(at.operations, "ListOperations", longrunning.ListOperationsRequest(**bad))
