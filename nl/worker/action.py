@@ -257,9 +257,8 @@ class ActionRunner:
         except NlError as exc:
             return _failed(exc, attempt)
         except Exception as exc:
-            error = first_error(exc)
             log.error("Error executing action %s", request.action_digest, exc_info=exc)
-            return _failed(error, attempt)
+            return _failed(InternalError(f"{type(exc).__name__}: {exc}"), attempt)
         response = reapi.ExecuteResponse(result=attempt.result)
         if attempt.failure is not None:
             response.status = to_status(attempt.failure)

@@ -402,6 +402,7 @@ def main(fd: int) -> None:
             if not data:
                 return
             for number in fds:
+                os.set_inheritable(number, False)  # received ones are inheritable: no action may talk to its warden
                 with socket.socket(fileno=number) as sock:
                     wardens.add(fork_warden(sock, (control, woken, wake)))
 

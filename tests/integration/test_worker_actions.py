@@ -61,7 +61,14 @@ async def test_a_silent_command_has_the_empty_digest_for_what_it_printed(site: S
 async def test_inputs_have_their_modes_and_kinds(site: Site):
     result = await site.result(
         ["sh", "-c", "stat -c '%a %s %F' plain tool empty sub; readlink rel abs; ./tool; touch sub/new"],
-        inputs={"plain": b"x", "tool": (b"#!/bin/sh\necho ran\n",), "empty": b"", "sub": {}, "rel": "plain", "abs": "/etc"},
+        inputs={
+            "plain": b"x",
+            "tool": (b"#!/bin/sh\necho ran\n",),
+            "empty": b"",
+            "sub": {},
+            "rel": "plain",
+            "abs": "/etc",
+        },
     )
     lines = (await site.text(result.stdout_digest)).decode().splitlines()
     assert lines[0] == "444 1 regular file"
@@ -276,7 +283,8 @@ async def test_a_name_that_is_no_single_segment_is_refused(site: Site, name, kin
         directory.directories.append(reapi.DirectoryNode(name=name, digest=message(await site.tree({}))))
     else:
         directory.symlinks.append(reapi.SymlinkNode(name=name, target="x"))
-    root = await site.put_message(reapi.Directory(directories=[reapi.DirectoryNode(name="sub", digest=message(await site.put_message(directory)))]))
+    child = reapi.DirectoryNode(name="sub", digest=message(await site.put_message(directory)))
+    root = await site.put_message(reapi.Directory(directories=[child]))
     report = await site.run(await site.action(["/bin/true"], inputs=root))
     assert report.response.status.code == 3
     assert repr(name) in report.response.status.message
