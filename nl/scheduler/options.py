@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 from typing import Literal
 
 AllocationStrategy = Literal["least_recently_used", "most_recently_used"]
@@ -43,3 +43,9 @@ class SimpleSchedulerOptions:
     """What to do with a property name that is neither configured nor declared by any worker seen so far."""
     implied_platform_properties: Mapping[str, tuple[str, ...]] = field(default_factory=lambda: {"OSFamily": ("linux",)})
     """What a worker counts as declaring unless it declares the name itself: `OSFamily=linux` matches by default."""
+
+    @classmethod
+    def from_config(cls, section: object) -> SimpleSchedulerOptions:
+        """Takes over every field that a config section has under the same name; the others keep their defaults."""
+        names = [each.name for each in fields(cls) if hasattr(section, each.name)]
+        return cls(**{name: getattr(section, name) for name in names})
