@@ -1,0 +1,207 @@
+"""The nursery tree: stores > schedulers > listeners > workers. Composition of everything, and how it stops.
+
+Starting goes from the outside in: what is started may use what is outside of it. Stopping goes the other way round,
+each step with a deadline: health says NOT_SERVING, workers finish what they run, listeners let their calls finish
+(GOAWAY), then schedulers and stores end. A second signal ends everything at once.
+"""
+
+from __future__ import annotations
+
+import logging
+import resource
+import signal
+from collections.abc import Callable, Mapping
+from contextlib import AsyncExitStack
+from dataclasses import dataclass, fields, replace
+
+import trio
+
+from nl.config.document import Config
+from nl.config.servers import ServerOptions as ServerConfig
+from nl.errors import ConfigError
+from nl.rpc.server import Server
+from nl.scheduler.options import SimpleSchedulerOptions
+from nl.scheduler.simple import SimpleScheduler
+from nl.server.listeners import bind, bound_address, transport_options
+from nl.server.lookup import lookup_by_instance
+from nl.server.services import Mounted, action_caches, mount
+from nl.server.status import StatusPage
+from nl.server.workers import local_worker
+from nl.services.health import HealthRegistry
+from nl.storage.builder import StoreGraph, build_stores
+from nl.web.server import HttpSite
+from nl.worker.agent import Worker
+
+log = logging.getLogger("nl.server")
+
+WORKER_GRACE_S = 30.0
+"""How long running actions may take to finish after a signal."""
+LISTENER_GRACE_S = 10.0
+"""How long calls may take to finish once the workers have stopped."""
+
+
+@dataclass(frozen=True, slots=True)
+class Endpoint:
+    """One listener, bound."""
+
+    config: ServerConfig
+    listeners: list[trio.SocketListener]
+    server: Server
+    mounted: Mounted
+
+    @property
+    def addresses(self) -> list[str]:
+        """`host:port` of each socket, as they really are."""
+        return [bound_address(each) for each in self.listeners]
+
+
+async def run(config: Config, *, on_ready: Callable[[list[Endpoint]], None] | None = None) -> None:
+    """Serves a config until SIGTERM or SIGINT. `on_ready` is called when every listener accepts.
+
+    Raises ConfigError for what only starting can show: an address in use, a folder that cannot be made.
+    """
+    _allow_open_files(config.global_.max_open_files)
+    async with AsyncExitStack() as cleanup:
+        endpoints_bound = await _bind_all(config, cleanup)
+        graph = build_stores(config.stores)
+        health = HealthRegistry()
+        async with trio.open_nursery() as stores:
+            for built in graph:
+                await stores.start(built.store.run)
+            async with trio.open_nursery() as schedulers:
+                by_name = _schedulers(config, graph)
+                for scheduler in by_name.values():
+                    await schedulers.start(scheduler.run)
+                endpoints = _endpoints(config, endpoints_bound, graph, by_name, health)
+                await _serve(config, endpoints, graph, by_name, health, on_ready)
+                schedulers.cancel_scope.cancel()
+            stores.cancel_scope.cancel()
+    log.info("Successfully shut down")
+
+
+async def _bind_all(config: Config, cleanup: AsyncExitStack) -> list[list[trio.SocketListener]]:
+    """Every socket is bound before anything is started, so that a wrong address costs nothing."""
+    bound = []
+    for index, server in enumerate(config.servers):
+        listeners = await bind(server.listener.http, path=f"servers[{index}].listener.http.socket_address")
+        for each in listeners:
+            cleanup.callback(each.socket.close)
+        bound.append(listeners)
+    return bound
+
+
+def _schedulers(config: Config, graph: StoreGraph) -> dict[str, SimpleScheduler]:
+    lookup = lookup_by_instance(action_caches(config, graph))
+    known = {each.name for each in fields(SimpleSchedulerOptions)}
+    schedulers = {}
+    for entry in config.schedulers:
+        given = {f.name: getattr(entry.spec.options, f.name) for f in fields(entry.spec.options) if f.name in known}
+        schedulers[entry.name] = SimpleScheduler(SimpleSchedulerOptions(**given), lookup=lookup, name=entry.name)
+    return schedulers
+
+
+def _endpoints(
+    config: Config,
+    bound: list[list[trio.SocketListener]],
+    graph: StoreGraph,
+    schedulers: Mapping[str, SimpleScheduler],
+    health: HealthRegistry,
+) -> list[Endpoint]:
+    endpoints = []
+    for server, listeners in zip(config.servers, bound, strict=True):
+        mounted = mount(server, config=config, graph=graph, schedulers=schedulers, health=health)
+        page = StatusPage(health, graph)
+        options = server.services.health
+        site = HttpSite({options.path if options is not None else "/status": page.answer})
+        rpc = Server(mounted.services, options=transport_options(server.listener.http), http1=site.serve)
+        endpoints.append(Endpoint(server, listeners, rpc, mounted))
+    return endpoints
+
+
+async def _serve(
+    config: Config,
+    endpoints: list[Endpoint],
+    graph: StoreGraph,
+    schedulers: Mapping[str, SimpleScheduler],
+    health: HealthRegistry,
+    on_ready: Callable[[list[Endpoint]], None] | None,
+) -> None:
+    """Listeners, and workers inside of them. Returns when a signal has stopped both."""
+    async with trio.open_nursery() as background, trio.open_nursery() as serving:
+        for endpoint in endpoints:
+            for part in endpoint.mounted.runnables:
+                await background.start(part.run)
+            await serving.start(endpoint.server.serve, endpoint.listeners)
+            log.info("Ready, listening on %s", ", ".join(endpoint.addresses))
+        health.set_serving(True)
+        async with trio.open_nursery() as working:
+            workers = await _start_workers(config, endpoints, graph, working)
+            if on_ready is not None:
+                on_ready(endpoints)
+            await _wait_for_signal(lambda: serving.cancel_scope.cancel())
+            health.set_serving(False)
+            for scheduler in schedulers.values():
+                scheduler.stop_admission()
+            await _stop_workers(workers)
+            working.cancel_scope.cancel()
+        await _stop_listeners(endpoints)
+        serving.cancel_scope.cancel()
+        background.cancel_scope.cancel()
+
+
+async def _start_workers(
+    config: Config, endpoints: list[Endpoint], graph: StoreGraph, nursery: trio.Nursery
+) -> list[Worker]:
+    """A worker that names an address of this config whose port is 0 gets the port that it really has."""
+    real = {each.config.listener.http.address: each.addresses[0] for each in endpoints}
+    workers = []
+    for index, entry in enumerate(config.workers):
+        options = entry.local
+        host, port, tls = options.worker_api_endpoint.address
+        if (host, port) in real and port == 0:
+            uri = f"grpc{'s' if tls else ''}://{real[host, port]}"
+            options = replace(options, worker_api_endpoint=replace(options.worker_api_endpoint, uri=uri))
+        elif port == 0:
+            path = f"workers[{index}].local.worker_api_endpoint.uri"
+            raise ConfigError(path, f'"{options.worker_api_endpoint.uri}" has no port; expected one, or a listener here')
+        worker = local_worker(options, index=index, graph=graph)
+        await nursery.start(worker.run)
+        workers.append(worker)
+    return workers
+
+
+async def _wait_for_signal(at_once: Callable[[], None]) -> None:
+    """Returns at the first SIGTERM or SIGINT; from then on a second one calls `at_once`."""
+    with trio.open_signal_receiver(signal.SIGTERM, signal.SIGINT) as signals:
+        async for number in signals:
+            log.info("Process terminated via %s, finishing what is running", signal.Signals(number).name)
+            break
+    trio.lowlevel.spawn_system_task(_second_signal, at_once)
+
+
+async def _second_signal(at_once: Callable[[], None]) -> None:
+    with trio.open_signal_receiver(signal.SIGTERM, signal.SIGINT) as signals:
+        async for number in signals:
+            log.warning("%s again: stopping at once", signal.Signals(number).name)
+            at_once()
+            return
+
+
+async def _stop_workers(workers: list[Worker]) -> None:
+    async with trio.open_nursery() as nursery:
+        for worker in workers:
+            nursery.start_soon(worker.shutdown, WORKER_GRACE_S)
+
+
+async def _stop_listeners(endpoints: list[Endpoint]) -> None:
+    async with trio.open_nursery() as nursery:
+        for endpoint in endpoints:
+            nursery.start_soon(endpoint.server.shutdown, LISTENER_GRACE_S)
+
+
+def _allow_open_files(wanted: int) -> None:
+    """Raises the soft limit as far as the hard one allows: each connection and each open blob takes a descriptor."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    target = wanted if hard == resource.RLIM_INFINITY else min(wanted, hard)
+    if soft < target:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (target, hard))

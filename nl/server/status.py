@@ -1,0 +1,26 @@
+"""The health page of the HTTP/1.1 side: what probes and people ask when they want to know whether this works."""
+
+from __future__ import annotations
+
+import json
+
+from nl.services.health import HealthRegistry
+from nl.storage.builder import StoreGraph
+
+
+class StatusPage:
+    """JSON: the state of the server and of each store, with its own figures. 503 while it is not serving."""
+
+    def __init__(self, health: HealthRegistry, graph: StoreGraph) -> None:
+        self._health = health
+        self._graph = graph
+
+    def text(self) -> tuple[int, str]:
+        """(HTTP status, JSON)."""
+        serving = bool(self._health.is_serving())
+        body = {
+            "status": "SERVING" if serving else "NOT_SERVING",
+            "services": self._health.snapshot(),
+            "stores": {built.name: {"kind": built.kind, **built.store.statistics()} for built in self._graph},
+        }
+        return (200 if serving else 503), json.dumps(body, indent=2)
