@@ -10,7 +10,7 @@ and used in a config as `{ name: "X", my_kind: { ...options... } }`. Run `nl.tes
 """
 
 from nl.blob.file import open_file
-from nl.blob.hashing import hash_bytes
+from nl.blob.hashing import hash_bytes, new_hasher
 from nl.blob.reader import CHUNK, Buffer, BytesReader, Reader, read_all
 from nl.blob.slice import Opened, SliceReader, clamp, slice_bytes
 from nl.blob.tee import Tee
@@ -40,5 +40,5 @@ __all__ = [
     "EvictionPolicy", "ExhaustedError", "Flag", "InternalError", "InvalidRequestError", "Key", "Link", "LocalFiles",
     "LruIndex", "NlError", "NotFoundError", "Opened", "Options", "RangeError", "Reader", "Size", "SliceReader",
     "Store", "StoreContext", "StoreName", "StoreSpec", "Tee", "Text", "UnavailableError", "UploadMismatchError",
-    "VerifyingReader", "clamp", "hash_bytes", "open_file", "read_all", "slice_bytes",
+    "VerifyingReader", "clamp", "hash_bytes", "new_hasher", "open_file", "read_all", "slice_bytes",
 ]

@@ -16,6 +16,7 @@ from typing import TypeVar, cast
 import trio
 
 from nl.plugin import (
+    CHUNK,
     MAX_WHOLE,
     SMALL,
     BlobNotFoundError,
@@ -43,6 +44,8 @@ from nl.stores.fast_slow.uploads import Uploads
 C = TypeVar("C")
 FOLLOWER_WAIT_S = 60.0
 """How long a reader that came late waits for a fetch under way before it reads the slow store by itself."""
+MAX_STALE = 50_000
+"""Changeable keys whose last value the fast store did not take."""
 _log = logging.getLogger(__name__)
 
 
@@ -58,6 +61,7 @@ class FastSlowStore(Store):
         self.slow = context.child(options.slow)
         self.fetches = Fetches(fast=self.fast, slow=self.slow, name=context.name)
         self.uploads = Uploads()
+        self._stale: set[Key] = set()
         self._hits = 0
         self._misses = 0
         self._fast_failures = 0
@@ -85,7 +89,7 @@ class FastSlowStore(Store):
         if not routes.reads_slow:
             return await self.fast.has(keys)
         sizes = await self.slow.has(keys)
-        if self.uploads and None in sizes:
+        if self.uploads and routes.writes_slow and None in sizes:
             waited = await self.uploads.wait_for([key for key, size in zip(keys, sizes, strict=True) if size is None])
             await _fill_in(sizes, keys, waited, self.slow)
         if not routes.writes_slow and routes.reads_fast and None in sizes:
@@ -96,8 +100,7 @@ class FastSlowStore(Store):
     # --- reading
 
     async def get(self, key: Key) -> Buffer:
-        routes = self.routes
-        if routes.reads_fast:
+        if self._reads_fast(key):
             try:
                 data = await self.fast.get(key)
             except NotFoundError:
@@ -144,7 +147,7 @@ class FastSlowStore(Store):
             yield await self._open(key, offset=offset, length=length, stack=stack)
 
     async def _open(self, key: Key, *, offset: int, length: int | None, stack: AsyncExitStack) -> Reader:
-        if self.routes.reads_fast:
+        if self._reads_fast(key):
             reader = await self._open_fast(key, offset=offset, length=length, stack=stack)
             if reader is not None:
                 self._hits += 1
@@ -204,9 +207,18 @@ class FastSlowStore(Store):
         except NotFoundError as error:
             raise _found_nowhere(key) from error
 
+    def _reads_fast(self, key: Key) -> bool:
+        """Whether the fast store may answer. Not with a value that a later upload did not replace there."""
+        routes = self.routes
+        if isinstance(key, Digest) or not routes.writes_slow:
+            return routes.reads_fast
+        return routes.writes_fast and key not in self._stale
+
     def _fills(self, key: Key) -> bool:
         """Whether a miss of `key` is to fill the fast store. Not while the key's value is being changed."""
-        if not self.routes.fills_fast or (not isinstance(key, Digest) and key in self.uploads):
+        if not self.routes.fills_fast:
+            return False
+        if not isinstance(key, Digest) and (key in self.uploads or not self._reads_fast(key)):
             return False
         threshold = self._options.bypass_dedup_threshold_bytes
         if threshold and isinstance(key, Digest) and key.size >= threshold:
@@ -228,7 +240,9 @@ class FastSlowStore(Store):
                 except NlError as error:
                     if not routes.writes_slow:
                         raise
-                    self._note_fast_failure("write", key, error)
+                    self._note_not_written(key, error)
+                else:
+                    self._stale.discard(key)
 
     async def write(self, key: Key, reader: Reader) -> None:
         routes = self.routes
@@ -245,17 +259,22 @@ class FastSlowStore(Store):
                     pass
 
     async def _write_both(self, key: Key, reader: Reader) -> None:
+        """Both at once, but the fast store meets the end of the bytes only when the slow one has them all."""
         tee = Tee(reader)
+        slow_has_it = trio.Event()
         failures: list[Exception] = []
+        refusals: list[NlError] = []
 
         async def write_fast() -> None:
             try:
-                await self.fast.write(key, tee.left)
+                await self.fast.write(key, _HeldBack(tee.left, slow_has_it))
             except NlError as error:
                 if tee.error is None:
-                    self._note_fast_failure("write", key, error)
+                    refusals.append(error)
             except Exception as error:  # noqa: BLE001 - raised below, outside of the nursery that would wrap it
                 failures.append(error)
+            else:
+                self._stale.discard(key)
             finally:
                 tee.left.close()
 
@@ -263,6 +282,7 @@ class FastSlowStore(Store):
             nursery.start_soon(write_fast)
             try:
                 await self.slow.write(key, tee.right)
+                slow_has_it.set()
             except Exception as error:  # noqa: BLE001 - raised below, outside of the nursery that would wrap it
                 failures.insert(0, error)
                 nursery.cancel_scope.cancel()
@@ -270,11 +290,24 @@ class FastSlowStore(Store):
                 tee.right.close()
         if failures:
             raise failures[0]
+        if refusals:
+            self._note_not_written(key, refusals[0])
 
     async def _settle(self, key: Key) -> None:
         """Before a changeable key is written: lets a fetch of its old value end; none starts until the upload has."""
         if not isinstance(key, Digest) and (fetch := self.fetches.running.get(key)) is not None:
             await fetch.done.wait()
+
+    def _note_not_written(self, key: Key, error: NlError) -> None:
+        """The upload is in the slow store only. An old value of a changeable key in the fast one must not be served.
+
+        Raises `error` if too many keys are in that state to remember another: better a failed upload than a lie.
+        """
+        self._note_fast_failure("write", key, error)
+        if not isinstance(key, Digest):
+            if len(self._stale) >= MAX_STALE:
+                raise error
+            self._stale.add(key)
 
     def _note_fast_failure(self, verb: str, key: Key, error: NlError) -> None:
         self._fast_failures += 1
@@ -301,11 +334,29 @@ class FastSlowStore(Store):
             "fetches_completed": self.fetches.completed,
             "fetches_failed": self.fetches.failed,
             "bypassed": self._bypassed,
+            "stale_in_fast": len(self._stale),
             "follower_timeouts": self._follower_timeouts,
         }
 
     def __repr__(self) -> str:
         return f"<FastSlowStore {self._name!r}: {self.fast!r} in front of {self.slow!r}>"
+
+
+class _HeldBack(Reader):
+    """A reader that ends only when an event is set."""
+
+    __slots__ = ("_event", "_reader", "size")
+
+    def __init__(self, reader: Reader, event: trio.Event) -> None:
+        self._reader = reader
+        self._event = event
+        self.size = reader.size
+
+    async def receive_parts(self, max_bytes: int = CHUNK) -> Sequence[Buffer]:
+        parts = await self._reader.receive_parts(max_bytes)
+        if not parts:
+            await self._event.wait()
+        return parts
 
 
 async def _fill_in(sizes: list[int | None], keys: Sequence[Key], wanted: set[Key], store: Store) -> None:

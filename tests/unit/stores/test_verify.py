@@ -1,0 +1,112 @@
+import os
+
+import pytest
+
+from nl.blob.hashing import digest_of
+from nl.plugin import ActionKey, BytesReader, Digest, DigestFunction, LocalFiles, UploadMismatchError, VerifyingReader
+from nl.stores.memory import MemoryOptions, MemoryStore
+from nl.stores.verify import VerifyOptions, VerifyStore
+from nl.testing import BareContext, PartsReader, StoreConformance, find, split
+
+
+def make_store(context, *, size, hash):
+    memory = MemoryStore(MemoryOptions(), context)
+    return VerifyStore(VerifyOptions(backend=context.spec(memory), verify_size=size, verify_hash=hash), context)
+
+
+class TestVerifyBothConformance(StoreConformance):
+    def make_store(self, context, folder):
+        return make_store(context, size=True, hash=True)
+
+
+class TestVerifyNothingConformance(StoreConformance):
+    def make_store(self, context, folder):
+        return make_store(context, size=False, hash=False)
+
+
+def ways_to_upload(store):
+    return {
+        "put": store.put,
+        "write": lambda key, data: store.write(key, PartsReader(split(data, 7))),
+        "write of unknown size": lambda key, data: store.write(key, PartsReader(split(data, 7), size=-1)),
+    }
+
+
+WAYS = ["put", "write", "write of unknown size"]
+DATA = os.urandom(100)
+WRONG_HASH = os.urandom(100)
+
+
+@pytest.mark.parametrize("way", WAYS)
+@pytest.mark.parametrize("function", list(DigestFunction))
+async def test_right_bytes_of_either_function_pass(way, function):
+    store = make_store(BareContext(), size=True, hash=True)
+    digest = digest_of(DATA, function)
+    await ways_to_upload(store)[way](digest, DATA)
+    assert await find(store, digest) == DATA
+
+
+@pytest.mark.parametrize("way", WAYS)
+@pytest.mark.parametrize("data", [DATA[:-1], DATA + b"x", b""])
+async def test_a_wrong_size_is_refused_counted_and_not_stored(way, data):
+    store = make_store(BareContext(), size=True, hash=False)
+    with pytest.raises(UploadMismatchError, match="expected 100 bytes"):
+        await ways_to_upload(store)[way](digest_of(DATA), data)
+    assert await find(store, digest_of(DATA)) is None
+    assert store.statistics() == {"size_verification_failures": 1, "hash_verification_failures": 0}
+
+
+@pytest.mark.parametrize("way", WAYS)
+async def test_a_wrong_hash_is_refused_counted_and_not_stored(way):
+    store = make_store(BareContext(), size=False, hash=True)
+    with pytest.raises(UploadMismatchError, match="another hash"):
+        await ways_to_upload(store)[way](digest_of(DATA), WRONG_HASH)
+    assert await find(store, digest_of(DATA)) is None
+    assert store.statistics() == {"size_verification_failures": 0, "hash_verification_failures": 1}
+
+
+@pytest.mark.parametrize("way", WAYS)
+async def test_only_what_is_asked_for_is_checked(way):
+    await ways_to_upload(make_store(BareContext(), size=True, hash=False))[way](digest_of(DATA), WRONG_HASH)
+    await ways_to_upload(make_store(BareContext(), size=False, hash=False))[way](digest_of(DATA), DATA[:5])
+
+
+async def test_too_many_bytes_are_refused_before_all_have_come():
+    store = make_store(BareContext(), size=True, hash=False)
+    source = PartsReader(split(bytes(10_000), 10), size=-1)
+    with pytest.raises(UploadMismatchError):
+        await store.write(Digest("0" * 64, 100), _InTens(source))
+    assert source.calls < 20
+
+
+class _InTens(PartsReader):
+    def __init__(self, reader):
+        super().__init__([], size=-1)
+        self._reader = reader
+
+    async def receive_parts(self, max_bytes=10):
+        return await self._reader.receive_parts(10)
+
+
+@pytest.mark.parametrize("way", WAYS)
+async def test_what_is_said_about_an_action_is_not_checked_against_it(way):
+    store = make_store(BareContext(), size=True, hash=True)
+    await ways_to_upload(store)[way](ActionKey("ab" * 32, 1), DATA)
+    assert await find(store, ActionKey("ab" * 32, 1)) == DATA
+
+
+async def test_bytes_checked_already_are_not_hashed_again():
+    store = make_store(BareContext(), size=True, hash=True)
+    reader = VerifyingReader(BytesReader(DATA), digest_of(DATA), DigestFunction.SHA256)
+    seen = []
+    store._backend.write = lambda key, got: _note(seen, got)
+    await store.write(digest_of(DATA), reader)
+    assert seen == [reader]
+
+
+async def _note(seen, reader):
+    seen.append(reader)
+
+
+def test_local_files_would_get_past_the_check_so_there_are_none():
+    assert make_store(BareContext(), size=True, hash=True).capability(LocalFiles) is None
