@@ -148,10 +148,11 @@ class Committer:
         `facts` is its stat; `is_known` says that its bytes are right (or that its key does not tell what is right).
         Raises OSError, or ExhaustedError if it cannot fit. *Cancellation*: the file is then still in `temp`.
         """
+        executables = self.mirror.layout.executables
         self.refuse_too_large(key, facts.st_size)
         if self._is_bounded and not self.mirror.scanned.is_set():
             await self._wait_scanned()
-        room = Room(self, self.mirror.index.cost(facts.st_size))
+        room = Room(self, self.mirror.index.cost(facts.st_size), replaced=key if folder is not executables else None)
         temp_fd = self.mirror.layout.temp.fd
         while True:
             if not self.lock.try_lock():
@@ -171,7 +172,7 @@ class Committer:
 
     async def trim(self) -> None:
         """Evicts what the policy does not allow, in slices: after a scan, and now and then for age."""
-        room = Room(self, 0)
+        room = Room(self, 0, count=0)
         while True:
             await self.lock.acquire()
             with self.lock.held():
@@ -213,8 +214,14 @@ class Committer:
         folder, name = self.place_of(key)
         if facts.st_size >= _LARGE and facts.st_nlink == 1 and len(self._closing) < 64:
             # The blocks are freed when the last descriptor is closed: later, in a thread.
-            self._closing.append(os.open(name, os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW, dir_fd=folder.fd))
-        os.unlink(name, dir_fd=folder.fd)
+            try:
+                self._closing.append(os.open(name, os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW, dir_fd=folder.fd))
+            except OSError:
+                pass  # Then it is freed here and now.
+        try:
+            os.unlink(name, dir_fd=folder.fd)
+        except FileNotFoundError:
+            pass
         self.mirror.removed(folder, name, key=key)
         if isinstance(key, Digest):
             self.delete_executable(key)
@@ -280,32 +287,31 @@ class Committer:
 class Room:
     """Making room for one file: remembers, from slice to slice, how far down the eviction is to go."""
 
-    def __init__(self, committer: Committer, cost: int) -> None:
+    def __init__(self, committer: Committer, cost: int, *, count: int = 1, replaced: Key | None = None) -> None:
         self._committer = committer
         self._cost = cost
+        self._count = count
+        self._replaced = replaced
         self._target = -1
 
     def is_made(self) -> bool:
-        """Evicts a slice of what is needed; True if the file may now be placed. Under the lock.
-
-        Raises ExhaustedError if everything is evicted and it still does not fit.
-        """
+        """Evicts a slice of what is needed; True if the file may now be placed. Under the lock."""
         index = self._committer.mirror.index
         policy = self._committer.policy
-        new = 1 if self._cost else 0
-        if policy.max_bytes and self._target < 0 and index.bytes + self._cost > policy.max_bytes:
-            self._target = max(0, policy.max_bytes - policy.evict_bytes - self._cost)
         for _ in range(_SLICE):
-            enough = self._target < 0 or index.bytes <= self._target
-            if enough and (not policy.max_count or len(index) + new <= policy.max_count):
+            replaced = None if self._replaced is None else index.blobs.get(self._replaced)
+            cost = self._cost - (index.cost(replaced.size) if replaced else 0)
+            count = self._count - (1 if replaced else 0)
+            if policy.max_bytes and self._target < 0 and index.bytes + cost > policy.max_bytes:
+                self._target = max(0, policy.max_bytes - policy.evict_bytes)
+            enough = self._target < 0 or index.bytes + cost <= max(self._target, self._cost)
+            if enough and (not policy.max_count or len(index) + count <= policy.max_count):
                 return True
             if not self._committer.evict_oldest():
                 break
         else:
             return False
-        if index.bytes + self._cost > max(policy.max_bytes, self._cost):
-            raise ExhaustedError(f"filesystem store {self._committer.mirror.layout.name!r}: no room can be made")
-        return True
+        return True  # Nothing is left to evict, and what could not fit alone has been refused before.
 
 
 def _close_all(fds: list[int]) -> None:

@@ -175,7 +175,10 @@ class Layout:
         with os.scandir(self.content_path) as found:
             for item in found:
                 if Digest.parse_name(item.name) is not None and item.is_file(follow_symlinks=False):
-                    os.rename(item.path, item.name, dst_dir_fd=self.blobs.fd)
+                    try:
+                        os.rename(item.path, item.name, dst_dir_fd=self.blobs.fd)
+                    except FileNotFoundError:
+                        continue  # Another process, starting at the same time, was faster.
                     moved += 1
         if moved:
             _log.info("store %s: moved %d blobs of an old layout into %s", self.name, moved, self.blobs.path)

@@ -20,9 +20,10 @@ from itertools import islice
 
 import trio
 
-from nl.plugin import Digest, Key
+from nl.plugin import ActionKey, Digest, Key
 from nl.stores.filesystem.index import Entry, Index
 from nl.stores.filesystem.layout import Folder, Layout
+from nl.stores.filesystem.names import LEGACY
 from nl.stores.filesystem.watch import (
     FOLDER_GONE,
     GONE,
@@ -123,6 +124,7 @@ class Mirror:
             assert isinstance(key, Digest)
             self.index.add_executable(key, entry)
         else:
+            self._forget(folder, key)
             self.index.add(key, entry)
 
     def removed(self, folder: Folder, name: str, *, key: Key) -> None:
@@ -251,8 +253,10 @@ class Mirror:
         if folder is self.layout.executables:
             assert isinstance(key, Digest)
             self.index.remove_executable(key)
-        else:
-            self.index.remove(key)
+            return
+        self.index.remove(key)
+        if type(key) is Digest:  # One file, two keys: which of them depends on its size.
+            self.index.remove(ActionKey(key.hash, key.size, LEGACY))
 
     def _merge(self, piece: list[Found], *, seen: set[Key], executables: set[Digest], oldest_last: bool) -> None:
         """Adds what a scan found, latest first; names that have changed since then speak for themselves."""

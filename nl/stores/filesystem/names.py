@@ -31,10 +31,10 @@ def name_of_text(key: str) -> str:
     """The file name of a string key: letters, digits and `_-.~` as they are, all else as %XX.
 
     A leading dot is encoded too, so that no name is hidden, `.` or `..`. Longer than a file name can be, a name is
-    `%%` and the SHA-256 of the key instead.
+    `%%` and the SHA-256 of the key instead; the empty key is `%`.
     """
     if not key:
-        raise InvalidRequestError("the empty string is not a key")
+        return "%"
     name = quote(key, safe="", errors="surrogatepass")
     if name[0] == ".":
         name = "%2E" + name[1:]

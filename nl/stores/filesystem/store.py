@@ -11,6 +11,7 @@ refuses uploads rather than delete what it has acknowledged.
 
 from __future__ import annotations
 
+import errno
 import logging
 import os
 import time
@@ -216,7 +217,7 @@ class FilesystemStore(Store):
         folder, name, index_key = self._place(key)
         entry = self._index.blobs.get(index_key)
         if entry is None or self._max_age_s:
-            folder, name, index_key, entry = self._look_harder(key)
+            folder, index_key, entry = await self._look_harder(key)
         try:
             fd = os.open(name, _READ_FLAGS, dir_fd=folder.fd)
         except FileNotFoundError:
@@ -228,7 +229,7 @@ class FilesystemStore(Store):
             raise self._translated(error, folder, name, "open") from error
         try:
             facts = os.fstat(fd)
-            if entry is None:
+            if entry is None or entry.size != facts.st_size:
                 entry = Entry(facts.st_size, used=0.0)
                 self._index.add(index_key, entry)
             if type(key) is Digest and not entry.is_known_as(facts.st_ino, facts.st_mtime_ns, facts.st_size):
@@ -251,19 +252,35 @@ class FilesystemStore(Store):
             raise self._missing(digest)
         return facts
 
-    def _look_harder(self, key: Key) -> tuple[Folder, str, Key, Entry | None]:
+    async def _look_harder(self, key: Key) -> tuple[Folder, Key, Entry | None]:
         """Where a key that is not simply in the index may be found. Raises BlobNotFoundError if nowhere."""
-        folder, name, index_key = self._place(key)
+        folder, _, index_key = self._place(key)
         entry = self._index.blobs.get(index_key)
-        if entry is None and isinstance(key, ActionKey):
-            legacy = ActionKey(key.hash, key.size, LEGACY)
-            if (entry := self._index.blobs.get(legacy)) is not None:
-                folder, index_key = self._layout.blobs, legacy
+        if entry is None and not isinstance(key, str):
+            misfit = ActionKey(key.hash, key.size, LEGACY)
+            if (other := self._index.blobs.get(misfit)) is None:
+                pass
+            elif isinstance(key, ActionKey):
+                folder, index_key, entry = self._layout.blobs, misfit, other
+            else:
+                await self._set_misfit_aside(key)
         if entry is None and self._mirror.is_exact:
             raise self._missing(key)
         if entry is not None and self._max_age_s and self._is_expired(index_key, entry):
             raise self._missing(key)
-        return folder, name, index_key, entry
+        return folder, index_key, entry
+
+    async def _set_misfit_aside(self, digest: Digest) -> None:
+        """A blob is asked for whose file has another size than its name says: cut short or written to by somebody."""
+        try:
+            fd = os.open(name_of(digest), _READ_FLAGS, dir_fd=self._layout.blobs.fd)
+        except FileNotFoundError:
+            return
+        try:
+            if os.fstat(fd).st_size != digest.size:
+                await self._quarantine.set_aside(self._layout.blobs, digest, fd)
+        finally:
+            os.close(fd)
 
     # Writing
 
@@ -287,8 +304,7 @@ class FilesystemStore(Store):
                     await trio.to_thread.run_sync(file.append, (data,), limiter=self._write_threads)
                 await self._commit(file, folder, name, index_key)
         except OSError as error:
-            self._require_running()
-            raise self._translated(error, folder, name, "write") from error
+            raise self._write_failed(error, folder, name) from error
 
     async def write(self, key: Key, reader: Reader) -> None:
         if key in EMPTY_DIGESTS:
@@ -308,8 +324,7 @@ class FilesystemStore(Store):
                     self._require_size(key, file.size)
                 await self._commit(file, folder, name, index_key)
         except OSError as error:
-            self._require_running()
-            raise self._translated(error, folder, name, "write") from error
+            raise self._write_failed(error, folder, name) from error
 
     async def _receive(self, reader: Reader, file: TempFile) -> None:
         gatherer = Gatherer(file, threads=self._write_threads)
@@ -452,6 +467,12 @@ class FilesystemStore(Store):
 
     def _translated(self, error: OSError, folder: Folder, name: str, doing: str) -> Exception:
         return translate(error, store=self.name, path=f"{folder.path}/{name}", doing=doing)
+
+    def _write_failed(self, error: OSError, folder: Folder, name: str) -> Exception:
+        self._require_running()
+        if error.errno == errno.ENOENT:
+            self._mirror.folder_lost = True  # `temp_path` is not watched; the next tick makes it anew.
+        return self._translated(error, folder, name, "write")
 
     def _translated_key(self, error: OSError, key: Key, doing: str) -> Exception:
         folder, name, _ = self._place(key)
