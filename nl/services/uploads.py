@@ -23,6 +23,7 @@ from nl.blob.reader import CHUNK, Buffer, Reader
 from nl.blob.verify import VerifyingReader
 from nl.errors import CancelledError, InvalidRequestError, NlError
 from nl.model.digest import Digest, DigestFunction
+from nl.rpc.transport import TransportLost
 from nl.services.write_messages import WriteMessage, WriteMessages
 from nl.storage.contract import Store
 
@@ -160,11 +161,14 @@ class UploadSession(Reader):
         """The next new bytes of this call; empty when the upload is complete, None when the call ends before."""
         message = self._message
         while True:
-            if message is None:
-                message = self._message = await source.receive_message()
+            try:
                 if message is None:
-                    return () if self.committed == self.size else None
-            parts = await self._receive_new(message, max_bytes)
+                    message = self._message = await source.receive_message()
+                    if message is None:
+                        return () if self.committed == self.size else None
+                parts = await self._receive_new(message, max_bytes)
+            except TransportLost:
+                return None  # the handler is about to be cancelled
             if parts:
                 return parts
             if message.finish:
