@@ -23,7 +23,7 @@ from tests.bench.workloads import ROWS, TRANSPORT_ROWS
 from tests.support.processes import ROOT, free_port, rss_mib, serving
 
 TRANSPORTS = {
-    "nl": "tests.bench.transport_server",
+    "nl": "tests.bench.transport_nl",
     "grpcio.aio": "tests.bench.transport_grpcio",
     "grpclib": "tests.bench.transport_grpclib",
 }

@@ -42,7 +42,8 @@ async def drive(one: Operation, channel: Channel, tally: Tally) -> None:
     while (i := tally.take()) is not None:
         began = time.perf_counter()
         try:
-            tally.moved += await one(channel, i)
+            moved = await one(channel, i)
+            tally.moved += moved
         except Exception as error:  # noqa: BLE001 - any failure is a result of the measurement, and is reported
             tally.errors.append(f"{type(error).__name__}: {error}")
         tally.latencies.append(time.perf_counter() - began)

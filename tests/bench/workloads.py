@@ -27,6 +27,8 @@ READ = "/google.bytestream.ByteStream/Read"
 WRITE = "/google.bytestream.ByteStream/Write"
 METADATA_KEY = "build.bazel.remote.execution.v2.requestmetadata-bin"
 WRITE_CHUNK = 1 << 20
+METADATA_VARIANTS = 2048
+"""More than the dynamic table of a connection holds, so that each one counts as new."""
 
 Operation = Callable[[Channel, int], Awaitable[int]]
 """Does operation number i on a channel; returns how many payload bytes moved. Raises if the answer is wrong."""
@@ -94,11 +96,11 @@ def digest_of(data: Buffer) -> reapi.Digest:
     return reapi.Digest(hash=hashlib.sha256(data).hexdigest(), size_bytes=len(data))
 
 
-def as_bazel(run: str, i: int) -> dict[str, bytes]:
-    """Request metadata as Bazel sends it: it names the action, so every few requests it is another."""
+def as_bazel(run: str, action: int) -> dict[str, bytes]:
+    """Request metadata as Bazel sends it: it names the action."""
     message = reapi.RequestMetadata(
         tool_details=reapi.ToolDetails(tool_name="bazel", tool_version="7.4.1"),
-        action_id=hashlib.sha256(f"{run}{i // 3}".encode()).hexdigest(),
+        action_id=hashlib.sha256(f"{run}{action}".encode()).hexdigest(),
         tool_invocation_id=run,
         action_mnemonic="CppCompile",
         target_id="//some/package:target",
@@ -113,6 +115,7 @@ class Client:
         self.row = row
         self.instance = instance
         self.run = str(uuid.uuid4())
+        self._metadata = [as_bazel(self.run, i) for i in range(METADATA_VARIANTS)]
         self._prefix = f"{instance}/" if instance else ""
         self._random = random.Random(row.size)
 
@@ -123,11 +126,15 @@ class Client:
     async def call(self, channel: Channel, path: str, request: Buffer, i: int = 0) -> bytes:
         """One unary call with the deadline and metadata of a real client."""
         async with channel.request(
-            path, Cardinality.UNARY_UNARY, Raw, Raw, timeout=60 - (i % 997) / 100, metadata=as_bazel(self.run, i)
+            path, Cardinality.UNARY_UNARY, Raw, Raw, timeout=60 - (i % 997) / 100, metadata=self.metadata(i)
         ) as stream:
             await stream.send_message(Raw(request), end=True)
             reply = await stream.recv_message()
             return bytes(reply.data)
+
+    def metadata(self, i: int) -> dict[str, bytes]:
+        """What Bazel would send along with request `i`; made before the clock starts."""
+        return self._metadata[i // 3 % METADATA_VARIANTS]
 
     def blob(self, tag: str, size: int) -> bytes:
         data = bytearray(self._random.randbytes(min(size, 1 << 20)) * (size // (1 << 20) or 1))[:size]
@@ -162,7 +169,7 @@ class Client:
         name = f"{self._prefix}uploads/{uuid.uuid4()}/blobs/{digest.hash}/{digest.size_bytes}"
         view = memoryview(blob)
         async with channel.request(
-            WRITE, Cardinality.STREAM_UNARY, Raw, Raw, timeout=60 - (i % 997) / 100, metadata=as_bazel(self.run, i)
+            WRITE, Cardinality.STREAM_UNARY, Raw, Raw, timeout=60 - (i % 997) / 100, metadata=self.metadata(i)
         ) as stream:
             for offset in range(0, len(blob) or 1, WRITE_CHUNK):
                 end = min(offset + WRITE_CHUNK, len(blob))
@@ -193,7 +200,7 @@ class Client:
             total = 0
             async with channel.request(
                 "/t.S/Read", Cardinality.UNARY_STREAM, Raw, Raw, timeout=60 - (i % 997) / 100,
-                metadata=as_bazel(self.run, i),
+                metadata=self.metadata(i),
             ) as stream:
                 await stream.send_message(Raw(b"x"), end=True)
                 async for message in stream:
@@ -210,7 +217,7 @@ class Client:
         async def one(channel: Channel, i: int) -> int:
             async with channel.request(
                 "/t.S/Write", Cardinality.STREAM_UNARY, Raw, Raw, timeout=60 - (i % 997) / 100,
-                metadata=as_bazel(self.run, i),
+                metadata=self.metadata(i),
             ) as stream:
                 for k in range(4):
                     await stream.send_message(Raw(chunk), end=k == 3)
@@ -272,7 +279,7 @@ class Client:
         async def one(channel: Channel, i: int) -> int:
             total = 0
             async with channel.request(
-                READ, Cardinality.UNARY_STREAM, Raw, Raw, timeout=60 - (i % 997) / 100, metadata=as_bazel(self.run, i)
+                READ, Cardinality.UNARY_STREAM, Raw, Raw, timeout=60 - (i % 997) / 100, metadata=self.metadata(i)
             ) as stream:
                 await stream.send_message(Raw(requests[i % len(requests)]), end=True)
                 async for message in stream:
@@ -348,7 +355,7 @@ class Client:
             last = None
             async with channel.request(
                 EXECUTE, Cardinality.UNARY_STREAM, reapi.ExecuteRequest, longrunning.Operation, timeout=60,
-                metadata=as_bazel(self.run, i),
+                metadata=self.metadata(i),
             ) as stream:
                 await stream.send_message(request, end=True)
                 async for last in stream:
