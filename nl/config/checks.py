@@ -21,14 +21,14 @@ def check(config: Config, references: Sequence[tuple[str, str]]) -> None:
 
     `references` are the store and scheduler names that the file uses, with their paths (`Conversion.references`).
     """
-    if not config.servers and not config.workers:
-        raise ConfigError("", "the config has nothing to run; expected servers, workers or both")
     _unique_names(config)
     _references(config, references)
     _store_circles(config)
     _cas_is_not_ac(config)
     _unique_addresses(config)
     _one_entry_per_instance(config)
+    if not config.servers and not config.workers:
+        raise ConfigError("", "the config has nothing to run; expected servers, workers or both")
 
 
 def _unique_names(config: Config) -> None:

@@ -105,6 +105,8 @@ def parse(text: str, *, source: str = "<config>") -> Raw:
     if twice is not None:
         line, column = line_and_column(text, twice[1])
         raise ConfigError(twice[0], "this key is there twice; expected it once", source=f"{source}:{line}:{column}")
+    if "\\u" in text:
+        raw = _join_surrogates(raw)
     if not isinstance(raw, dict):
         raise ConfigError("", "is not an object; expected { stores: [...], servers: [...] }", source=source)
     return raw
@@ -118,3 +120,12 @@ def _syntax_error(message: str, source: str) -> ConfigError:
     problem = problem.replace("\n", "\\n")
     where = f"{source}:{line}:{column}" if column else f"{source}:{line}"
     return ConfigError("", f"is not JSON5: {problem[:1].lower()}{problem[1:]}", source=where)
+
+
+def _join_surrogates(raw: Raw) -> Raw:
+    """Pairs of `\\u` escapes as the one character they stand for, which the parser leaves apart."""
+    if isinstance(raw, str):
+        return raw.encode("utf-16", "surrogatepass").decode("utf-16", "replace")
+    if isinstance(raw, dict):
+        return {_join_surrogates(key): _join_surrogates(value) for key, value in raw.items()}
+    return [_join_surrogates(value) for value in raw] if isinstance(raw, list) else raw

@@ -68,7 +68,7 @@ def _key(token: str) -> str:
         return token
     try:
         quoted = token if token[0] in "\"'" else f'"{token}"'
-        return str(json5.loads(quoted))
+        return str(json5.loads(quoted)).encode("utf-16", "surrogatepass").decode("utf-16", "replace")
     except ValueError:
         return token
 

@@ -60,7 +60,7 @@ def config_reference(kinds: StoreKinds) -> str:
     for name, options in SCHEDULER_KINDS.items():
         parts += _section(f"### Scheduler kind `{name}`", options, structs)
     parts.append("## Parts\n")
-    done = {Config, *stores.values(), *SCHEDULER_KINDS.values()}
+    done: set[type[t.Options]] = set()
     while pending := [cls for cls in structs if cls not in done]:
         for cls in pending:
             done.add(cls)
