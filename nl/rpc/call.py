@@ -18,7 +18,7 @@ from nl.rpc import frames as fr
 from nl.rpc import messages
 from nl.rpc.connection import HIGH_WATER, Connection
 from nl.rpc.contract import MessageBody
-from nl.rpc.core import Owner, Stream
+from nl.rpc.core import GOODWILL, Owner, Stream
 
 SMALL = 16 * 1024
 """Messages up to this size are copied and leave with whatever else is queued."""
@@ -243,7 +243,7 @@ class Call(Stream):
         length = sum(map(len, parts))
         need = length + messages.PREFIX_SIZE
         prefix = fr.PREFIX.pack(compressed, length)
-        core.sent_since_ping = True
+        core.goodwill += GOODWILL
         if need <= SMALL:
             if core.out_bytes >= HIGH_WATER:
                 await core.wait_room()

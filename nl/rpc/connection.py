@@ -207,7 +207,6 @@ class Connection(Core):
         out.clear()
         if count < len(data):
             out.append(memoryview(data)[count:])
-            self.progress = trio.current_time() if count else self.progress
             self._wake_writer()
         self.out_bytes -= count
 
@@ -251,7 +250,7 @@ class Connection(Core):
             while self.out:
                 data = memoryview(b"".join(self.out))
                 self.out.clear()
-                while len(data):
+                while data:
                     count = await self.transport.send(data)
                     data = data[count:]
                     self.out_bytes -= count
@@ -297,6 +296,7 @@ class Connection(Core):
         self.out.clear()
         parts = [*queue, *frames]
         sent = index = 0
+        waited = False
         try:
             while True:
                 count = self.transport.try_send(parts[index : index + _IOV_MAX])
@@ -304,8 +304,10 @@ class Connection(Core):
                 index = _advance(parts, index, count)
                 if index == len(parts):
                     return
+                if count or not waited:
+                    self.progress = trio.current_time()
+                    waited = True
                 await self.transport.wait_writable()
-                self.progress = trio.current_time()
         except trio.Cancelled:
             if sent < queued:
                 self.out[:0] = [memoryview(b"".join(queue))[sent:]]
@@ -343,7 +345,7 @@ class Connection(Core):
         """Called every now and then: sends keepalive PINGs; why this connection should be given up, or None."""
         if self.lost:
             return "connection lost"
-        if self.out and now - self.progress > stall:
+        if self.sending and now - self.progress > stall:
             return f"the peer has read nothing for {stall:g} s"
         if self.ping_sent is not None:
             if self.heard >= self.ping_sent:
@@ -353,8 +355,6 @@ class Connection(Core):
         elif interval is not None and now - self.heard >= interval:
             self.ping_sent = now
             self.emit(fr.ping(b"nl-alive"))
-            if not self.sending:
-                self.progress = now
             self.flush()
         return None
 

@@ -62,14 +62,16 @@ class ServerStream(Protocol, Generic[Req, Rep]):
 
     async def send_message(self, message: Rep) -> None:
         """Encodes and sends. On a unary reply it leaves together with headers and trailers, in one write.
-        Returns when the bytes may be changed by the caller (they are in the kernel or copied)."""
+        Returns when the bytes may be changed by the caller (they are in the kernel or copied).
+        """
 
     async def send_parts(self, parts: Sequence[Buffer]) -> None:
         """Sends one message that is already encoded, without copying. Same promise as `send_message`."""
 
     async def wait_send_credit(self) -> int:
         """Waits until the peer's flow-control windows allow some bytes; how many. So that whoever reads from disk for
-        a slow client reads no more than can leave."""
+        a slow client reads no more than can leave.
+        """
 
     async def send_trailing_metadata(
         self,

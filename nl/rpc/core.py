@@ -50,6 +50,11 @@ class Limits:
     reset_per_s: float = 100.0
 
 
+MAX_GOODWILL = 4000
+GOODWILL = 4
+"""Frames that move nothing which each message we send pays for: PINGs to estimate bandwidth, small WINDOW_UPDATEs."""
+
+
 class Budget:
     """An allowance that grows back with time: a token bucket."""
 
@@ -178,7 +183,7 @@ class Core:
         self.peer_max_frame = fr.MIN_FRAME_SIZE
         self.peer_max_streams = fr.MAX_STREAM_ID
         self.got_settings = False
-        self.sent_since_ping = True
+        self.goodwill = 0
         self.zombies = 0
         """Streams that are gone while their handlers are still winding down: they count as concurrent."""
         self._decoder = HeaderDecoder(max_list_size=limits.max_header_list_size)
@@ -284,6 +289,9 @@ class Core:
             stream.on_reset(code)
 
     def _spend_chatter(self) -> None:
+        if self.goodwill > 0:  # peers ping and open windows by a few bytes after each message: that is no chatter
+            self.goodwill = min(self.goodwill, MAX_GOODWILL) - 1
+            return
         if not self._chatter.spend(self.now):
             raise ConnectionFault(ErrorCode.ENHANCE_YOUR_CALM, "too many frames that move nothing")
 
@@ -612,9 +620,7 @@ class Core:
         if flags & fr.ACK:
             self.on_ping_ack(payload)
             return
-        if not self.sent_since_ping:  # peers that estimate bandwidth ping after data: that is no chatter
-            self._spend_chatter()
-        self.sent_since_ping = False
+        self._spend_chatter()
         self.emit(fr.ping(payload, ack=True))
 
     def _goaway(self, sid: int, flags: int, payload: bytes) -> None:

@@ -56,7 +56,7 @@ _STATIC: list[Field] = [(b"", b"", BAD, 0), *(classify(name, value) for name, va
 def _huffman_in_python(string: bytes, prefix: int) -> bytes:
     try:
         return bytes(decode_huffman(string[prefix:]))
-    except Exception as exc:  # noqa: BLE001  # whatever it raises, the string was wrong
+    except Exception as exc:  # whatever it raises, the string was wrong
         raise _fault("bad Huffman string") from exc
 
 
@@ -92,7 +92,7 @@ def _fault(message: str) -> ConnectionFault:
 _huffman = _load_huffman()
 
 
-class HeadersTooLarge(Exception):  # noqa: N818  # a verdict about one message, not an error of this connection
+class HeadersTooLarge(Exception):  # a verdict about one message, not an error of this connection
     """The list is over the limit. The table is in step with the peer's, so only this message is lost."""
 
 

@@ -9,8 +9,8 @@ from __future__ import annotations
 
 import logging
 import socket
-import ssl
 from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
+from typing import TypeVar
 
 import trio
 
@@ -22,6 +22,7 @@ from nl.rpc.transport import SocketTransport, StreamTransport, Transport, descri
 
 log = logging.getLogger(__name__)
 _SWEEP_S = 1.0
+T = TypeVar("T")
 
 Http1 = Callable[[trio.abc.Stream, bytes], Awaitable[None]]
 """Serves one HTTP/1.1 connection: the stream, and the bytes already read from it."""
@@ -40,7 +41,8 @@ class Server:
         self._methods = table_of(services)
         self._http1 = http1
         self._connections: set[ServerConnection] = set()
-        self._others = 0
+        self._others: set[trio.CancelScope] = set()
+        self._nursery: trio.Nursery | None = None
         self._accepting: trio.CancelScope | None = None
         self._changed = trio.Event()
         self._accepted = 0
@@ -53,10 +55,13 @@ class Server:
     ) -> None:
         """Accepts until cancelled, or until `shutdown` is done."""
         async with trio.open_nursery() as nursery:
+            self._nursery = nursery
             nursery.start_soon(self._sweep)
             with trio.CancelScope() as self._accepting:
                 task_status.started()
-                await trio.serve_listeners(self._accept, list(listeners), handler_nursery=nursery)
+                if listeners:
+                    await trio.serve_listeners(self._accept, list(listeners), handler_nursery=nursery)
+                await trio.sleep_forever()
             while self._connections or self._others:
                 changed = self._changed
                 await changed.wait()
@@ -76,6 +81,14 @@ class Server:
             await self._wait_empty()
         for connection in list(self._connections):
             connection.close_soon()
+        for scope in self._others:
+            scope.cancel()
+
+    def adopt(self, sock: socket.socket) -> None:
+        """Serves a connected plain socket that was not accepted from a listener (a socket pair, say)."""
+        if self._nursery is None:
+            raise RuntimeError("the server is not running")
+        self._nursery.start_soon(self._guarded, self._plain, sock)
 
     async def _wait_empty(self) -> None:
         while self._connections:
@@ -89,7 +102,7 @@ class Server:
         """A snapshot of levels and counters."""
         return {
             "connections": len(self._connections),
-            "http1_connections": self._others,
+            "http1_connections": len(self._others),
             "accepted": self._accepted,
             "streams": sum(len(each.streams) for each in self._connections),
         }
@@ -106,16 +119,22 @@ class Server:
     async def _accept(self, stream: trio.SocketStream) -> None:
         """From a fresh socket to a connection; whatever a peer does wrong here is its loss alone."""
         self._accepted += 1
-        if len(self._connections) + self._others >= self.options.max_connections:
+        if len(self._connections) + len(self._others) >= self.options.max_connections:
             await trio.aclose_forcefully(stream)
             return
+        if self.options.tls is None:
+            await self._guarded(self._plain, take_socket(stream))
+        else:
+            await self._guarded(self._tls, stream)
+
+    async def _guarded(self, serve: Callable[[T], Awaitable[None]], connection: T) -> None:
+        """A connection that ends badly, even through a bug of ours, takes nothing with it."""
         try:
-            if self.options.tls is None:
-                await self._plain(take_socket(stream))
-            else:
-                await self._tls(stream, self.options.tls)
-        except* (OSError, trio.BrokenResourceError, trio.ClosedResourceError, ssl.SSLError) as group:
+            await serve(connection)
+        except* (OSError, trio.BrokenResourceError, trio.ClosedResourceError) as group:
             log.info("connection ended: %s", group.exceptions[0])
+        except* Exception:  # the connection's outermost frame
+            log.exception("a connection failed")
 
     async def _plain(self, sock: socket.socket) -> None:
         sock.setblocking(False)
@@ -133,7 +152,9 @@ class Server:
         else:
             await self._other(trio.SocketStream(trio.socket.from_stdlib_socket(sock)), first)
 
-    async def _tls(self, stream: trio.SocketStream, context: ssl.SSLContext) -> None:
+    async def _tls(self, stream: trio.SocketStream) -> None:
+        context = self.options.tls
+        assert context is not None
         secure = trio.SSLStream(stream, context, server_side=True, https_compatible=True)
         peer = describe_peer(stream.socket)
         first = b""
@@ -165,14 +186,15 @@ class Server:
             self._notify()
 
     async def _other(self, stream: trio.abc.Stream, first: bytes) -> None:
-        self._others += 1
-        try:
-            if self._http1 is not None:
-                await self._http1(stream, first)
-        finally:
-            self._others -= 1
-            self._notify()
-            await trio.aclose_forcefully(stream)
+        with trio.CancelScope() as scope:
+            self._others.add(scope)
+            try:
+                if self._http1 is not None:
+                    await self._http1(stream, first)
+            finally:
+                self._others.discard(scope)
+                self._notify()
+                await trio.aclose_forcefully(stream)
 
 
 async def _first_bytes(sock: socket.socket) -> bytes:

@@ -16,6 +16,7 @@ from nl.rpc import frames as fr
 from nl.rpc import hpack, messages
 from nl.rpc.call import SMALL, Call, encoder_of
 from nl.rpc.connection import HIGH_WATER
+from nl.rpc.core import GOODWILL
 from nl.rpc.frames import ErrorCode
 from nl.rpc.hpack import Field
 from nl.rpc.metadata import decode_fields, encode_fields
@@ -31,15 +32,15 @@ class ServerCall(Call):
     """`nl.rpc.contract.ServerStream`."""
 
     __slots__ = (
-        "_fields", "_headers_sent", "_metadata", "_method", "_reply", "_trailers_sent", "accepts_gzip", "cancel_reason",
-        "expires", "received", "scope",
+        "_fields", "_headers_sent", "_metadata", "_reply", "_trailers_sent", "accepts_gzip", "cancel_reason", "definition",
+        "expires", "received", "scope", "zombie",
     )  # fmt: skip
 
     core: ServerConnection
 
     def __init__(self, core: ServerConnection, sid: int, method: Method, fields: list[Field]) -> None:
         super().__init__(core, sid, max_message_size=core.options.max_message_size)
-        self._method = method
+        self.definition = method
         self._fields = fields
         self._metadata: MultiDict[str | bytes] | None = None
         self._headers_sent = False
@@ -50,11 +51,12 @@ class ServerCall(Call):
         self.scope: trio.CancelScope | None = None
         self.cancel_reason: Outcome | None = None
         self.received = 0
+        self.zombie = False
 
     @property
     def method(self) -> str:
         """Full path."""
-        return self._method.name
+        return self.definition.name
 
     @property
     def peer(self) -> str:
@@ -84,17 +86,17 @@ class ServerCall(Call):
         """The next request, or None."""
         data = await self.receive_message()
         if data is None:
-            if not self.received and not self._method.client_streaming:
+            if not self.received and not self.definition.client_streaming:
                 raise InvalidRequestError(f"{self.method}: the call has no request message")
             return None
         self._count_message()
-        return self._method.decode(data)
+        return self.definition.decode(data)
 
     async def receive_body(self) -> Any:
         """The next request as a reader of its bytes."""
         body = await super().receive_body()
         if body is None:
-            if not self.received and not self._method.client_streaming:
+            if not self.received and not self.definition.client_streaming:
                 raise InvalidRequestError(f"{self.method}: the call has no request message")
             return None
         self._count_message()
@@ -102,7 +104,7 @@ class ServerCall(Call):
 
     def _count_message(self) -> None:
         self.received += 1
-        if self.received > 1 and not self._method.client_streaming:
+        if self.received > 1 and not self.definition.client_streaming:
             raise InvalidRequestError(f"{self.method}: the call has more than one request message")
 
     def __aiter__(self) -> ServerCall:
@@ -155,7 +157,7 @@ class ServerCall(Call):
             await self._send_reply(parts, compressed=False)
 
     async def _send_reply(self, parts: Sequence[Buffer], *, compressed: bool) -> None:
-        if self._method.server_streaming:
+        if self.definition.server_streaming:
             await self.send_framed(parts, compressed=compressed)
             return
         if self._reply is not None:
@@ -189,7 +191,7 @@ class ServerCall(Call):
         if self._trailers_sent or self.reset_code is not None:
             return
         reply, self._reply = self._reply, None
-        if reply is None and not outcome.code and not self._method.server_streaming:
+        if reply is None and not outcome.code and not self.definition.server_streaming:
             outcome = Outcome(Code.INTERNAL, f"{self.method}: the handler returned without a reply")
         if reply and not outcome.code:
             size = len(reply)
@@ -224,7 +226,7 @@ class ServerCall(Call):
         else:
             tail = fr.header_frames(block, sid, end_stream=True, max_frame=core.peer_max_frame)
         core.emit(before + tail)
-        core.sent_since_ping = True
+        core.goodwill += GOODWILL
         self.send_closed = True
         if self.recv_closed:
             core.close_if_done(self)
@@ -239,6 +241,7 @@ class ServerCall(Call):
     def on_reset(self, code: int) -> None:
         """The client has given up, or broken the stream."""
         if self.scope is not None:
+            self.zombie = True
             self.core.zombies += 1
             self.scope.cancel()
 

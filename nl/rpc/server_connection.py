@@ -38,6 +38,8 @@ _DEADLINE = Outcome(Code.DEADLINE_EXCEEDED, "the deadline has passed")
 _SHUTDOWN = Outcome(Code.UNAVAILABLE, "the server is shutting down")
 _CANCELLED = Outcome(Code.CANCELLED, "the call was cancelled")
 _EAGER = hpack.ACCEPT_ENCODING
+_CONTENT_TYPES = frozenset((b"application/grpc", b"application/grpc+proto"))
+_CONTENT_TYPE_PREFIXES = (b"application/grpc;", b"application/grpc+proto;")
 
 
 class ServerConnection(Connection):
@@ -88,7 +90,7 @@ class ServerConnection(Connection):
             self._leave()
             return
         self._running.discard(mine)
-        if mine.reset_code is not None:
+        if mine.zombie:
             self.zombies -= 1
         elif scope.cancelled_caught:
             mine.end_now(mine.cancel_reason or _DEADLINE)
@@ -101,7 +103,7 @@ class ServerConnection(Connection):
 
     def _after_call(self) -> None:
         if not self.streams:
-            self.idle_since = trio.current_time()
+            self.idle_since = self.now
             if self.draining and not self._running and not self._ready:
                 self._leave()
 
@@ -149,6 +151,7 @@ class ServerConnection(Connection):
             scope.deadline = call.expires
         if call.cancel_reason is not None or call.reset_code is not None:
             if call.reset_code is not None:
+                call.zombie = True
                 self.zombies += 1
             scope.cancel()
         try:
@@ -168,7 +171,7 @@ class ServerConnection(Connection):
             if call.expires is not None and call.expires <= self.now:
                 call.end_now(_DEADLINE)
                 return
-            await call._method.func(call)
+            await call.definition.func(call)
             await call.finish(OK)
         except Exception as exc:  # noqa: BLE001  # the place where a handler's errors become a status
             if call.reset_code is None:
@@ -187,7 +190,7 @@ class ServerConnection(Connection):
         """A request: checked as HTTP (RFC 9113, section 8.3), then as gRPC, and made a call."""
         eager: list[bytes | None] = [None] * (_EAGER + 1)
         regular = False
-        for name, value, kind, _ in fields:
+        for _, value, kind, _ in fields:
             if kind == hpack.REGULAR:
                 regular = True
             elif kind <= hpack.LAST_PSEUDO:
@@ -218,9 +221,8 @@ class ServerConnection(Connection):
         content_type = eager[hpack.CONTENT_TYPE]
         if eager[hpack.METHOD] != b"POST":
             return self._answer(sid, _http(405, b"POST only", (b"allow", b"POST")), ended=ended)
-        if content_type != b"application/grpc" and content_type != b"application/grpc+proto":
-            if content_type is None or not content_type.startswith((b"application/grpc+proto;", b"application/grpc;")):
-                return self._answer(sid, _http(415, b"content-type must be application/grpc"), ended=ended)
+        if content_type not in _CONTENT_TYPES and not (content_type or b"").startswith(_CONTENT_TYPE_PREFIXES):
+            return self._answer(sid, _http(415, b"content-type must be application/grpc"), ended=ended)
         path = eager[hpack.PATH] or b""
         method = self.methods.get(path)
         if method is None:
@@ -249,14 +251,16 @@ class ServerConnection(Connection):
         accepted = ",".join((messages.IDENTITY, *self.options.accepted_compression)).encode()
         return hpack.RESPONSE + hpack.encode([(b"grpc-accept-encoding", accepted)]) + trailers(outcome)
 
-    def _malformed(self, sid: int) -> None:
+    def _malformed(self, sid: int) -> Stream | None:
         self._stream_fault(sid, ErrorCode.PROTOCOL_ERROR)
+        return None
 
-    def _answer(self, sid: int, block: bytes, *, ended: bool) -> None:
+    def _answer(self, sid: int, block: bytes, *, ended: bool) -> Stream | None:
         """Ends a request that never became a call."""
         self.emit(fr.header_frames(block, sid, end_stream=True, max_frame=self.peer_max_frame))
         if not ended:
             self.reset_stream(sid, ErrorCode.NO_ERROR)
+        return None
 
     def headers_too_large(self, sid: int, *, ended: bool) -> None:
         """The list is over the limit, but the tables are in step: only this request is lost."""

@@ -19,7 +19,7 @@ TLS_CHUNK = 64 * 1024
 _SEND_ERRORS = (OSError, trio.BrokenResourceError, trio.ClosedResourceError)
 
 
-class TransportLost(Exception):  # noqa: N818  # an event rather than an error: peers leave all the time
+class TransportLost(Exception):  # an event rather than an error: peers leave all the time
     """The other side is gone, or the socket is closed."""
 
 
