@@ -17,7 +17,7 @@ import logging
 import os
 import shlex
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass, field
 from typing import NamedTuple, TypeVar
 
@@ -196,10 +196,11 @@ class ActionRunner:
         *,
         worker_id: str,
         running: Running,
-        executed: Callable[[], None],
-        report: Callable[[Report], None],
+        executed: Callable[[], Awaitable[None]],
+        report: Callable[[Report], Awaitable[None]],
     ) -> None:
-        """Runs one action. `executed` is called when its command has ended, `report` exactly once, unless cancelled.
+        """Runs one action. `report` is called exactly once, unless cancelled; `executed` before it, when the command
+        has ended and there is something to upload.
 
         *Cancellation*: kills the command and removes its directory; nothing is reported.
         """
@@ -215,7 +216,7 @@ class ActionRunner:
                 )
             except NlError as exc:
                 answer = _failed(exc, None)
-            report(answer)
+            await report(answer)
         finally:
             if directory:
                 with trio.move_on_after(self._options.max_cleanup_wait_s, shield=True) as scope:
@@ -235,7 +236,13 @@ class ActionRunner:
                 path = f"{self._work_directory}/{name}.{self._serial}"
 
     async def _answer(
-        self, request: Request, *, directory: str, worker_id: str, running: Running, executed: Callable[[], None]
+        self,
+        request: Request,
+        *,
+        directory: str,
+        worker_id: str,
+        running: Running,
+        executed: Callable[[], Awaitable[None]],
     ) -> Report:
         metadata = reapi.ExecutedActionMetadata(
             worker=worker_id, queued_timestamp=request.queued, worker_start_timestamp=_now()
@@ -271,7 +278,7 @@ class ActionRunner:
         _inline(attempt.result, attempt.inline)
         return Report(response, None, attempt.usage)
 
-    async def _attempt(self, attempt: _Attempt, running: Running, executed: Callable[[], None]) -> None:
+    async def _attempt(self, attempt: _Attempt, running: Running, executed: Callable[[], Awaitable[None]]) -> None:
         """Everything from the first byte fetched to the last output stored."""
         request, metadata = attempt.request, attempt.metadata
         await self._check_precondition(attempt)
@@ -309,7 +316,8 @@ class ActionRunner:
             make_parents(attempt.root, plan, linked=linked)
         metadata.input_fetch_completed_timestamp = _now()
         ended = await self._execute(attempt, plan, limit_s, running)
-        executed()
+        if plan.outputs or ended.stdout_bytes or ended.stderr_bytes:
+            await executed()
         if self._options.additional_environment and ended.why == "exit" and says_timeout(side_channel):
             ended = ended._replace(why="timeout")
         attempt.failure = self._failure(ended, plan, requested_s or limit_s)

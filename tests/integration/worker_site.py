@@ -134,15 +134,22 @@ class Site:
                 action_digest=message(action), digest_function=reapi.DigestFunctionValue(int(self.function)), **request
             ),
         )
+
+        async def when_executed() -> None:
+            executed()
+
+        async def report(made: Report) -> None:
+            reports.append(made)
+
         await (runner or self.runner()).run(
             start,
             worker_id="worker-1",
             running=running or Running(),
-            executed=executed,
-            report=reports.append,
+            executed=when_executed,
+            report=report,
         )
-        (report,) = reports
-        return report
+        (made,) = reports
+        return made
 
     async def result(self, argv: Sequence[str], **how: object) -> reapi.ActionResult:
         """Runs a command that must end by itself; its result."""

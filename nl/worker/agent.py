@@ -1,0 +1,278 @@
+"""The agent: a worker's connection to its scheduler, and what it does about orders and losses.
+
+It connects, introduces itself, runs what it is told to at the same time, reports, and connects again for ever when the
+scheduler goes away. Not here: what an action is (action.py), how the stream comes about (`Connect`, connection.py).
+
+When the stream breaks, all running actions are killed: the scheduler forgets a worker with its stream and gives its
+actions to others, and a result could not be delivered under the new worker id. So work is never done twice for long,
+and a reconnected worker begins with all its resources free, as the scheduler believes.
+"""
+
+from __future__ import annotations
+
+import logging
+import random
+from collections.abc import Callable
+from contextlib import AbstractAsyncContextManager
+from typing import Protocol
+
+import trio
+
+from nl.config.workers import LocalWorkerOptions
+from nl.errors import Code, ExhaustedError, NlError, UnavailableError
+from nl.pb import reapi, worker_api
+from nl.worker.action import ActionRunner, Report, Running
+from nl.worker.environment import query_properties
+from nl.worker.processes import Supervisor
+from nl.worker.statuses import to_status
+
+log = logging.getLogger("nl.worker.agent")
+
+FIRST_PAUSE_S = 0.5
+LONGEST_PAUSE_S = 5.0
+GOODBYE_S = 2.0
+
+
+class WorkerStream(Protocol):
+    """The worker's side of ConnectWorker. Failures are NlErrors."""
+
+    async def send_message(self, message: worker_api.UpdateForScheduler, /) -> None:
+        """Sends one update; one task at a time."""
+
+    async def recv_message(self) -> worker_api.UpdateForWorker | None:
+        """The next update, None at the end of the stream."""
+
+
+Connect = Callable[[], AbstractAsyncContextManager[WorkerStream]]
+"""Opens one stream to the scheduler. Entering raises UnavailableError if that cannot be done now."""
+
+
+class _Session:
+    """One stream, from registration to its end."""
+
+    def __init__(self, stream: WorkerStream, *, worker_id: str, nursery: trio.Nursery) -> None:
+        self.worker_id = worker_id
+        self.running: dict[str, Running] = {}
+        self.nursery = nursery
+        self.failure: NlError | None = None
+        self._stream = stream
+        self._turn = trio.Lock()
+
+    async def send(self, update: worker_api.UpdateForScheduler) -> None:
+        """Sends; a failure ends the session."""
+        try:
+            async with self._turn:
+                await self._stream.send_message(update)
+        except NlError as exc:
+            self.end(exc)
+
+    async def receive(self) -> worker_api.UpdateForWorker | None:
+        """The next order; None when the session is over."""
+        try:
+            return await self._stream.recv_message()
+        except NlError as exc:
+            self.end(exc)
+            return None
+
+    def end(self, failure: NlError | None) -> None:
+        """Kills what runs and ends all tasks of the session."""
+        self.failure = self.failure or failure
+        self.nursery.cancel_scope.cancel()
+
+
+class Worker:
+    """One worker. `run` it; `shutdown` first for a graceful end."""
+
+    def __init__(
+        self,
+        options: LocalWorkerOptions,
+        *,
+        name: str,
+        connect: Connect,
+        runner: ActionRunner,
+        supervisor: Supervisor,
+    ) -> None:
+        self._options = options
+        self._name = name
+        self._connect = connect
+        self._runner = runner
+        self._supervisor = supervisor
+        self._session: _Session | None = None
+        self._stopping = False
+        self._idle = trio.Event()
+        self._connecting = trio.CancelScope()
+        self._completed = 0
+
+    def __repr__(self) -> str:
+        session = self._session
+        state = f"{session.worker_id} running={len(session.running)}" if session else "not connected"
+        return f"<Worker {self._name} {state}>"
+
+    def statistics(self) -> dict[str, int]:
+        """Counters and levels for logs and metrics."""
+        session = self._session
+        return {
+            "running": len(session.running) if session else 0,
+            "connected": int(session is not None),
+            "completed": self._completed,
+            **self._runner.statistics(),
+        }
+
+    async def run(self, *, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> None:
+        """Works until cancelled or stopped; `started()` when actions could be run, connected or not."""
+        log.info(
+            "Starting worker '%s'. IMPORTANT: If running multiple workers, all workers must share the same CAS storage "
+            "path to avoid 'Object not found' errors.",
+            self._name,
+        )
+        async with trio.open_nursery() as nursery:
+            await nursery.start(self._supervisor.run)
+            await self._runner.prepare()
+            task_status.started()
+            with self._connecting:
+                await self._stay_connected()
+            nursery.cancel_scope.cancel()
+
+    async def shutdown(self, grace_s: float) -> None:
+        """Takes no more actions, waits for those that run at most `grace_s`, says goodbye and ends `run`."""
+        self._stopping = True
+        session = self._session
+        if session is not None and session.running:
+            log.info("Worker '%s' finishes %d actions", self._name, len(session.running))
+            with trio.move_on_after(grace_s):
+                await self._idle.wait()
+        session = self._session
+        if session is not None:
+            with trio.move_on_after(GOODBYE_S):
+                await session.send(worker_api.UpdateForScheduler(going_away_request=worker_api.GoingAwayRequest()))
+        self._connecting.cancel()
+
+    async def _stay_connected(self) -> None:
+        pause_s = FIRST_PAUSE_S
+        while not self._stopping:
+            try:
+                await self._connected()
+                pause_s = FIRST_PAUSE_S
+            except NlError as exc:
+                log.error("Error: worker '%s': %s: %s", self._name, exc.code.name, exc.message)
+            if not self._stopping:
+                await trio.sleep(pause_s * random.uniform(0.75, 1.25))
+                pause_s = min(2 * pause_s, LONGEST_PAUSE_S)
+
+    async def _connected(self) -> None:
+        """One stream, to its end. NlError if the worker could not be registered."""
+        properties = await query_properties(self._options)
+        async with self._connect() as stream:
+            worker_id = await self._register(stream, properties)
+            log.info("Worker registered with scheduler: worker_id=%s", worker_id)
+            log.info("Connected to scheduler: worker '%s', platform_properties=%s", self._name, properties)
+            async with trio.open_nursery() as nursery:
+                session = self._session = _Session(stream, worker_id=worker_id, nursery=nursery)
+                try:
+                    nursery.start_soon(self._keep_alive, session)
+                    await self._obey(session)
+                    session.end(None)
+                finally:
+                    self._session = None
+            if not self._stopping:
+                why = session.failure.message if session.failure else "the scheduler ended the stream"
+                log.warning("Worker disconnected from scheduler, reconnecting: worker_id=%s: %s", worker_id, why)
+
+    async def _register(self, stream: WorkerStream, properties: list[tuple[str, str]]) -> str:
+        hello = worker_api.ConnectWorkerRequest(
+            properties=[reapi.PlatformProperty(name=name, value=value) for name, value in properties],
+            worker_id_prefix=self._options.name,
+            max_inflight_tasks=self._options.max_inflight_tasks,
+        )
+        limit_s = self._options.worker_api_endpoint.timeout
+        try:
+            with trio.fail_after(limit_s):
+                await stream.send_message(worker_api.UpdateForScheduler(connect_worker_request=hello))
+                first = await stream.recv_message()
+        except trio.TooSlowError:
+            raise UnavailableError(f"the scheduler did not answer within {limit_s:g} s") from None
+        if first is None or first.connection_result is None:
+            raise UnavailableError("the scheduler did not answer with a ConnectionResult")
+        return first.connection_result.worker_id
+
+    async def _keep_alive(self, session: _Session) -> None:
+        log.debug("Started KeepAlive")
+        while True:
+            await trio.sleep(self._options.worker_api_endpoint.timeout / 2)
+            await session.send(worker_api.UpdateForScheduler(keep_alive_request=worker_api.KeepAliveRequest()))
+            log.debug("Sent KeepAlive")
+
+    async def _obey(self, session: _Session) -> None:
+        """Takes orders until the stream ends."""
+        while (update := await session.receive()) is not None:
+            if update.start_action is not None:
+                await self._start(session, update.start_action)
+            elif update.kill_operation_request is not None:
+                operation_id = update.kill_operation_request.operation_id
+                running = session.running.get(operation_id)
+                log.info("Kill operation %s%s", operation_id, "" if running else ": not running here")
+                if running is not None:
+                    running.kill()
+            elif update.disconnect is not None:
+                log.warning("Worker '%s' was removed by the scheduler", self._name)
+                return
+            elif update.keep_alive is None:
+                log.warning("Worker '%s' got an update that it does not know", self._name)
+
+    async def _start(self, session: _Session, start: worker_api.StartExecute) -> None:
+        """Starts an action, or says why not: a refusal is not the action's fault and costs it no attempt."""
+        refusal: NlError | None = None
+        limit = self._options.max_inflight_tasks
+        if self._stopping:
+            refusal = ExhaustedError("Worker shutting down")
+        elif start.operation_id in session.running:
+            refusal = NlError(f"operation {start.operation_id} runs here already", code=Code.ALREADY_EXISTS)
+        elif limit and len(session.running) >= limit:
+            refusal = ExhaustedError(f"Worker runs {limit} actions already, its max_inflight_tasks")
+        if refusal is not None:
+            await session.send(_result(start, Report(None, to_status(refusal))))
+            return
+        running = session.running[start.operation_id] = Running()
+        session.nursery.start_soon(self._run_action, session, start, running)
+
+    async def _run_action(self, session: _Session, start: worker_api.StartExecute, running: Running) -> None:
+        operation_id = start.operation_id
+        request = start.execute_request
+        digest = request.action_digest if request is not None else None
+        log.info(
+            "Executing action %s: operation_id=%s worker_id=%s",
+            f"{digest.hash}-{digest.size_bytes}" if digest is not None else "without digest",
+            operation_id,
+            session.worker_id,
+        )
+
+        async def executed() -> None:
+            done = worker_api.ExecuteComplete(operation_id=operation_id)
+            await session.send(worker_api.UpdateForScheduler(execute_complete=done))
+
+        async def report(made: Report) -> None:
+            del session.running[operation_id]
+            self._completed += 1
+            await session.send(_result(start, made))
+
+        try:
+            await self._runner.run(
+                start, worker_id=session.worker_id, running=running, executed=executed, report=report
+            )
+        finally:
+            session.running.pop(operation_id, None)
+            if self._stopping and not session.running:
+                self._idle.set()
+
+
+def _result(start: worker_api.StartExecute, report: Report) -> worker_api.UpdateForScheduler:
+    request = start.execute_request
+    return worker_api.UpdateForScheduler(
+        execute_result=worker_api.ExecuteResult(
+            instance_name=request.instance_name if request is not None else "",
+            operation_id=start.operation_id,
+            execute_response=report.response,
+            internal_error=report.error,
+            resource_usage=report.usage,
+        )
+    )

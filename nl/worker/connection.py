@@ -1,0 +1,104 @@
+"""The stream to the scheduler, over a channel of its own: what an endpoint of the config becomes.
+
+A channel per stream: when the stream is over, so is the connection, and the next attempt starts from nothing. Errors
+of the call become NlErrors here.
+"""
+
+from __future__ import annotations
+
+import ssl
+from collections.abc import AsyncIterator, Iterator
+from contextlib import asynccontextmanager, contextmanager
+
+import grpclib.const
+from grpclib.exceptions import GRPCError, ProtocolError, StreamTerminatedError
+
+from nl.config.workers import ClientTlsOptions, WorkerApiEndpoint
+from nl.errors import Code, ConfigError, NlError, UnavailableError
+from nl.pb import worker_api
+from nl.pb.codec import DecodeError
+from nl.rpc.channel import Channel
+from nl.rpc.client_stream import ClientStream
+from nl.rpc.options import ChannelOptions
+from nl.rpc.transport import TransportLost
+from nl.worker.agent import Connect, WorkerStream
+
+METHOD = "/com.github.trace_machina.nativelink.remote_execution.WorkerApi/ConnectWorker"
+MAX_MESSAGE_BYTES = 64 * 1024 * 1024
+"""What a scheduler may send: an order carries no blobs, but NativeLink sets no limit for it."""
+PING_S = 10.0
+"""A silent scheduler is asked so often whether it is there, and given as long to answer."""
+
+
+@contextmanager
+def _call_errors(where: str) -> Iterator[None]:
+    try:
+        yield
+    except GRPCError as exc:
+        raise NlError(f"{where}: {exc.message or exc.status.name}", code=Code(exc.status.value)) from exc
+    except (TransportLost, StreamTerminatedError, ProtocolError) as exc:
+        raise UnavailableError(f"{where}: {exc or type(exc).__name__}") from exc
+    except DecodeError as exc:
+        raise NlError(f"{where} sent what is no UpdateForWorker: {exc}", code=Code.INTERNAL) from exc
+
+
+class _Stream:
+    """A ClientStream whose failures are NlErrors."""
+
+    def __init__(self, stream: ClientStream, where: str) -> None:
+        self._stream = stream
+        self._where = where
+
+    async def send_message(self, message: worker_api.UpdateForScheduler, /) -> None:
+        with _call_errors(self._where):
+            await self._stream.send_message(message)
+
+    async def recv_message(self) -> worker_api.UpdateForWorker | None:
+        with _call_errors(self._where):
+            update: worker_api.UpdateForWorker | None = await self._stream.recv_message()
+        return update
+
+
+def client_context(tls: ClientTlsOptions | None) -> ssl.SSLContext:
+    """TLS towards the scheduler. Raises ConfigError if a file cannot be used."""
+    own_ca = tls.ca_file if tls is not None else None
+    try:
+        context = ssl.create_default_context(cafile=own_ca)
+        if tls is not None and own_ca and tls.use_native_roots:
+            context.load_default_certs()
+        if tls is not None and tls.cert_file:
+            context.load_cert_chain(tls.cert_file, tls.key_file)
+    except (OSError, ssl.SSLError) as exc:
+        raise ConfigError("worker_api_endpoint.tls_config", f"cannot be used: {exc}") from exc
+    context.set_alpn_protocols(["h2"])
+    return context
+
+
+def connector(endpoint: WorkerApiEndpoint) -> Connect:
+    """How to open a stream to this endpoint. Raises ConfigError if its TLS files cannot be used."""
+    host, port, wants_tls = endpoint.address
+    tls = client_context(endpoint.tls_config) if wants_tls or endpoint.tls_config is not None else None
+    target = f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
+    options = ChannelOptions(
+        max_message_size=MAX_MESSAGE_BYTES,
+        connect_timeout=endpoint.timeout,
+        keepalive_interval=PING_S,
+        keepalive_timeout=PING_S,
+    )
+    where = f"scheduler at {target}"
+
+    @asynccontextmanager
+    async def connect() -> AsyncIterator[WorkerStream]:
+        with _call_errors(where):
+            async with (
+                Channel(target, tls=tls, options=options) as channel,
+                channel.request(
+                    METHOD,
+                    grpclib.const.Cardinality.STREAM_STREAM,
+                    worker_api.UpdateForScheduler,
+                    worker_api.UpdateForWorker,
+                ) as stream,
+            ):
+                yield _Stream(stream, where)
+
+    return connect
