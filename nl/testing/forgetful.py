@@ -37,6 +37,10 @@ class ForgetfulStoreConformance:
         """A fresh store, not started. `folder` is an empty directory; `context.spec(store)` makes a child of one."""
         raise NotImplementedError("define make_store(self, context, folder)")
 
+    def make_value(self, size: int, *, seed: int = 0) -> bytes:
+        """Something to store under an ActionKey, about `size` bytes. A kind that looks at values overrides it."""
+        return make_blob(size, seed=seed)
+
     @pytest.fixture
     async def store(self, tmp_path: Path) -> AsyncIterator[Store]:
         """The store under test, running."""

@@ -1,0 +1,224 @@
+import random
+
+import pytest
+
+from nl.blob.hashing import digest_of
+from nl.cas.action_results import load_action_result, seal, store_action_result
+from nl.pb import reapi
+from nl.pb.codec import encode
+from nl.plugin import MAX_WHOLE, ActionKey, BlobNotFoundError, BytesReader, EvictionPolicy, UnavailableError
+from nl.stores.completeness_checking import CompletenessCheckingOptions, CompletenessCheckingStore
+from nl.stores.memory import MemoryOptions, MemoryStore
+from nl.testing import BareContext, StoreConformance, read
+
+ACTION = ActionKey("ab" * 32, 142)
+
+
+def make_store(context, *, cas=None):
+    backend = MemoryStore(MemoryOptions(), context)
+    cas = cas or MemoryStore(MemoryOptions(), context)
+    options = CompletenessCheckingOptions(backend=context.spec(backend), cas_store=context.spec(cas))
+    store = CompletenessCheckingStore(options, context)
+    return store, backend, cas
+
+
+class TestCompletenessCheckingConformance(StoreConformance):
+    def make_store(self, context, folder):
+        return make_store(context)[0]
+
+    def make_value(self, size, *, seed=0):
+        raw = random.Random(size + seed).randbytes(size)
+        return seal(encode(reapi.ActionResult(stdout_raw=raw, exit_code=1)))
+
+
+def wire(data):
+    digest = digest_of(data)
+    return reapi.Digest(hash=digest.hash, size_bytes=digest.size)
+
+
+def leaf(name, data):
+    return reapi.Directory(files=[reapi.FileNode(name=name, digest=wire(data))])
+
+
+TREE = encode(
+    reapi.Tree(
+        root=reapi.Directory(
+            files=[reapi.FileNode(name="top", digest=wire(b"in the root"))],
+            directories=[reapi.DirectoryNode(name="sub", digest=wire(encode(leaf("deep", b"in a child"))))],
+        ),
+        children=[leaf("deep", b"in a child")],
+    )
+)
+SUB = encode(leaf("below", b"below the root directory"))
+ROOT = encode(reapi.Directory(directories=[reapi.DirectoryNode(name="sub", digest=wire(SUB))]))
+RESULT = reapi.ActionResult(
+    output_files=[reapi.OutputFile(path="a", digest=wire(b"output a")), reapi.OutputFile(path="b", digest=wire(b"b"))],
+    output_directories=[
+        reapi.OutputDirectory(path="d", tree_digest=wire(TREE)),
+        reapi.OutputDirectory(path="e", root_directory_digest=wire(ROOT)),
+        reapi.OutputDirectory(path="empty", tree_digest=wire(encode(reapi.Tree(root=reapi.Directory())))),
+    ],
+    stdout_digest=wire(b"stdout"),
+    stderr_digest=wire(b""),
+)
+BLOBS = {
+    "output file": b"output a",
+    "second output file": b"b",
+    "stdout": b"stdout",
+    "Tree": TREE,
+    "file in a Tree's root": b"in the root",
+    "file in a Tree's child": b"in a child",
+    "root directory": ROOT,
+    "directory below the root": SUB,
+    "file below the root directory": b"below the root directory",
+    "empty Tree": encode(reapi.Tree(root=reapi.Directory())),
+}
+
+
+async def fill(cas, *, but=None):
+    for name, data in BLOBS.items():
+        if name != but:
+            await cas.put(digest_of(data), data)
+
+
+async def is_there(store):
+    (size,) = await store.has([ACTION])
+    try:
+        got = await store.get(ACTION)
+    except BlobNotFoundError:
+        got = None
+    try:
+        streamed = await read(store, ACTION)
+    except BlobNotFoundError:
+        streamed = None
+    assert got == streamed
+    assert size == (None if got is None else len(got))
+    return got is not None
+
+
+async def test_a_result_is_there_when_everything_is():
+    store, _, cas = make_store(BareContext())
+    await fill(cas)
+    await store_action_result(store, ACTION, encode(RESULT))
+    assert await is_there(store)
+    assert await load_action_result(store, ACTION) == encode(RESULT)
+
+
+@pytest.mark.parametrize("missing", BLOBS)
+async def test_a_result_without_one_of_its_blobs_is_a_miss_until_that_is_uploaded(missing):
+    store, _, cas = make_store(BareContext())
+    await fill(cas, but=missing)
+    await store_action_result(store, ACTION, encode(RESULT))
+    assert not await is_there(store)
+    await cas.put(digest_of(BLOBS[missing]), BLOBS[missing])
+    assert await is_there(store)
+
+
+@pytest.mark.parametrize("gone", BLOBS)
+async def test_a_blob_that_goes_away_later_makes_it_a_miss(gone):
+    store, _, cas = make_store(BareContext())
+    await fill(cas)
+    await store_action_result(store, ACTION, encode(RESULT))
+    assert await is_there(store)
+    cas._index.discard(digest_of(BLOBS[gone]))
+    assert not await is_there(store)
+    with pytest.raises(BlobNotFoundError, match="not everything"):
+        await store.get(ACTION)
+
+
+async def test_asking_keeps_the_outputs_alive():
+    cas = MemoryStore(MemoryOptions(eviction_policy=EvictionPolicy(max_count=len(BLOBS) + 1)), BareContext())
+    store, _, _ = make_store(BareContext(), cas=cas)
+    await fill(cas)
+    await store_action_result(store, ACTION, encode(RESULT))
+    for number in range(50):
+        assert await is_there(store)
+        await cas.put(f"other {number}", b"x")
+
+
+async def test_a_result_stored_anew_is_looked_at_anew():
+    store, _, cas = make_store(BareContext())
+    await fill(cas)
+    await store_action_result(store, ACTION, encode(RESULT))
+    assert await is_there(store)
+    other = reapi.ActionResult(stdout_digest=wire(b"never uploaded"))
+    await store_action_result(store, ACTION, encode(other))
+    assert not await is_there(store)
+
+
+@pytest.mark.parametrize("value", [b"", b"\xff" * 40, seal(encode(RESULT))[:-3], seal(b"\x0a\xff")])
+async def test_a_damaged_result_is_a_miss(value):
+    store, backend, _ = make_store(BareContext())
+    await backend.put(ACTION, value)
+    assert not await is_there(store)
+
+
+@pytest.mark.parametrize(
+    "result",
+    [
+        reapi.ActionResult(stdout_digest=reapi.Digest(hash="zz", size_bytes=3)),
+        reapi.ActionResult(output_files=[reapi.OutputFile(path="a")]),
+        reapi.ActionResult(output_directories=[reapi.OutputDirectory(path="a")]),
+        reapi.ActionResult(output_directories=[reapi.OutputDirectory(path="a", tree_digest=wire(b"\xffno tree"))]),
+    ],
+)
+async def test_a_result_that_refers_to_nonsense_is_a_miss(result):
+    store, _, cas = make_store(BareContext())
+    await cas.put(digest_of(b"\xffno tree"), b"\xffno tree")
+    await store_action_result(store, ACTION, encode(result))
+    assert not await is_there(store)
+
+
+async def test_a_tree_too_large_to_get_whole_is_read_all_the_same():
+    store, _, cas = make_store(BareContext())
+    count = MAX_WHOLE // 950
+    directory = reapi.Directory(files=[reapi.FileNode(name=f"{n:0900}", digest=wire(b"%d" % n)) for n in range(count)])
+    tree = encode(reapi.Tree(root=directory))
+    assert len(tree) > MAX_WHOLE
+    await cas.write(digest_of(tree), BytesReader(tree))
+    for number in range(count):
+        await cas.put(digest_of(b"%d" % number), b"%d" % number)
+    result = reapi.ActionResult(output_directories=[reapi.OutputDirectory(path="d", tree_digest=wire(tree))])
+    await store_action_result(store, ACTION, encode(result))
+    assert await is_there(store)
+    cas._index.discard(digest_of(b"7"))
+    assert not await is_there(store)
+
+
+async def test_a_cas_that_is_away_is_told_as_such_and_not_as_a_miss():
+    class Away(MemoryStore):
+        async def has(self, keys):
+            raise UnavailableError("the CAS is away")
+
+    store, _, _ = make_store(BareContext(), cas=Away(MemoryOptions(), BareContext()))
+    await store_action_result(store, ACTION, encode(reapi.ActionResult(stdout_digest=wire(b"x"))))
+    with pytest.raises(UnavailableError):
+        await store.get(ACTION)
+    with pytest.raises(UnavailableError):
+        await store.has([ACTION])
+
+
+async def test_what_it_remembers_is_bounded(monkeypatch):
+    monkeypatch.setattr("nl.stores.completeness_checking.REMEMBERED_BYTES", 20_000)
+    store, _, cas = make_store(BareContext())
+    await cas.put(digest_of(b"x"), b"x")
+    for number in range(100):
+        key = ActionKey(f"{number:064x}", 1)
+        result = reapi.ActionResult(stdout_digest=wire(b"x"), exit_code=number)
+        await store_action_result(store, key, encode(result))
+        await store.get(key)
+    statistics = store.statistics()
+    assert statistics["complete"] == 100
+    assert 1 < statistics["remembered_results"] < 100
+    assert statistics["remembered_bytes"] <= 20_000
+
+
+async def test_hits_and_misses_are_counted():
+    store, _, cas = make_store(BareContext())
+    await store_action_result(store, ACTION, encode(RESULT))
+    for _ in range(3):
+        with pytest.raises(BlobNotFoundError):
+            await store.get(ACTION)
+    await fill(cas)
+    await store.get(ACTION)
+    assert (store.statistics()["incomplete"], store.statistics()["complete"]) == (3, 1)
