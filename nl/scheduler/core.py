@@ -18,7 +18,15 @@ from collections import OrderedDict
 from collections.abc import Callable
 from dataclasses import dataclass, field
 
-from nl.errors import Code, ExhaustedError, InternalError, NlError, PreconditionError, UnavailableError
+from nl.errors import (
+    Code,
+    ExhaustedError,
+    InternalError,
+    NlError,
+    PreconditionError,
+    UnavailableError,
+    Violation,
+)
 from nl.model.execution import ActionRequest, Outcome, Stage
 from nl.scheduler.matching import Offer, PropertyRules
 from nl.scheduler.options import SimpleSchedulerOptions
@@ -196,6 +204,7 @@ class SchedulerCore:
             if worker.paused_until is not None and worker.paused_until <= now:
                 worker.paused_until = None
                 self.pool.refresh(worker)
+                self.pool.touch(worker)
                 self._fill(worker, now=now)
         limit = self.options.max_action_executing_timeout_s
         while limit and self._running:
@@ -318,11 +327,17 @@ class SchedulerCore:
         self.outbox.orders.append((Order.KILL, lease))
 
     def _retry(self, execution: Execution, error: NlError, *, counts: bool, now: float) -> None:
+        """Another attempt, unless they have run out or the client has to mend something first (missing inputs)."""
         limit = self.options.max_job_retries
         execution.attempts += counts
+        if any(isinstance(each, Violation) and each.type == "MISSING" for each in error.details):
+            self._end(execution, Event.ABANDON, Outcome(error=error))
+            return
         if execution.attempts > limit:
             text = f"Job cancelled because it attempted to execute too many times {execution.attempts} > {limit} times"
-            final = NlError(f"{text}; last failure: {error.message}", code=error.code, details=error.details)
+            # a client that sees UNAVAILABLE tries again, and an action that kills its workers would go on and on
+            code = Code.INTERNAL if error.code is Code.UNAVAILABLE else error.code
+            final = NlError(f"{text}; last failure: {error.message}", code=code, details=error.details)
             self._end(execution, Event.ABANDON, Outcome(error=final))
             return
         execution.advance(Event.PUT_BACK)

@@ -22,6 +22,10 @@ from nl.model.execution import Properties
 MAX_LEARNED_NAMES = 4096
 """Bound on the property names remembered from workers."""
 MAX_MEMO = 4096
+"""Bound on property lists whose requirements are remembered."""
+MAX_PROPERTIES = 256
+MAX_PROPERTY_CHARS = 16 * 1024
+"""Bounds on one action's properties: requirements are kept and compared, so they have to stay small."""
 _U64 = 1 << 64
 
 
@@ -103,6 +107,12 @@ class PropertyRules:
         """Raises InvalidRequestError for a name that nobody knows and for a `minimum` that is not a number."""
         needs = self._memo.get(platform)
         if needs is None:
+            chars = sum(len(name) + len(value) for name, value in platform)
+            if len(platform) > MAX_PROPERTIES or chars > MAX_PROPERTY_CHARS:
+                raise InvalidRequestError(
+                    f"{len(platform)} platform properties of {chars} characters are too many: "
+                    f"at most {MAX_PROPERTIES} of {MAX_PROPERTY_CHARS} together"
+                )
             needs = self._parse(platform)
             if len(self._memo) >= MAX_MEMO:
                 self._memo.clear()

@@ -31,7 +31,7 @@ class SimpleSchedulerOptions:
     worker_match_logging_interval_s: float = 10.0
     """How often the reasons for waiting are logged; 0 or less: never."""
     max_operations: int = 100_000
-    """Bound on executions that are not finished; beyond it Execute is RESOURCE_EXHAUSTED."""
+    """Bound on operations that are not finished; beyond it Execute is RESOURCE_EXHAUSTED."""
     max_retained_bytes: int = 256 * 1024 * 1024
     """Bound on the responses kept for `retain_completed_for_s`; beyond it the oldest go early."""
     unmatched_grace_s: float = 300.0

@@ -16,7 +16,16 @@ from contextlib import contextmanager
 
 import trio
 
-from nl.errors import CancelledError, Code, InternalError, NlError, NotFoundError, PreconditionError, UnavailableError
+from nl.errors import (
+    CancelledError,
+    Code,
+    ExhaustedError,
+    InternalError,
+    NlError,
+    NotFoundError,
+    PreconditionError,
+    UnavailableError,
+)
 from nl.model.execution import ActionRequest, Outcome
 from nl.scheduler.core import SchedulerCore
 from nl.scheduler.operation import Interest, Operation
@@ -65,6 +74,7 @@ class SimpleScheduler:
         self._operations: dict[str, Operation] = {}
         self._retained: deque[tuple[float, Operation, int]] = deque()
         self._retained_bytes = 0
+        self._unfinished = 0
         self._sessions: dict[str, WorkerSession] = {}
         self._nursery: trio.Nursery | None = None
         self._stopping = False
@@ -102,6 +112,8 @@ class SimpleScheduler:
             raise UnavailableError("the scheduler is shutting down")
         if nursery is None:
             raise InternalError(f"{self!r} is not running")
+        if self._unfinished >= self.options.max_operations:
+            raise ExhaustedError(f"the scheduler holds {self._unfinished} unfinished operations, its maximum")
         id = _new_id()
         name = f"{request.instance_name}/{id}" if request.instance_name else id
         execution = self._core.join(request, client=name)
@@ -118,6 +130,7 @@ class SimpleScheduler:
         operation = self._operations[name] = Operation(
             name, execution, number=next(_numbers), interest=self._interest
         )
+        self._unfinished += 1
         self._interest.lost(operation)
         self._deliver()
         return operation
@@ -196,6 +209,7 @@ class SimpleScheduler:
         return {
             **self._core.counts(),
             "operations": len(self._operations),
+            "unfinished_operations": self._unfinished,
             "retained_bytes": self._retained_bytes,
             **{f"{key}_total": count for key, count in sorted(self._totals.items())},
         }
@@ -248,6 +262,7 @@ class SimpleScheduler:
                     self._retain(operation, outcome)
 
     def _retain(self, operation: Operation, outcome: Outcome) -> None:
+        self._unfinished -= 1
         self._interest.found(operation)
         size = len(outcome.response or b"") + _OPERATION_BYTES
         self._retained.append((self._clock() + self.options.retain_completed_for_s, operation, size))

@@ -255,7 +255,7 @@ class CoreMachine(RuleBasedStateMachine):
             assert set(shape.candidates) == able
             assert set(shape.ready) == {worker for worker in able if worker.has_slot}
             order = [worker for worker in pool.workers.values() if worker in shape.ready]
-            assert len(order) == len(shape.ready)
+            assert order == list(shape.ready), "one order of use everywhere"
         counts = self.core.counts()
         live = [each for each in self.everything if each.stage is not Stage.COMPLETED]
         assert counts["queued"] == sum(each.stage is Stage.QUEUED for each in live)

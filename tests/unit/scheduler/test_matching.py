@@ -98,3 +98,9 @@ def test_requirements_do_not_depend_on_the_order_of_properties_nor_on_ignored_on
     assert one == other
     assert hash(one) == hash(other)
     assert str(one) == "ISA=a, ISA=b, cpu>=3"
+
+
+@pytest.mark.parametrize("platform", [(("ISA", "x"),) * 300, (("ISA", "x" * 20_000),)])
+def test_absurdly_many_properties_are_refused(platform):
+    with pytest.raises(InvalidRequestError, match="too many"):
+        rules().requirements(platform)

@@ -15,6 +15,7 @@ from nl.errors import (
     NotFoundError,
     PreconditionError,
     UnavailableError,
+    Violation,
 )
 from nl.model.execution import Stage
 from nl.scheduler.options import SimpleSchedulerOptions
@@ -290,7 +291,19 @@ async def test_what_a_lost_worker_had_is_tried_again_until_the_attempts_run_out(
         error = operation.state.outcome.error
         assert "attempted to execute too many times 4 > 3 times" in error.message
         assert "disconnected" in error.message
+        assert error.code is Code.INTERNAL, "not UNAVAILABLE: clients would send it to its next victims"
         assert repr(scheduler) == "<SimpleScheduler test idle>"
+
+
+async def test_missing_inputs_go_back_to_the_client_at_once():
+    async with running(max_job_retries=3) as scheduler:
+        operation = await scheduler.submit(request(1))
+        with scheduler.attach_worker([]) as session:
+            start = await session.next_update()
+            missing = PreconditionError("inputs", details=(Violation("MISSING", "blobs/aa/1"),))
+            session.fail(start.operation_id, missing)
+            assert operation.state.outcome.error is missing
+            assert session.next_update_nowait() is None
 
 
 async def test_a_failed_attempt_prefers_another_worker():
@@ -469,9 +482,10 @@ async def test_reasons_for_waiting_are_logged(autojump_clock, caplog):
 
 async def test_the_queue_is_bounded():
     async with running(max_operations=3) as scheduler:
-        for number in range(3):
+        for number in (1, 2, 2):
             await scheduler.submit(request(number))
-        await scheduler.submit(request(1))  # joins, so it costs nothing
+        with pytest.raises(ExhaustedError):
+            await scheduler.submit(request(1))
         with pytest.raises(ExhaustedError, match="3 unfinished operations"):
             await scheduler.submit(request(9))
         with scheduler.attach_worker([]) as session:
