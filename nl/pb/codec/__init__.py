@@ -7,7 +7,8 @@
 What is accepted and what comes out is what google's protobuf accepts and gives: truncated or malformed bytes are an
 error; a field of the wrong wire type is an unknown field; unknown fields are kept and written back; a singular message
 that comes twice is merged; numbers may come packed or not; enums are open; strings must be UTF-8. Two small things are
-not kept: unknown fields inside map entries (google drops them too) and inside wrappers such as UInt32Value.
+not kept: unknown fields inside map entries (google drops them too) and inside wrappers such as UInt32Value. And one is
+refused that google lets pass: field number 0 in a message that has no fields.
 
 Fields are written by ascending number, so what was canonical stays so. Payload fields (ByteStream and batch data) come
 out as memoryviews of the input: to keep one, copy it with `bytes()`.

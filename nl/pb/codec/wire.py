@@ -124,13 +124,14 @@ def read_length(data: Buffer, at: int, first: int) -> tuple[int, int]:
 def skip(data: Buffer, at: int, end: int, tag: int, depth: int) -> int:
     """Steps over a field whose tag has been read; the position behind it.
 
-    Groups are walked without recursion: `depth` levels of them are allowed.
+    Groups are walked without recursion: `depth` levels of them are allowed. Google refuses field number 0 in messages
+    and lets it pass in groups; so does this.
     """
+    if tag < 8:
+        raise DecodeError("field number 0")
     open_groups: list[int] = []
     while True:
         kind = tag & 7
-        if tag < 8:
-            raise DecodeError("field number 0")
         if kind == _VARINT:
             limit = at + 10
             while data[at] > 127:
