@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Annotated, Literal
 
 from nl.config.convert import Conversion, listed, mapped, store_spec
-from nl.config.fields import Entries, Raw, Unsupported, ZeroMeansDefault, join
+from nl.config.fields import Entries, Ignored, Raw, Unsupported, ZeroMeansDefault, join
 from nl.config.schedulers import SchedulerSpec
 from nl.config.servers import ServerOptions
 from nl.config.types import Count, Options, Size, StoreName, StoreSpec
@@ -78,9 +78,11 @@ class GlobalOptions(Options):
 
     max_open_files: Annotated[Count, ZeroMeansDefault()] = 24576
     """How many files may be open at once; the process's own limit is raised to it where that is allowed."""
-    default_digest_hash_function: Literal["sha256", "blake3"] = "sha256"
+    default_digest_hash_function: Annotated[
+        Literal["sha256", "blake3"], Unsupported("requests that name no digest function mean sha256")] = "sha256"
     """The digest function of requests that name none."""
-    default_digest_size_health_check: Annotated[Size, ZeroMeansDefault()] = 1024 * 1024
+    default_digest_size_health_check: Annotated[
+        Size, ZeroMeansDefault(), Ignored("health checks write no blobs")] = 1024 * 1024
     """The size of the blob with which health checks try a store."""
 
 

@@ -123,7 +123,7 @@ def _syntax_error(message: str, source: str) -> ConfigError:
 
 
 def _join_surrogates(raw: Raw) -> Raw:
-    """Pairs of `\\u` escapes as the one character they stand for, which the parser leaves apart."""
+    """Pairs of surrogate escapes as the one character they stand for, which the parser leaves apart."""
     if isinstance(raw, str):
         return raw.encode("utf-16", "surrogatepass").decode("utf-16", "replace")
     if isinstance(raw, dict):

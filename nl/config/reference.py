@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 import types
 from collections.abc import Iterator, Mapping
 from typing import Any, Literal, Union, get_args, get_origin
@@ -74,7 +75,7 @@ def _section(title: str, cls: type[t.Options], structs: dict[type[t.Options], No
     if describe(cls):
         yield f"{describe(cls)}\n"
     if cls.EXAMPLE:
-        yield f"```json5\n{cls.EXAMPLE.strip()}\n```\n"
+        yield f"```json5\n{inspect.cleandoc(cls.EXAMPLE)}\n```\n"
     if not fields_of(cls):
         yield "No options.\n"
         return

@@ -13,6 +13,7 @@ from importlib import metadata
 from typing import Any
 
 from nl.config.convert import suggest
+from nl.config.fields import fields_of
 from nl.config.types import Options
 from nl.errors import ConfigError, PluginError
 
@@ -122,6 +123,10 @@ def _options_of(found: Any, *, name: str, origin: str, path: str) -> type[Option
     options = getattr(found, "Options", None)
     if not (isinstance(options, type) and issubclass(options, Options)):
         raise broken("has no class attribute Options; expected a subclass of nl.plugin.Options")
+    try:
+        fields_of(options)
+    except PluginError as exc:
+        raise broken(f"has unreadable options: {exc.problem}") from exc
     if inspect.isabstract(found):
         missing = ", ".join(sorted(getattr(found, "__abstractmethods__", ())))
         raise broken(f"lacks methods; expected {missing}")

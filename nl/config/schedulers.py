@@ -7,8 +7,8 @@ from dataclasses import dataclass, field
 from typing import Annotated, Literal
 
 from nl.config.convert import Conversion, mapped, struct, suggest
-from nl.config.fields import Raw, ZeroMeansDefault, join
-from nl.config.types import Count, Duration, Options, SignedDuration
+from nl.config.fields import Ignored, Raw, ZeroMeansDefault, join
+from nl.config.types import Count, Duration, Options, SignedDuration, Size, Text
 from nl.errors import ConfigError
 
 
@@ -40,8 +40,19 @@ class SimpleSchedulerOptions(Options):
     """Where operations are kept. Only this process's memory is supported."""
     worker_match_logging_interval_s: SignedDuration = 10.0
     """How often it is logged why queued actions find no worker; 0 or -1 means never."""
-    fallback_match_interval_s: SignedDuration = 5.0
+    fallback_match_interval_s: Annotated[SignedDuration, Ignored("matching misses no event")] = 5.0
     """How often all queued actions are matched anew besides on events; 0 or less means never."""
+    max_operations: Annotated[Count, ZeroMeansDefault()] = 100_000
+    """How many operations may be unfinished at once; beyond that Execute is refused as RESOURCE_EXHAUSTED."""
+    max_retained_bytes: Annotated[Size, ZeroMeansDefault()] = 256 * 1024 * 1024
+    """How large the results that are kept for `retain_completed_for_s` may be together; the oldest go early."""
+    unmatched_grace_s: Duration = 300.0
+    """How long an action waits that no connected worker could ever run, before it fails; 0 means for ever."""
+    unknown_platform_properties: Literal["reject", "ignore"] = "reject"
+    """What becomes of an action that asks for a property that neither the config nor any worker knows."""
+    implied_platform_properties: Mapping[str, tuple[Text, ...]] = field(
+        default_factory=lambda: {"OSFamily": ("linux",)})
+    """What a worker counts as offering unless it says so itself."""
 
 
 SCHEDULER_KINDS: dict[str, type[Options]] = {"simple": SimpleSchedulerOptions}

@@ -229,7 +229,8 @@ class ByteStreamService(Options):
     """The instance name that clients send."""
     cas_store: StoreName
     """The store that holds the blobs."""
-    max_bytes_per_stream: Annotated[Size, ZeroMeansDefault()] = 64 * 1024
+    max_bytes_per_stream: Annotated[
+        Size, ZeroMeansDefault(), Ignored("messages are as large as what the client has room for")] = 64 * 1024
     """The size of the messages in which a blob is sent."""
     persist_stream_on_disconnect_timeout_s: Annotated[
         Duration, Alias("persist_stream_on_disconnect_timeout"), ZeroMeansDefault()] = 60.0
@@ -261,9 +262,12 @@ class WorkerApiService(Options):
 
     scheduler: SchedulerName
     """The scheduler that hands out actions."""
-    disable_kill_revoked_operations: Flag = False
+    disable_kill_revoked_operations: Annotated[
+        Flag, Ignored("an action that was taken from a worker is always killed there")] = False
     """Let a worker finish an action that was taken from it."""
-    kill_revoked_operations_interval_s: Annotated[Duration, ZeroMeansDefault()] = 5.0
+    kill_revoked_operations_interval_s: Annotated[
+        Duration, ZeroMeansDefault(), Ignored("a kill is sent once, and a worker that does not confirm it is removed"),
+    ] = 5.0
     """How often workers are told again to kill what was taken from them."""
 
 
@@ -286,7 +290,7 @@ class HealthService(Options):
 
     path: str = "/status"
     """Where it is answered."""
-    timeout_seconds: Annotated[Duration, ZeroMeansDefault()] = 5.0
+    timeout_seconds: Annotated[Duration, ZeroMeansDefault(), Ignored("health is known, not tried out")] = 5.0
     """How long a check may take."""
 
 

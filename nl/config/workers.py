@@ -137,7 +137,8 @@ class LocalWorkerOptions(Options):
     """How long the outputs of an action may take to upload."""
     max_cleanup_wait_s: Annotated[Duration, ZeroMeansDefault()] = 30.0
     """How long to wait for an earlier run of the same operation to be cleaned up."""
-    max_cleanup_backoff_ms: Annotated[Milliseconds, ZeroMeansDefault()] = 500
+    max_cleanup_backoff_ms: Annotated[
+        Milliseconds, ZeroMeansDefault(), Ignored("the end of cleaning up is waited for, not polled")] = 500
     """The longest pause between looks whether it has been."""
     max_inflight_tasks: Count = 0
     """How many actions run at once; 0 means as many as the platform properties admit."""

@@ -59,8 +59,8 @@ def test_check_draws_a_good_config(tmp_path):
 def test_check_refuses_a_bad_config_in_one_line(tmp_path):
     (tmp_path / "bad.json5").write_text(GOOD.replace("max_bytes", "max_bite"))
     assert run("config", "check", "bad.json5", cwd=tmp_path) == (2, "", (
-        "nl: bad.json5:2:56: stores[0].memory.eviction_policy.max_bite: unknown key (did you mean max_bytes?); expected "
-        "one of max_bytes, evict_bytes, max_seconds, max_count\n"))
+        "nl: bad.json5:2:56: stores[0].memory.eviction_policy.max_bite: unknown key (did you mean max_bytes?); "
+        "expected one of max_bytes, evict_bytes, max_seconds, max_count\n"))
 
 
 @pytest.mark.parametrize(("arguments", "message"), [

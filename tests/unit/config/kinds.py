@@ -10,7 +10,17 @@ from typing import Annotated, Literal
 from nl.config.convert import Conversion, struct
 from nl.config.registry import GROUP, StoreKinds
 from nl.config.types import (
-    Alias, Count, Duration, EvictionPolicy, Flag, Options, SignedDuration, Size, StoreName, StoreSpec, Text,
+    Alias,
+    Count,
+    Duration,
+    EvictionPolicy,
+    Flag,
+    Options,
+    SignedDuration,
+    Size,
+    StoreName,
+    StoreSpec,
+    Text,
 )
 from nl.errors import ConfigError
 

@@ -110,8 +110,8 @@ def test_child_stores_know_where_they_stand():
 @pytest.mark.parametrize(("raw", "message"), [
     ({}, "x: a store has exactly one kind, found none; expected { <kind>: {...} }"),
     ({"mem": {}, "disk": {}}, "x: a store has exactly one kind, found mem, disk; expected { <kind>: {...} }"),
-    ({"men": {}}, "x.men: unknown store kind (did you mean mem?); expected one of the installed kinds disk, everything, "
-                  "link, many, mem, pair"),
+    ({"men": {}}, "x.men: unknown store kind (did you mean mem?); expected one of the installed kinds disk, "
+                  "everything, link, many, mem, pair"),
     ([], "x: a list is not an object; expected { ... }"),
     ({"mem": 5}, "x.mem: 5 is not an object; expected { ... }"),
     ({"link": {"name": ""}}, "x.link.name: empty text; expected the name of a store"),

@@ -17,7 +17,8 @@ CONFIG = {
     "schedulers": [{"name": "MAIN", "simple": {}}],
     "workers": [{"local": {"cas_fast_slow_store": "CAS", "work_directory": "/work"}}],
     "servers": [
-        {"name": "public", "listener": {"http": {"socket_address": ":50051", "tls": {"cert_file": "c", "key_file": "k"}}},
+        {"name": "public",
+         "listener": {"http": {"socket_address": ":50051", "tls": {"cert_file": "c", "key_file": "k"}}},
          "services": {"cas": [{"cas_store": "CAS"}], "capabilities": [], "fetch": {}}},
         {"listener": {"http": {"socket_address": "127.0.0.1:50061"}}, "services": {}},
     ],

@@ -115,6 +115,8 @@ def test_stores_schedulers_and_services_load_in_the_older_map_form():
         '[{ instance_name: "main", ... }]',
         'servers[0].services.bytestream is written with cas_stores, an older form; better as a list: '
         '[{ instance_name: "main", cas_store: "CAS" }]',
+        'servers[0].services.bytestream.cas_stores[""].max_bytes_per_stream has no effect: messages are as large as '
+        "what the client has room for",
     ]
 
 
@@ -194,7 +196,8 @@ def test_older_forms_are_refused_at_their_own_paths(raw, message):
      "servers[0].services.cas[0].experimental_chunking: not supported: blobs are not split into chunks; expected this "
      "key to be left out"),
     (services(experimental_prometheus={}),
-     "servers[0].services.experimental_prometheus: unknown key (did you mean experimental_bep?); expected one of cas, ac, capabilities, execution, "
+     "servers[0].services.experimental_prometheus: unknown key (did you mean "
+     "experimental_bep?); expected one of cas, ac, capabilities, execution, "
      "bytestream, fetch, push, worker_api, experimental_bep, admin, health"),
     ({"servers": [SERVER], "experimental_origin_events": {"publisher": {"store": "X"}}},
      "experimental_origin_events: not supported: origin events are not published; expected this key to be left out"),
@@ -206,8 +209,8 @@ def test_older_forms_are_refused_at_their_own_paths(raw, message):
     ({"servers": [SERVER], "schedulers": [{"name": "S"}]},
      "schedulers[0]: a scheduler has exactly one kind, found none; expected one of simple"),
     ({"schedulers": [{"name": "S", "simple": {"supported_platform_properties": {"cpu-count": "min"}}}]},
-     'schedulers[0].simple.supported_platform_properties["cpu-count"]: "min" is none of the choices (did you mean minimum?); '
-     'expected one of "minimum", "exact", "priority", "ignore"'),
+     'schedulers[0].simple.supported_platform_properties["cpu-count"]: "min" is none of the choices (did you mean '
+     'minimum?); expected one of "minimum", "exact", "priority", "ignore"'),
     ({"schedulers": [{"name": "S", "simple": {"experimental_backend": {"redis": {"redis_store": "R"}}}}]},
      'schedulers[0].simple.experimental_backend: an object is none of the choices; expected one of "memory"'),
     (worker(platform_properties={"cpu": {}}),
@@ -252,7 +255,8 @@ def test_stores_that_refer_to_each_other_in_a_circle_are_refused():
 
 def test_a_store_may_be_named_before_it_is_defined_and_more_than_once():
     load({"servers": [SERVER], "stores": [
-        {"name": "A", "pair": {"left": {"link": {"name": "B"}}, "right": {"link": {"name": "B"}}}}, {**MEMORY, "name": "B"},
+        {"name": "A", "pair": {"left": {"link": {"name": "B"}}, "right": {"link": {"name": "B"}}}},
+        {**MEMORY, "name": "B"},
     ]})
 
 
@@ -279,7 +283,8 @@ def test_listeners_take_any_usual_address(text, address):
     assert config.servers[0].listener.http.address == address
 
 
-@pytest.mark.parametrize("text", ["", "1", "::1:5", "a b:5", "host:", "host:x", "host:-1", "[::1]", "http://x:1", "a:٣"])
+@pytest.mark.parametrize(
+    "text", ["", "1", "::1:5", "a b:5", "host:", "host:x", "host:-1", "[::1]", "http://x:1", "a:٣"])
 def test_other_addresses_are_refused(text):
     assert refusal({"servers": [{**SERVER, "listener": {"http": {"socket_address": text}}}]}).startswith(
         f'servers[0].listener.http.socket_address: "{text}" is not an address; expected host:port')

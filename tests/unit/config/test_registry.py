@@ -29,6 +29,15 @@ class KeywordOnly:
     def __init__(self, options, *, context): pass
 def function(options, context): pass
 """
+UNREADABLE = """
+from __future__ import annotations
+from nl.config.types import Options
+class MyOptions(Options):
+    path: Nowhere
+class Store:
+    Options = MyOptions
+    def __init__(self, options, context): pass
+"""
 ABSTRACT = """
 from nl.plugin import Options, Store
 class NoOptions(Options):
@@ -91,19 +100,22 @@ def test_a_kind_is_imported_only_when_a_config_names_it(install):
     ("plug_nowhere:X", "cannot be loaded from nl-store-bad 1.2 (bad = plug_nowhere:X): ModuleNotFoundError: No module "
                        "named 'plug_nowhere'"),
     ("plug_boom:X", "cannot be loaded from nl-store-bad 1.2 (bad = plug_boom:X): ZeroDivisionError: division by zero"),
-    ("plug_bad:Optionless", "from nl-store-bad 1.2 (bad = plug_bad:Optionless) has no class attribute Options; expected "
-                            "a subclass of nl.plugin.Options"),
+    ("plug_bad:Optionless", "from nl-store-bad 1.2 (bad = plug_bad:Optionless) has no class attribute Options; "
+                            "expected a subclass of nl.plugin.Options"),
     ("plug_bad:WrongOptions", "from nl-store-bad 1.2 (bad = plug_bad:WrongOptions) has no class attribute Options; "
                               "expected a subclass of nl.plugin.Options"),
-    ("plug_bad:OneArgument", "from nl-store-bad 1.2 (bad = plug_bad:OneArgument) has a constructor OneArgument(options); "
-                             "expected (options, context)"),
+    ("plug_bad:OneArgument", "from nl-store-bad 1.2 (bad = plug_bad:OneArgument) has a constructor "
+                             "OneArgument(options); expected (options, context)"),
     ("plug_bad:KeywordOnly", "from nl-store-bad 1.2 (bad = plug_bad:KeywordOnly) has a constructor "
                              "KeywordOnly(options, *, context); expected (options, context)"),
+    ("plug_unreadable:Store", "from nl-store-bad 1.2 (bad = plug_unreadable:Store) has unreadable options: the options "
+                              "plug_unreadable.MyOptions cannot be read: name 'Nowhere' is not defined"),
     ("plug_abstract:Unfinished", "from nl-store-bad 1.2 (bad = plug_abstract:Unfinished) lacks methods; expected open, "
                                  "put, write"),
 ])
 def test_an_unusable_kind_names_distribution_entry_point_and_path(install, value, problem):
-    install("nl-store-bad", {"bad": value}, plug_bad=MODULE, plug_boom="1 / 0", plug_abstract=ABSTRACT)
+    install("nl-store-bad", {"bad": value}, plug_bad=MODULE, plug_boom="1 / 0", plug_abstract=ABSTRACT,
+            plug_unreadable=UNREADABLE)
     error = refusal("bad")
     assert type(error) is PluginError
     assert str(error) == f"stores[3].bad: the store kind bad {problem}"

@@ -87,11 +87,10 @@ def test_inherited_fields_keep_their_descriptions():
 
 
 def structs_of(cls, found):
-    if isinstance(cls, type) and issubclass(cls, Options) and cls is not Options:
-        if cls not in found:
-            found.add(cls)
-            for one in fields_of(cls):
-                structs_of(one.annotation, found)
+    if isinstance(cls, type) and issubclass(cls, Options) and cls is not Options and cls not in found:
+        found.add(cls)
+        for one in fields_of(cls):
+            structs_of(one.annotation, found)
     for inner in get_args(cls):
         structs_of(inner, found)
     return found
@@ -131,4 +130,4 @@ def test_links_of_the_reference_lead_to_headings():
     text = config_reference(kinds())
     headings = {re.sub(r"[^a-z0-9 _-]", "", line.lstrip("# ").lower()).replace(" ", "-")
                 for line in text.splitlines() if line.startswith("#")}
-    assert {target for target in re.findall(r"\]\(#([^)]+)\)", text)} <= headings
+    assert set(re.findall(r"\]\(#([^)]+)\)", text)) <= headings

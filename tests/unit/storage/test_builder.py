@@ -57,7 +57,8 @@ def test_a_store_cannot_be_looked_up_in_a_constructor():
 
 
 def test_a_context_answers_only_for_its_own_children_and_in_time():
-    graph = build(A={"pair": {"left": {"plain": {}}, "right": {"pair": {"left": {"plain": {}}, "right": {"plain": {}}}}}})
+    inner = {"pair": {"left": {"plain": {}}, "right": {"plain": {}}}}
+    graph = build(A={"pair": {"left": {"plain": {}}, "right": inner}})
     pair = graph["A"]
     assert pair.context.child(pair.options.left) is pair.left
     with pytest.raises(InternalError, match=r"^store A asked for a child that is not a field of its options$"):

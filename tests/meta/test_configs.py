@@ -1,0 +1,32 @@
+"""What is shipped in configs/ is true: every example loads and builds, and the reference is that of the source."""
+
+from pathlib import Path
+
+import pytest
+
+from nl.config.loader import load_file
+from nl.config.reference import config_reference
+from nl.config.registry import StoreKinds
+from nl.storage.builder import build_stores
+
+CONFIGS = Path(__file__).parents[2] / "configs"
+
+
+@pytest.mark.parametrize("path", sorted(CONFIGS.glob("*.json5")), ids=lambda path: path.name)
+def test_an_example_loads_and_its_stores_build_without_a_warning(path, tmp_path):
+    kinds = StoreKinds.built_in()
+    env = {"NL_DATA_DIR": str(tmp_path / "data"), "WORKER_NAME": "worker-1"}
+    config = load_file(path, env=env, kinds=kinds, on_warning=pytest.fail)
+    graph = build_stores(config.stores, kinds=kinds)
+    assert {store.name for store in config.stores} <= {built.name for built in graph}
+    assert not (tmp_path / "data").exists(), "building stores must not touch the disk"
+
+
+def test_the_examples_name_a_home_where_no_data_directory_is_given(tmp_path):
+    config = load_file(CONFIGS / "all_in_one.json5", env={"HOME": str(tmp_path)}, kinds=StoreKinds.built_in())
+    assert config.workers[0].local.work_directory == f"{tmp_path}/.cache/nl/work"
+
+
+def test_the_reference_is_that_of_the_source():
+    written = (CONFIGS / "REFERENCE.md").read_text()
+    assert written == config_reference(StoreKinds.built_in()), "run: nl config reference > configs/REFERENCE.md"
