@@ -98,6 +98,8 @@ class Call(Stream):
                     owner.release(size)
                 total += size
             self.consumed(total)
+            if self.core.out:  # a window update: outside of a pass of the reader nobody else would send it
+                self.core.flush_soon()
 
     async def receive_message(self) -> Buffer | None:
         """The next message, decompressed, in memory of its own; None at the end of the stream."""
