@@ -1,0 +1,323 @@
+"""One call on the client: grpclib's client stream contract, so that generated stubs run on it unchanged."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from types import TracebackType
+from typing import TYPE_CHECKING, Any
+
+import grpclib.const
+import trio
+from grpclib.const import Status
+from grpclib.exceptions import GRPCError, ProtocolError
+from grpclib.metadata import Deadline
+from multidict import MultiDict
+
+from nl.blob.reader import Buffer
+from nl.errors import NlError
+from nl.rpc import frames as fr
+from nl.rpc import hpack, messages
+from nl.rpc.call import Call, encoder_of
+from nl.rpc.contract import MessageBody
+from nl.rpc.frames import ErrorCode
+from nl.rpc.hpack import Field
+from nl.rpc.metadata import decode_fields, encode_fields, encode_timeout
+from nl.rpc.method import decoder_for
+from nl.rpc.status import HTTP_CODES, RESET_CODES, error_from_trailers
+from nl.rpc.transport import TransportLost
+
+if TYPE_CHECKING:
+    from nl.rpc.channel import Channel, ClientConnection
+
+
+class ClientCall(Call):
+    """The HTTP/2 stream below a ClientStream; exists once the request's headers are sent."""
+
+    __slots__ = ("error", "initial", "trailing")
+
+    core: ClientConnection
+
+    def __init__(self, core: ClientConnection, sid: int, *, max_message_size: int) -> None:
+        super().__init__(core, sid, max_message_size=max_message_size)
+        self.initial: list[Field] | None = None
+        self.trailing: list[Field] | None = None
+        self.error: GRPCError | None = None
+
+    def raise_if_over(self) -> None:
+        """Raises what ended the call, unless its data is still to be read."""
+        if self.error is not None:
+            raise self.error
+
+    def on_headers(self, fields: list[Field]) -> None:
+        """Response headers, trailers, or both in one."""
+        if self.initial is None:
+            status = next((value for _, value, kind, _ in fields if kind == hpack.STATUS), b"")
+            if status[:1] == b"1" and not self.recv_closed:
+                return
+            self.initial = fields
+            self._check_response(status, fields)
+            if self.recv_closed:
+                self.trailing = fields
+        elif self.recv_closed:
+            self.trailing = fields
+        if self.trailing is not None and self.error is None:
+            self.error = error_from_trailers(self.trailing)
+        self.on_data()
+        self.on_window()
+
+    def _check_response(self, status: bytes, fields: list[Field]) -> None:
+        if status != b"200":
+            code = HTTP_CODES.get(int(status) if status.isdigit() else 0, 2)
+            self.error = GRPCError(Status(int(code)), f"HTTP status {status.decode('latin-1')}")
+        for _, value, kind, _ in fields:
+            if kind == hpack.CONTENT_TYPE and not value.startswith(b"application/grpc") and self.error is None:
+                self.error = GRPCError(Status.UNKNOWN, f"content-type {value.decode('latin-1')}")
+            elif kind == hpack.ENCODING:
+                self.encoding = value.decode("latin-1")
+
+    def on_reset(self, code: int) -> None:
+        """The server has ended the stream. After trailers (NO_ERROR) that changes nothing."""
+        if self.trailing is None and self.error is None:
+            try:
+                text = ErrorCode(code).name
+            except ValueError:
+                text = str(code)
+            status = RESET_CODES.get(code, 2)  # type: ignore[call-overload]
+            self.error = GRPCError(Status(int(status)), f"the server reset the stream: {text}")
+        self.on_data()
+        self.on_window()
+
+    def fail(self, error: GRPCError) -> None:
+        """The connection is gone."""
+        if self.trailing is None and self.error is None:
+            self.error = error
+        self.recv_closed = self.send_closed = True
+        self.on_data()
+        self.on_window()
+
+
+class ClientStream:
+    """What `Channel.request` gives. An async context manager; leaving it early resets the call.
+
+    Errors of the call are raised as `grpclib.GRPCError`, from whatever is awaited then, and on leaving at the latest.
+    A task may send while another receives.
+    """
+
+    def __init__(
+        self,
+        channel: Channel,
+        name: str,
+        cardinality: grpclib.const.Cardinality,
+        reply_type: Any,
+        *,
+        expires: float | None,
+        metadata: Any,
+    ) -> None:
+        self._channel = channel
+        self._name = name
+        self._cardinality = cardinality
+        self._decode = decoder_for(reply_type)
+        self._expires = expires
+        self._fields = encode_fields(metadata) if metadata else []
+        self._call: ClientCall | None = None
+        self._scope = trio.CancelScope()
+        self._sent = False
+        self._ended = False
+        self.initial_metadata: MultiDict[str | bytes] | None = None
+        self.trailing_metadata: MultiDict[str | bytes] | None = None
+
+    @property
+    def deadline(self) -> Deadline | None:
+        """When the call ends at the latest, or None."""
+        return None if self._expires is None else Deadline.from_timeout(self._expires - trio.current_time())
+
+    @property
+    def peer(self) -> str:
+        """`host:port` of the server, once the request is sent."""
+        return self._call.core.transport.peer if self._call is not None else ""
+
+    async def __aenter__(self) -> ClientStream:
+        if self._expires is not None:
+            self._scope.deadline = self._expires
+        self._scope.__enter__()
+        return self
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> bool | None:
+        raised: BaseException | None = error
+        try:
+            if error is None and self._call is not None:
+                await self._finish()
+        except BaseException as exc:  # noqa: BLE001  # passed on below, unless the scope caught it
+            raised = exc
+        finally:
+            self._release()
+        swallowed = self._scope.__exit__(type(raised) if raised else None, raised, raised.__traceback__ if raised else None)
+        if self._scope.cancelled_caught:
+            raise GRPCError(Status.DEADLINE_EXCEEDED, "the deadline has passed") from None
+        if raised is not None and raised is not error and not swallowed:
+            raise raised
+        return swallowed
+
+    async def _finish(self) -> None:
+        """After the body of the context: the status, if everything was sent and received."""
+        call = self._call
+        assert call is not None
+        if self._ended and not self._cardinality.server_streaming:
+            await self.recv_trailing_metadata()
+        call.raise_if_over()
+
+    def _release(self) -> None:
+        call = self._call
+        if call is None:
+            return
+        core = call.core
+        call.return_lent()
+        if call.chunks or call.held:
+            call.discard()
+        if call.reset_code is None and not (call.recv_closed and call.send_closed) and not core.lost:
+            core.reset_stream(call.sid, ErrorCode.CANCEL)
+        core.flush_soon()
+        core.release_slot()
+
+    async def send_request(self, *, end: bool = False) -> None:
+        """Sends the headers; implied by the first message."""
+        if self._call is not None:
+            raise ProtocolError("the request was sent already")
+        if end and not self._cardinality.client_streaming:
+            raise ProtocolError("a unary request needs its message")
+        call = await self._channel.open_call()
+        self._call = call
+        block = self._channel.head(self._name, call.core)
+        fields = self._fields
+        if self._expires is not None:
+            fields = [(b"grpc-timeout", encode_timeout(self._expires - trio.current_time())), *fields]
+        block += hpack.encode(fields)
+        core = call.core
+        core.emit(fr.header_frames(block, call.sid, end_stream=end, max_frame=core.peer_max_frame))
+        if end:
+            self._ended = call.send_closed = True
+        if self._cardinality.client_streaming:
+            core.flush_soon()
+
+    async def send_message(self, message: Any, *, end: bool = False) -> None:
+        """Encodes and sends one request message; `end` half-closes (always so for unary requests)."""
+        await self.send_parts((message,) if type(message) is bytes else encoder_of(message), end=end)
+
+    async def send_parts(self, parts: Sequence[Buffer], *, end: bool = False) -> None:
+        """Sends one encoded message. When this returns, the buffers may be reused."""
+        if self._call is None:
+            await self.send_request()
+        call = self._call
+        assert call is not None
+        if self._ended or (self._sent and not self._cardinality.client_streaming):
+            raise ProtocolError("the request has ended")
+        self._sent = True
+        end = end or not self._cardinality.client_streaming
+        packed = self._channel.options.send_compression == messages.GZIP
+        try:
+            await call.send_framed((messages.compress(b"".join(parts)),) if packed else parts, compressed=packed, end_stream=end)
+        except TransportLost:
+            call.raise_if_over()
+            raise GRPCError(Status.UNAVAILABLE, "connection lost") from None
+        self._ended = self._ended or end
+
+    async def wait_send_credit(self) -> int:
+        """Waits until the server takes some bytes; how many."""
+        if self._call is None:
+            await self.send_request()
+        assert self._call is not None
+        return await self._call.wait_send_credit()
+
+    async def end(self) -> None:
+        """Half-closes: no more messages."""
+        call = self._call
+        if call is None:
+            raise ProtocolError("the request was not sent")
+        if self._ended:
+            if self._cardinality.client_streaming:
+                raise ProtocolError("the request has ended already")
+            return
+        if not self._cardinality.client_streaming:
+            raise ProtocolError("a unary request needs its message")
+        self._ended = True
+        if call.reset_code is None and call.error is None:
+            call.core.emit(fr.header(0, fr.DATA, fr.END_STREAM, call.sid))
+            call.send_closed = True
+            call.core.close_if_done(call)
+            call.core.flush_soon()
+
+    async def recv_initial_metadata(self) -> None:
+        """Waits for the response's headers; the error if there are only trailers that say so."""
+        call = self._require()
+        while call.initial is None:
+            call.raise_if_over()
+            await call.wait_data()
+        if self.initial_metadata is None:
+            self.initial_metadata = decode_fields(call.initial)
+            if call.trailing is call.initial:
+                call.raise_if_over()
+
+    async def recv_message(self) -> Any:
+        """The next reply, or None when the server has ended the call with OK."""
+        call = self._require()
+        if self.initial_metadata is None:
+            await self.recv_initial_metadata()
+        try:
+            data = await call.receive_message()
+        except NlError as exc:
+            raise GRPCError(Status.INTERNAL if exc.code == 3 else Status(int(exc.code)), exc.message) from exc
+        if data is None:
+            await self.recv_trailing_metadata()
+            if not self._cardinality.server_streaming:
+                raise GRPCError(Status.INTERNAL, "the server sent no reply")
+            return None
+        return self._decode(data)
+
+    async def receive_body(self) -> MessageBody | None:
+        """The next reply as a reader of its encoded bytes, or None at the end."""
+        call = self._require()
+        if self.initial_metadata is None:
+            await self.recv_initial_metadata()
+        body = await call.receive_body()
+        if body is None:
+            await self.recv_trailing_metadata()
+        return body
+
+    async def recv_trailing_metadata(self) -> None:
+        """Waits for the status; raises it unless it is OK."""
+        call = self._require()
+        while call.trailing is None:
+            call.raise_if_over()
+            if call.recv_closed:
+                raise GRPCError(Status.UNKNOWN, "the server ended the stream without a status")
+            await call.wait_data()
+        if self.trailing_metadata is None:
+            self.trailing_metadata = decode_fields(call.trailing)
+        call.raise_if_over()
+
+    async def cancel(self) -> None:
+        """Gives the call up: RST_STREAM(CANCEL)."""
+        call = self._require()
+        if call.error is None:
+            call.error = GRPCError(Status.CANCELLED, "cancelled")
+        if call.reset_code is None and not call.core.lost:
+            call.core.reset_stream(call.sid, ErrorCode.CANCEL)
+            call.core.flush_soon()
+        call.on_data()
+        call.on_window()
+
+    def __aiter__(self) -> ClientStream:
+        return self
+
+    async def __anext__(self) -> Any:
+        message = await self.recv_message()
+        if message is None:
+            raise StopAsyncIteration
+        return message
+
+    def _require(self) -> ClientCall:
+        if self._call is None:
+            raise ProtocolError("the request was not sent")
+        return self._call
