@@ -1,0 +1,247 @@
+"""What goes when there is no room, and that the order of use outlives the process."""
+
+import os
+
+import pytest
+import trio
+
+from nl.blob.hashing import digest_of
+from nl.plugin import ActionKey, BytesReader, ExhaustedError, Link, LocalFiles
+from nl.testing import PartsReader, make_blob, split
+
+from .conftest import put, until
+
+BLOCK = 4096
+
+
+async def put_each(store, names):
+    return {name: await put(store, name.encode() * 10) for name in names}
+
+
+async def left(store, digests):
+    sizes = await store.has(list(digests.values()))
+    return "".join(name for name, size in zip(digests, sizes, strict=True) if size is not None)
+
+
+async def test_the_least_recently_used_goes_first(place):
+    async with place.running(policy={"max_bytes": 3 * BLOCK}) as store:
+        digests = await put_each(store, "abcd")
+        assert await left(store, digests) == "bcd"
+        assert sorted(os.listdir(place.content / "d")) == sorted(str(digests[name]) for name in "bcd")
+
+
+@pytest.mark.parametrize("way", ["has", "get", "open", "put", "write", "link"])
+async def test_every_use_keeps_a_blob(place, way):
+    async with place.running(policy={"max_bytes": 3 * BLOCK}) as store:
+        digests = await put_each(store, "abc")
+        if way == "has":
+            await store.has([digests["a"]])
+        elif way == "get":
+            await store.get(digests["a"])
+        elif way == "open":
+            async with store.open(digests["a"]) as reader:
+                await reader.receive_parts()
+        elif way == "put":
+            await store.put(digests["a"], b"a" * 10)
+        elif way == "write":
+            await store.write(digests["a"], BytesReader(b"a" * 10))
+        else:
+            await store.capability(LocalFiles).link_files([Link(digests["a"], str(place.inputs / "a"), False)])
+        digests |= await put_each(store, "d")
+        assert await left(store, digests) == "acd"
+
+
+async def test_files_count_in_whole_blocks_but_has_says_the_true_size(place):
+    async with place.running(policy={"max_bytes": 3 * BLOCK}) as store:
+        digest = await put(store, b"tiny")
+        assert await store.has([digest]) == [4]
+        assert store.statistics()["bytes"] == BLOCK
+    async with place.running(policy={"max_bytes": 3 * BLOCK}) as store:
+        assert await store.has([digest]) == [4]
+
+
+async def test_eviction_goes_down_to_the_low_watermark(place):
+    async with place.running(policy={"max_bytes": 10 * BLOCK, "evict_bytes": 4 * BLOCK}) as store:
+        digests = await put_each(store, "abcdefghij")
+        assert await left(store, digests) == "abcdefghij"
+        digests |= await put_each(store, "k")
+        assert await left(store, digests) == "fghijk"
+
+
+async def test_there_are_no_more_than_max_count(place):
+    async with place.running(policy={"max_count": 2}) as store:
+        digests = await put_each(store, "abc")
+        assert await left(store, digests) == "bc"
+
+
+async def test_all_kinds_of_keys_share_the_room(place):
+    async with place.running(policy={"max_bytes": 3 * BLOCK}) as store:
+        await store.put(ActionKey("ab" * 32, 1), b"result")
+        await store.put("name", b"value")
+        digests = await put_each(store, "ab")
+        assert await store.has([ActionKey("ab" * 32, 1), "name"]) == [None, 5]
+        assert await left(store, digests) == "ab"
+
+
+async def test_replacing_a_value_evicts_nobody(place):
+    async with place.running(policy={"max_bytes": 2 * BLOCK, "max_count": 2}) as store:
+        digests = await put_each(store, "a")
+        for number in range(5):
+            await store.put("name", b"value %d" % number)
+        assert await left(store, digests) == "a"
+        assert store.statistics()["evicted_blobs"] == 0
+
+
+@pytest.mark.parametrize("way", ["put", "write", "write of unknown size", "adopt"])
+async def test_a_blob_larger_than_everything_is_refused_and_evicts_nobody(place, way):
+    async with place.running(policy={"max_bytes": 4 * BLOCK}) as store:
+        digests = await put_each(store, "abcd")
+        data = make_blob(4 * BLOCK + 1)
+        with pytest.raises(ExhaustedError, match="CAS.*max_bytes"):
+            if way == "put":
+                await store.put(digest_of(data), data)
+            elif way == "write":
+                await store.write(digest_of(data), BytesReader(data))
+            elif way == "adopt":
+                (place.inputs / "out").write_bytes(data)
+                await store.capability(LocalFiles).adopt_file(digest_of(data), str(place.inputs / "out"))
+            else:
+                await store.write("name", PartsReader(split(data, 1000), size=-1))
+        assert await left(store, digests) == "abcd"
+        assert place.temp_files() == []
+
+
+async def test_a_blob_of_exactly_max_bytes_fits(place):
+    async with place.running(policy={"max_bytes": 4 * BLOCK, "evict_bytes": BLOCK}) as store:
+        await put_each(store, "abcd")
+        digest = await put(store, make_blob(4 * BLOCK))
+        assert await store.has([digest]) == [4 * BLOCK]
+        assert place.used() == 4 * BLOCK
+
+
+async def test_evicting_many_lets_others_run(place):
+    async with place.running(policy={"max_bytes": 1000 * BLOCK}) as store:
+        for number in range(1000):
+            await store.put(f"{number}", b"x")
+        turns = 0
+
+        async def count_turns():
+            nonlocal turns
+            while True:
+                turns += 1
+                await trio.lowlevel.checkpoint()
+
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(count_turns)
+            await put(store, make_blob(1000 * BLOCK))
+            nursery.cancel_scope.cancel()
+        assert turns >= 1000 // 64
+        assert place.used() == 1000 * BLOCK
+
+
+async def test_large_files_are_freed_after_eviction(place):
+    async with place.running(policy={"max_bytes": 30 << 20}) as store:
+        for number in range(4):
+            await store.write(f"{number}", BytesReader(bytes(10 << 20)))
+        await until(lambda: not store._committer._closing)
+        assert await store.has([f"{number}" for number in range(4)]) == [None, *([10 << 20] * 3)]
+
+
+async def test_eviction_does_not_disturb_an_open_reader(place):
+    data = make_blob(1 << 20)
+    async with place.running(policy={"max_bytes": 2 << 20}) as store:
+        digest = await put(store, data)
+        async with store.open(digest) as reader:
+            got = bytes((await reader.receive_parts(1000))[0])
+            await put(store, make_blob(2 << 20, seed=9))
+            assert await store.has([digest]) == [None]
+            while parts := await reader.receive_parts():
+                got += b"".join(map(bytes, parts))
+        assert got == data
+
+
+async def test_what_nobody_used_for_max_seconds_is_gone(place):
+    async with place.running() as store:
+        digests = await put_each(store, "abc")
+        for name, age in (("a", 1000), ("b", 10)):
+            path = place.file(digests[name])
+            os.utime(path, (path.stat().st_atime - age, path.stat().st_mtime))
+    async with place.running(policy={"max_seconds": 100}) as store:
+        assert await left(store, digests) == "bc"
+        await until(lambda: not place.file(digests["a"]).exists())
+        assert store.statistics()["evicted_blobs"] == 1
+        await put_each(store, "a")
+        assert await left(store, digests) == "abc"
+
+
+async def test_what_another_process_used_lately_does_not_expire(place):
+    async with place.running(policy={"max_seconds": 100}) as store:
+        digest = await put(store, b"old here, used elsewhere")
+        store._index.blobs[digest].used -= -1000.0
+        assert await store.has([digest]) == [24]
+
+
+async def test_a_restart_keeps_the_order_of_use(place):
+    async with place.running(policy={"max_bytes": 5 * BLOCK}) as store:
+        digests = await put_each(store, "abcde")
+        # atime has the resolution of the kernel's clock tick: keep uses apart.
+        for name in "cade":
+            await trio.sleep(0.02)
+            await store.has([digests[name]])
+    async with place.running(policy={"max_bytes": 5 * BLOCK}) as store:
+        digests |= await put_each(store, "fgh")
+        assert await left(store, digests) == "defgh"
+
+
+async def test_a_store_started_over_its_limit_evicts_down_to_it(place):
+    async with place.running() as store:
+        digests = {}
+        for name in "abcdef":
+            digests |= await put_each(store, name)
+            await trio.sleep(0.01)
+    async with place.running(policy={"max_bytes": 3 * BLOCK}) as store:
+        await until(lambda: place.used() == 3 * BLOCK)
+        assert await left(store, digests) == "def"
+
+
+async def test_what_another_process_used_is_spared_once_for_each_use(place):
+    async with place.running(policy={"max_bytes": 3 * BLOCK}) as ours, place.running() as theirs:
+        digests = await put_each(ours, "abc")
+        await trio.sleep(0.02)
+        await theirs.get(digests["a"])
+        await theirs._recency.flush()
+        digests |= await put_each(ours, "d")
+        assert await left(ours, digests) == "acd"
+        assert ours.statistics()["spared_blobs"] == 1
+
+
+async def test_uses_reach_the_disk_without_a_restart(place):
+    async with place.running() as store:
+        digest = await put(store, b"used")
+        os.utime(place.file(digest), (1, place.file(digest).stat().st_mtime))
+        await store.get(digest)
+        os.utime(place.file(digest), (1, place.file(digest).stat().st_mtime))
+        await store._recency.flush()
+        assert place.file(digest).stat().st_atime > 1e9
+
+
+async def test_executable_variants_count_and_go_with_their_blob(place):
+    async with place.running(policy={"max_bytes": 4 * BLOCK}) as store:
+        digests = await put_each(store, "a")
+        await store.capability(LocalFiles).link_files([Link(digests["a"], str(place.inputs / "a"), True)])
+        assert store.statistics()["bytes"] == 2 * BLOCK == place.used()
+        digests |= await put_each(store, "bcd")
+        assert await left(store, digests) == "bcd"
+        assert os.listdir(place.executables) == []
+        assert (place.inputs / "a").read_bytes() == b"a" * 10
+
+
+async def test_variants_whose_blob_is_gone_are_deleted_at_start(place):
+    async with place.running() as store:
+        digests = await put_each(store, "ab")
+        links = [Link(digest, str(place.inputs / name), True) for name, digest in digests.items()]
+        await store.capability(LocalFiles).link_files(links)
+    place.file(digests["a"]).unlink()
+    async with place.running() as store:
+        assert os.listdir(place.executables) == [str(digests["b"])]
+        assert store.statistics()["bytes"] == 2 * BLOCK

@@ -1,0 +1,272 @@
+"""Hard links out, files taken in, and what may go wrong between."""
+
+import errno
+import os
+import stat
+import subprocess
+import sys
+
+import pytest
+import trio
+
+from nl.blob.hashing import digest_of
+from nl.plugin import EMPTY_DIGESTS, BlobNotFoundError, InvalidRequestError, Link, LocalFiles, UploadMismatchError
+from nl.stores.filesystem import adopting, links
+from nl.testing import find, make_blob
+
+from .conftest import put
+from .test_names_and_layout import mount as mount  # a fixture
+
+
+def linked(place, digest, name, *, executable=False):
+    return Link(digest, str(place.inputs / name), executable)
+
+
+async def test_links_are_hard_links_and_variants_are_made_once(place):
+    async with place.running() as store:
+        files = store.capability(LocalFiles)
+        digest = await put(store, make_blob(5000))
+        wanted = [linked(place, digest, str(number), executable=number % 2 == 1) for number in range(40)]
+
+        async def link(part):
+            assert await files.link_files(part) == []
+
+        async with trio.open_nursery() as nursery:
+            for number in range(8):
+                nursery.start_soon(link, wanted[number * 5 : number * 5 + 5])
+        inodes = {(link.executable, os.stat(link.path).st_ino) for link in wanted}
+        assert inodes == {(False, place.file(digest).stat().st_ino), (True, (place.executables / str(digest)).stat().st_ino)}
+        assert {(link.executable, stat.S_IMODE(os.stat(link.path).st_mode)) for link in wanted} == {
+            (False, 0o444), (True, 0o555)
+        }
+        assert len(os.listdir(place.executables)) == 1
+        assert store.statistics()["written_blobs"] == 1
+
+
+async def test_hundreds_of_links_of_which_some_are_missing(place):
+    async with place.running() as store:
+        digests = [await put(store, b"%d" % number) for number in range(600)]
+        for number in range(0, 600, 7):
+            place.file(digests[number]).unlink()
+        wanted = [linked(place, digest, str(number)) for number, digest in enumerate(digests)]
+        missing = await store.capability(LocalFiles).link_files(wanted)
+        assert missing == digests[::7]
+        assert len(os.listdir(place.inputs)) == 600 - len(missing)
+
+
+async def test_files_of_a_restarted_store_are_hashed_before_they_are_linked(place):
+    async with place.running() as store:
+        digests = [await put(store, b"%d" % number) for number in range(20)]
+        wanted = [linked(place, digest, f"a{number}", executable=True) for number, digest in enumerate(digests)]
+        assert await store.capability(LocalFiles).link_files(wanted) == []
+    async with place.running() as store:
+        wanted = [linked(place, digest, f"b{number}", executable=True) for number, digest in enumerate(digests)]
+        assert await store.capability(LocalFiles).link_files(wanted) == []
+        assert os.stat(place.inputs / "a3").st_ino == os.stat(place.inputs / "b3").st_ino
+        assert store.statistics()["hashed_blobs"] == 40
+
+
+@pytest.mark.parametrize("executable", [False, True])
+@pytest.mark.parametrize("number", [errno.EMLINK, errno.EXDEV, errno.EPERM])
+async def test_what_cannot_be_linked_is_copied(place, monkeypatch, caplog, number, executable):
+    def link(*args, **kwargs):
+        raise OSError(number, os.strerror(number))
+
+    async with place.running() as store:
+        datas = [make_blob(size, seed=size) for size in (10, 300_000)]
+        digests = [await put(store, data) for data in datas]
+        monkeypatch.setattr(os, "link", link)
+        wanted = [linked(place, digest, str(at), executable=executable) for at, digest in enumerate(digests)]
+        assert await store.capability(LocalFiles).link_files(wanted) == []
+        for data, each in zip(datas, wanted, strict=True):
+            with open(each.path, "rb") as file:
+                assert file.read() == data
+            assert stat.S_IMODE(os.stat(each.path).st_mode) == (0o555 if executable else 0o444)
+        assert "inputs are copied" in caplog.text
+
+
+async def test_inputs_on_another_file_system_are_copied(place, mount):
+    async with place.running() as store:
+        digest = await put(store, b"over there")
+        assert await store.capability(LocalFiles).link_files([Link(digest, str(mount / "file"), True)]) == []
+        assert (mount / "file").read_bytes() == b"over there"
+
+
+async def test_a_blob_evicted_while_it_is_linked_is_linked_or_missing(place, monkeypatch):
+    """Between opening the blob and linking it, it goes: a copy of the open file takes the link's place."""
+    data = make_blob(5000)
+    real = links._link
+
+    def evicted_first(job):
+        place.file(digest).unlink(missing_ok=True)
+        return real(job)
+
+    async with place.running() as store:
+        digest = await put(store, data)
+    async with place.running() as store:
+        files = store.capability(LocalFiles)
+        monkeypatch.setattr(links, "_link", evicted_first)
+        monkeypatch.setattr(links, "_link_all", lambda jobs: [links._Outcome.NOT_KNOWN for _ in jobs])
+        assert await files.link_files([linked(place, digest, "a")]) == []
+        assert (place.inputs / "a").read_bytes() == data
+        assert await files.link_files([linked(place, digest, "b")]) == [digest]
+
+
+async def test_no_room_for_a_variant_ends_in_a_copy(place):
+    data = make_blob(8192)
+    async with place.running(policy={"max_bytes": 8192}) as store:
+        digest = await put(store, data)
+        assert await store.capability(LocalFiles).link_files([linked(place, digest, "tool", executable=True)]) == []
+        assert (place.inputs / "tool").read_bytes() == data
+        assert stat.S_IMODE((place.inputs / "tool").stat().st_mode) == 0o555
+        assert place.used() <= 8192
+
+
+# Files taken over
+
+
+async def adopt(store, place, data, name="out"):
+    path = place.inputs / name
+    path.write_bytes(data)
+    digest = digest_of(data)
+    await store.capability(LocalFiles).adopt_file(digest, str(path))
+    return digest
+
+
+@pytest.mark.parametrize("size", [1, 5000, 300_000])
+async def test_an_output_is_moved_not_copied_and_becomes_read_only(place, size):
+    data = make_blob(size)
+    async with place.running() as store:
+        path = place.inputs / "out"
+        path.write_bytes(data)
+        os.chmod(path, 0o755)
+        inode = path.stat().st_ino
+        digest = digest_of(data)
+        await store.capability(LocalFiles).adopt_file(digest, str(path))
+        assert place.file(digest).stat().st_ino == inode
+        assert stat.S_IMODE(place.file(digest).stat().st_mode) == 0o444
+        assert await find(store, digest) == data
+        assert place.temp_files() == []
+
+
+async def test_an_output_with_another_link_is_copied(place):
+    async with place.running() as store:
+        (place.inputs / "out").write_bytes(b"output")
+        os.link(place.inputs / "out", place.inputs / "second")
+        digest = digest_of(b"output")
+        await store.capability(LocalFiles).adopt_file(digest, str(place.inputs / "out"))
+        (place.inputs / "second").write_bytes(b"OUTPUT")
+        assert await find(store, digest) == b"output"
+
+
+@pytest.mark.parametrize("where", ["in this process", "in another"])
+async def test_an_output_that_somebody_has_open_for_writing_is_copied(place, where):
+    async with place.running() as store:
+        path = place.inputs / "out"
+        path.write_bytes(b"output")
+        program = "import sys; f = open(sys.argv[1], 'r+b'); print(flush=True); input(); f.write(b'OUTPUT'); f.close()"
+        process = None
+        if where == "in another":
+            process = subprocess.Popen(
+                [sys.executable, "-c", program, str(path)], stdin=subprocess.PIPE, stdout=subprocess.PIPE
+            )
+            process.stdout.readline()
+            digest = digest_of(b"output")
+            await store.capability(LocalFiles).adopt_file(digest, str(path))
+            process.communicate(b"\n")
+        else:
+            with open(path, "r+b") as file:
+                digest = digest_of(b"output")
+                await store.capability(LocalFiles).adopt_file(digest, str(path))
+                file.write(b"OUTPUT")
+        assert await find(store, digest) == b"output"
+        assert store.statistics()["corrupt_blobs"] == 0
+
+
+async def test_an_output_changed_after_it_was_hashed_is_refused_and_put_back(place):
+    async with place.running() as store:
+        path = place.inputs / "out"
+        for changed in (b"OUTPUT", b"longer output"):
+            path.write_bytes(changed)
+            with pytest.raises(UploadMismatchError, match=str(path)):
+                await store.capability(LocalFiles).adopt_file(digest_of(b"output"), str(path))
+            assert path.read_bytes() == changed
+            os.unlink(path)
+        assert await find(store, digest_of(b"output")) is None
+        assert place.temp_files() == []
+
+
+async def test_a_large_output_is_hashed_when_it_is_first_read(place, monkeypatch):
+    monkeypatch.setattr(adopting, "HASHED_SIZE", 1000)
+    data = make_blob(1001)
+    async with place.running() as store:
+        digest = await adopt(store, place, data)
+        assert store.statistics()["hashed_blobs"] == 0
+        assert await find(store, digest) == data
+        assert store.statistics()["hashed_blobs"] == 1
+        path = place.inputs / "changed"
+        path.write_bytes(bytes(1001))
+        other = digest_of(make_blob(1001, seed=7))
+        await store.capability(LocalFiles).adopt_file(other, str(path))
+        with pytest.raises(BlobNotFoundError):
+            await store.get(other)
+
+
+async def test_an_output_on_another_file_system_is_copied(place, mount):
+    async with place.running() as store:
+        (mount / "out").write_bytes(b"output")
+        digest = digest_of(b"output")
+        await store.capability(LocalFiles).adopt_file(digest, str(mount / "out"))
+        assert await find(store, digest) == b"output"
+
+
+async def test_an_output_of_another_user_becomes_ours(place):
+    if os.geteuid() != 0:
+        pytest.skip("NOT TESTED: changing the owner of a file needs root")
+    async with place.running() as store:
+        (place.inputs / "out").write_bytes(b"output")
+        os.chown(place.inputs / "out", 12345, 12345)
+        digest = digest_of(b"output")
+        await store.capability(LocalFiles).adopt_file(digest, str(place.inputs / "out"))
+        assert place.file(digest).stat().st_uid == 0
+        assert await find(store, digest) == b"output"
+
+
+async def test_only_regular_files_are_taken_over(place):
+    async with place.running() as store:
+        os.mkfifo(place.inputs / "fifo")
+        os.symlink("/etc/passwd", place.inputs / "link")
+        (place.inputs / "folder").mkdir()
+        for name in ("fifo", "folder"):
+            with pytest.raises(InvalidRequestError, match="not a regular file"):
+                await store.capability(LocalFiles).adopt_file(digest_of(b"x"), str(place.inputs / name))
+        with pytest.raises(Exception, match="link"):
+            await store.capability(LocalFiles).adopt_file(digest_of(b"x"), str(place.inputs / "link"))
+        assert sorted(os.listdir(place.inputs)) == ["fifo", "folder", "link"]
+        assert place.temp_files() == []
+
+
+async def test_an_output_that_is_there_already_is_not_stored_again(place):
+    async with place.running() as store:
+        digest = await put(store, b"output")
+        inode = place.file(digest).stat().st_ino
+        await adopt(store, place, b"output")
+        assert place.file(digest).stat().st_ino == inode
+        [empty, _] = sorted(EMPTY_DIGESTS)
+        (place.inputs / "empty").write_bytes(b"")
+        await store.capability(LocalFiles).adopt_file(empty, str(place.inputs / "empty"))
+        assert store.statistics()["blobs"] == 1
+
+
+async def test_a_cancelled_adoption_puts_the_file_back(place, monkeypatch):
+    import fcntl
+
+    async with place.running() as store:
+        (place.inputs / "out").write_bytes(b"output")
+        with open(place.content / ".lock", "rb") as lock:
+            fcntl.flock(lock, fcntl.LOCK_EX)
+            with trio.move_on_after(0.05) as scope:
+                await store.capability(LocalFiles).adopt_file(digest_of(b"output"), str(place.inputs / "out"))
+        assert scope.cancelled_caught
+        assert (place.inputs / "out").read_bytes() == b"output"
+        assert place.temp_files() == []

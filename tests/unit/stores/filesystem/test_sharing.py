@@ -1,0 +1,189 @@
+"""Several stores on one folder: each sees at once what the others do. (Processes: tests/integration.)"""
+
+import logging
+import os
+
+import pytest
+import trio
+
+from nl.blob.hashing import digest_of
+from nl.plugin import ActionKey, BlobNotFoundError, Link, LocalFiles, UnavailableError
+from nl.stores.filesystem import commit
+from nl.testing import find, make_blob
+
+from .conftest import put, until
+
+BLOCK = 4096
+
+
+async def test_what_one_writes_the_other_has_at_once(place):
+    async with place.running() as one, place.running() as two:
+        for number in range(300):
+            data = b"%d" % number
+            digest = await put(one, data)
+            assert await two.has([digest]) == [len(data)]
+            assert await two.get(digest) == data
+        await one.put(ActionKey("ab" * 32, 7), b"result")
+        await one.put("name", b"value")
+        assert await two.has([ActionKey("ab" * 32, 7), "name"]) == [6, 5]
+        assert two.statistics()["state"] == "exact"
+
+
+async def test_what_one_evicts_the_other_has_no_more(place):
+    async with place.running(policy={"max_bytes": 2 * BLOCK}) as one, place.running() as two:
+        a, b = await put(one, b"a"), await put(one, b"b")
+        assert await two.has([a, b]) == [1, 1]
+        c = await put(one, b"c")
+        assert await two.has([a, b, c]) == [None, 1, 1]
+        with pytest.raises(BlobNotFoundError):
+            await two.get(a)
+
+
+async def test_the_sum_of_all_stays_under_max_bytes(place):
+    policy = {"max_bytes": 10 * BLOCK}
+    async with place.running(policy=policy) as one, place.running(policy=policy) as two:
+        for number in range(50):
+            await put((one, two)[number % 2], b"%d" % number)
+            assert place.used() <= 10 * BLOCK
+        await one.has([])
+        await two.has([])
+        assert one.statistics()["bytes"] == two.statistics()["bytes"] == place.used() == 10 * BLOCK
+
+
+async def test_what_one_mends_the_other_serves(place):
+    data = make_blob(500)
+    async with place.running() as one, place.running() as two:
+        digest = await put(one, data)
+        assert await two.get(digest) == data
+        os.chmod(place.file(digest), 0o644)
+        place.file(digest).write_bytes(bytes(500))
+        with pytest.raises(BlobNotFoundError):
+            await one.get(digest)
+        assert await two.has([digest]) == [None]
+        await two.put(digest, data)
+        assert await find(one, digest) == data
+
+
+async def test_values_replaced_by_one_are_new_for_the_other(place):
+    async with place.running() as one, place.running() as two:
+        for number in range(10):
+            value = b"x" * (number + 1)
+            await (one, two)[number % 2].put("name", value)
+            assert [await store.get("name") for store in (one, two)] == [value, value]
+            assert await one.has(["name"]) == await two.has(["name"]) == [number + 1]
+
+
+async def test_variants_made_by_one_are_used_and_counted_by_the_other(place):
+    async with place.running() as one, place.running() as two:
+        digest = await put(one, b"tool")
+        assert await one.capability(LocalFiles).link_files([Link(digest, str(place.inputs / "1"), True)]) == []
+        assert await two.capability(LocalFiles).link_files([Link(digest, str(place.inputs / "2"), True)]) == []
+        assert os.stat(place.inputs / "1").st_ino == os.stat(place.inputs / "2").st_ino
+        assert one.statistics()["bytes"] == two.statistics()["bytes"] == 2 * BLOCK
+
+
+async def test_a_writer_that_was_evicted_and_comes_back_is_there(place):
+    """Deletions and creations of one name, read late and all together, leave the index right."""
+    async with place.running() as one, place.running() as two:
+        digest = await put(one, b"there and back")
+        for _ in range(5):
+            place.file(digest).unlink()
+            await one.put(digest, b"there and back")
+        assert await two.has([digest]) == await one.has([digest]) == [14]
+        place.file(digest).unlink()
+        assert await two.has([digest]) == await one.has([digest]) == [None]
+
+
+async def test_files_copied_in_by_hand_are_blobs(place):
+    data = make_blob(5000)
+    digest = digest_of(data)
+    async with place.running() as store:
+        place.file(digest).write_bytes(data)
+        assert await store.has([digest]) == [5000]
+        assert await store.get(digest) == data
+
+
+async def test_lost_events_are_made_up_for(place, caplog):
+    async with place.running() as one, place.running() as two:
+        kept, gone = await put(one, b"kept"), await put(one, b"gone")
+        assert await two.has([kept, gone]) == [4, 4]
+        with open("/proc/sys/fs/inotify/max_queued_events", encoding="ascii") as file:
+            most = int(file.read())
+        folder, other = str(place.content / "s" / "x"), str(place.content / "s" / "y")
+        with caplog.at_level(logging.WARNING):
+            place.file(gone).unlink()
+            open(folder, "wb").close()
+            for _ in range(most // 4 + 10):
+                os.rename(folder, other)
+                os.rename(other, folder)
+            late = digest_of(b"late")
+            place.file(late).write_bytes(b"late")
+            assert await two.has([kept, gone, late, "x"]) == [4, None, 4, 0]
+        assert "max_queued_events" in caplog.text
+        await until(lambda: two.statistics()["state"] == "exact")
+        assert await two.has([kept, gone, late, "x"]) == [4, None, 4, 0]
+        assert await two.get(late) == b"late"
+
+
+@pytest.mark.parametrize("what", ["content", "d", "temp", "all"])
+async def test_deleting_the_folders_under_a_store_does_not_end_it(place, what):
+    import shutil
+
+    async with place.running() as store:
+        digest = await put(store, b"gone with the folder")
+        victim = {"content": place.content, "d": place.content / "d", "temp": place.temp}.get(what)
+        for path in [victim] if victim else [place.content, place.temp, place.executables.parent]:
+            shutil.rmtree(path)
+        if what != "temp":
+            assert await store.has([digest]) == [None]
+
+        async def is_back():
+            try:
+                await store.put(digest, b"gone with the folder")
+            except UnavailableError:
+                return False
+            return place.file(digest).exists()
+
+        with trio.fail_after(20):
+            while not await is_back():
+                await trio.sleep(0.05)
+        assert await store.has([digest]) == [20]
+        assert await store.get(digest) == b"gone with the folder"
+        await until(lambda: store.statistics()["state"] == "exact")
+
+
+async def test_waiting_for_the_lock_stalls_no_reads_and_says_who_has_it(place, monkeypatch, caplog):
+    import fcntl
+
+    monkeypatch.setattr(commit, "_LOCK_WARNING_S", 0.05)
+    monkeypatch.setattr(commit, "_LOCK_TIMEOUT_S", 0.2)
+    async with place.running() as store:
+        digest = await put(store, b"before")
+        with open(place.content / ".lock", "rb") as lock:
+            fcntl.flock(lock, fcntl.LOCK_EX)
+            with caplog.at_level(logging.WARNING), pytest.raises(UnavailableError, match=f"process {os.getpid()}"):
+                await put(store, b"after")
+            assert f"process {os.getpid()}" in caplog.text
+            assert await store.get(digest) == b"before"
+            with trio.move_on_after(0.02) as scope:
+                await put(store, b"after")
+            assert scope.cancelled_caught
+        assert place.temp_files() == []
+        await put(store, b"after")
+
+
+async def test_two_stores_may_share_a_temp_folder_and_clean_only_after_the_dead(place):
+    async with place.running() as one:
+        name = one._layout.temp_name()
+        (place.temp / "d" / name).write_bytes(b"under way")
+        (place.temp / "d" / "stranger").write_bytes(b"of somebody else")
+        os.utime(place.temp / "d" / "stranger", (1, 1))
+        (place.temp / "d" / "young-stranger").write_bytes(b"of somebody else")
+        async with place.running():
+            assert sorted(place.temp_files()) == sorted([name, "young-stranger"])
+    (place.temp / "d" / "dead0-1").write_bytes(b"")
+    (place.temp / "dead0.session").write_bytes(b"")
+    async with place.running():
+        assert place.temp_files().count("dead0-1") == 0
+        assert not (place.temp / "dead0.session").exists()
+    assert [name for name in os.listdir(place.temp) if name.endswith(".session")] == []

@@ -1,0 +1,267 @@
+"""Never a wrong byte: whatever happens to the files, what is served has the digest asked for, or nothing is served."""
+
+import hashlib
+import logging
+import os
+
+import pytest
+import trio
+from blake3 import blake3
+
+from nl.blob.hashing import digest_of
+from nl.plugin import (
+    SMALL,
+    ActionKey,
+    BlobNotFoundError,
+    BytesReader,
+    CorruptBlobError,
+    Digest,
+    Link,
+    LocalFiles,
+)
+from nl.stores.filesystem import quarantine
+from nl.testing import PartsReader, find, make_blob, split
+
+from .conftest import put
+
+
+def flip(data):
+    return bytes([data[0] ^ 1]) + data[1:]
+
+
+def overwrite(path, data):
+    """Writes into the file itself: same inode."""
+    os.chmod(path, 0o644)
+    with open(path, "r+b") as file:
+        file.write(data)
+        file.truncate(len(data))
+    os.chmod(path, 0o444)
+
+
+def replace(path, data):
+    """Puts another file in its place."""
+    other = path.with_name("other")
+    other.write_bytes(data)
+    os.rename(other, path)
+
+
+DAMAGES = {
+    "flipped": lambda path, data: overwrite(path, flip(data)),
+    "cut short": lambda path, data: overwrite(path, data[:-1]),
+    "emptied": lambda path, data: overwrite(path, b""),
+    "grown": lambda path, data: overwrite(path, data + b"x"),
+    "replaced": lambda path, data: replace(path, flip(data)),
+    "replaced by a shorter one": lambda path, data: replace(path, data[:5]),
+}
+SIZES = [100, SMALL + 100, 3 << 20]
+
+
+@pytest.mark.parametrize("damage", DAMAGES)
+@pytest.mark.parametrize("size", SIZES)
+@pytest.mark.parametrize("restarted", [False, True], ids=["while running", "while stopped"])
+async def test_a_damaged_file_is_never_served_and_an_upload_mends_it(place, damage, size, restarted):
+    data = make_blob(size)
+    digest = digest_of(data)
+    async with place.running() as store:
+        await store.put(digest, data)
+        if not restarted:
+            DAMAGES[damage](place.file(digest), data)
+            await _is_missing_then_mended(store, place, digest, data)
+    if restarted:
+        DAMAGES[damage](place.file(digest), data)
+        async with place.running() as store:
+            await _is_missing_then_mended(store, place, digest, data)
+
+
+async def _is_missing_then_mended(store, place, digest, data):
+    with pytest.raises(BlobNotFoundError):
+        async with store.open(digest) as reader:
+            await reader.receive_parts()
+    with pytest.raises(BlobNotFoundError):
+        await store.get(digest)
+    assert await store.has([digest]) == [None]
+    assert len(os.listdir(place.corrupt)) == 1
+    await store.write(digest, BytesReader(data))
+    assert await find(store, digest) == data
+    assert store.statistics()["corrupt_blobs"] == 1
+
+
+@pytest.mark.parametrize("damage", DAMAGES)
+@pytest.mark.parametrize("chunked", [False, True])
+async def test_an_upload_mends_what_nobody_has_read_since(place, damage, chunked):
+    data = make_blob(5000)
+    async with place.running() as store:
+        digest = await put(store, data)
+        DAMAGES[damage](place.file(digest), data)
+        if chunked:
+            await store.write(digest, PartsReader(split(data, 999)))
+        else:
+            await store.put(digest, data)
+        assert await find(store, digest) == data
+        assert place.file(digest).read_bytes() == data
+
+
+async def test_damage_during_the_first_listing_is_found(place):
+    data = make_blob(5000)
+    async with place.running() as store:
+        digest = await put(store, data)
+    overwrite(place.file(digest), flip(data))
+    async with place.running(scanned=False) as store:
+        assert not store._mirror.is_exact
+        with pytest.raises(BlobNotFoundError):
+            await store.get(digest)
+
+
+async def test_what_was_written_through_a_hard_link_is_found(place):
+    data = make_blob(5000)
+    async with place.running() as store:
+        digest = await put(store, data)
+        files = store.capability(LocalFiles)
+        links = [Link(digest, str(place.inputs / str(executable)), executable) for executable in (False, True)]
+        assert await files.link_files(links) == []
+        for link in links:
+            overwrite(link.path, flip(data))
+        again = [Link(digest, str(place.inputs / "again"), False), Link(digest, str(place.inputs / "tool"), True)]
+        assert await files.link_files(again) == [digest]
+        await store.put(digest, data)
+        retried = [Link(digest, f"{link.path}2", link.executable) for link in again]
+        assert await files.link_files(retried) == []
+        for link in retried:
+            with open(link.path, "rb") as file:
+                assert file.read() == data
+
+
+async def test_a_variant_that_an_action_wrote_to_is_not_linked_again(place):
+    data = make_blob(5000)
+    async with place.running() as store:
+        digest = await put(store, data)
+        files = store.capability(LocalFiles)
+        await files.link_files([Link(digest, str(place.inputs / "tool"), True)])
+        overwrite(place.inputs / "tool", flip(data))
+        os.chmod(place.inputs / "tool", 0o555)
+        assert await files.link_files([Link(digest, str(place.inputs / "tool2"), True)]) == []
+        assert (place.inputs / "tool2").read_bytes() == data
+
+
+async def test_a_restarted_store_hashes_each_blob_once(place):
+    blobs = [make_blob(size, seed=size) for size in (10, 100_000)]
+    async with place.running() as store:
+        digests = [await put(store, data) for data in blobs]
+        assert [await store.get(digest) for digest in digests] == blobs
+        assert store.statistics()["hashed_blobs"] == 0
+    async with place.running() as store:
+        for _ in range(3):
+            assert [await store.get(digest) for digest in digests] == blobs
+        assert store.statistics()["hashed_blobs"] == 2
+
+
+async def test_many_readers_of_an_unknown_file_hash_it_once(place):
+    data = make_blob(3 << 20)
+    async with place.running() as store:
+        digest = await put(store, data)
+    async with place.running() as store:
+        got = []
+
+        async def read():
+            got.append(bytes(await store.get(digest)) == data)
+
+        async with trio.open_nursery() as nursery:
+            for _ in range(20):
+                nursery.start_soon(read)
+        assert got == [True] * 20
+        assert store.statistics()["hashed_blobs"] == 1
+
+
+async def test_both_hash_functions_are_right(place):
+    data = make_blob(5000)
+    digests = [Digest(make(data).hexdigest(), len(data)) for make in (hashlib.sha256, blake3)]
+    async with place.running() as store:
+        for digest in digests:
+            await store.put(digest, data)
+    async with place.running() as store:
+        for digest in (*digests, *digests):
+            assert await store.get(digest) == data
+
+
+async def test_values_of_other_keys_are_not_hashed(place):
+    key = ActionKey("ab" * 32, 7)
+    async with place.running() as store:
+        await store.put(key, b"an action result")
+        await store.put("name", b"value")
+    async with place.running() as store:
+        assert await store.get(key) == b"an action result"
+        assert await store.get("name") == b"value"
+        assert store.statistics()["hashed_blobs"] == 0
+
+
+async def test_a_change_halfway_through_a_stream_is_not_passed_off_as_good(place):
+    data = make_blob(3 << 20)
+    async with place.running() as store:
+        digest = await put(store, data)
+        with pytest.raises(CorruptBlobError, match=digest.hash):
+            async with store.open(digest) as reader:
+                await reader.receive_parts()
+                overwrite(place.file(digest), flip(data))
+                while await reader.receive_parts():
+                    pass
+        with pytest.raises(BlobNotFoundError):
+            await store.get(digest)
+
+
+async def test_writing_access_times_hides_no_change(place):
+    data = make_blob(5000)
+    async with place.running() as store:
+        digest = await put(store, data)
+        await store.has([digest])
+        mtime = place.file(digest).stat().st_mtime_ns
+        await store._recency.flush()
+        assert place.file(digest).stat().st_mtime_ns == mtime
+        overwrite(place.file(digest), flip(data))
+        await store.has([digest])
+        await store._recency.flush()
+        with pytest.raises(BlobNotFoundError):
+            await store.get(digest)
+
+
+async def test_the_log_names_file_content_and_where_it_went(place, caplog):
+    data = make_blob(500)
+    async with place.running() as store:
+        digest = await put(store, data)
+        overwrite(place.file(digest), flip(data))
+        with caplog.at_level(logging.ERROR), pytest.raises(BlobNotFoundError):
+            await store.get(digest)
+    [record] = [record for record in caplog.records if record.levelno == logging.ERROR]
+    text = record.getMessage()
+    for expected in ("CAS", str(place.file(digest)), digest_of(flip(data)).hash, str(place.corrupt)):
+        assert expected in text
+
+
+async def test_the_folder_of_corrupt_files_is_bounded(place, monkeypatch):
+    monkeypatch.setattr(quarantine, "MAX_FILES", 5)
+    async with place.running() as store:
+        for number in range(8):
+            data = b"blob %d" % number
+            digest = await put(store, data)
+            overwrite(place.file(digest), flip(data))
+            with pytest.raises(BlobNotFoundError):
+                await store.get(digest)
+        assert len(os.listdir(place.corrupt)) == 5
+        monkeypatch.setattr(quarantine, "MAX_BYTES", 14)
+        digest = await put(store, b"blob 8")
+        overwrite(place.file(digest), flip(b"blob 8"))
+        with pytest.raises(BlobNotFoundError):
+            await store.get(digest)
+        assert len(os.listdir(place.corrupt)) == 2
+
+
+async def test_what_was_mended_meanwhile_is_not_set_aside(place):
+    data = make_blob(500)
+    async with place.running() as store:
+        digest = await put(store, data)
+        overwrite(place.file(digest), flip(data))
+        fd = os.open(place.file(digest), os.O_RDONLY)
+        await store.put(digest, data)
+        await store._quarantine.set_aside(store._layout.blobs, digest, fd)
+        os.close(fd)
+        assert await store.get(digest) == data
+        assert store.statistics()["corrupt_blobs"] == 0

@@ -1,0 +1,112 @@
+"""inotify, and what happens where there is none."""
+
+import os
+
+import pytest
+
+from nl.blob.hashing import digest_of
+from nl.plugin import BlobNotFoundError
+from nl.stores.filesystem import mirror
+from nl.stores.filesystem.watch import (
+    IN_CREATE,
+    IN_DELETE,
+    IN_MOVED_TO,
+    Watch,
+    WatchUnavailableError,
+    remote_file_system,
+)
+
+from .conftest import put
+
+
+def test_every_change_can_be_read_at_once(tmp_path):
+    watch = Watch()
+    number = watch.add(str(tmp_path))
+    assert not watch.is_pending()
+    for name in ("plain", "ü", "x" * 200):
+        (tmp_path / name).touch()
+        assert watch.is_pending()
+        events = watch.read()
+        assert events[0] == (number, IN_CREATE, name)
+        assert not watch.is_pending() and watch.read() == []
+    os.rename(tmp_path / "plain", tmp_path / "other")
+    os.unlink(tmp_path / "other")
+    kinds = [(event.mask, event.name) for event in watch.read()]
+    assert (IN_MOVED_TO, "other") in kinds and kinds[-1] == (IN_DELETE, "other")
+    watch.close()
+
+
+def test_a_folder_that_is_not_there_cannot_be_watched(tmp_path):
+    watch = Watch()
+    with pytest.raises(WatchUnavailableError, match="nowhere"):
+        watch.add(str(tmp_path / "nowhere"))
+    watch.close()
+
+
+def test_local_folders_are_not_remote(tmp_path):
+    assert remote_file_system(str(tmp_path)) is None
+
+
+@pytest.fixture(params=["no inotify", "network file system"])
+def unwatched(request, monkeypatch):
+    if request.param == "no inotify":
+
+        def refuse():
+            raise WatchUnavailableError("too many instances: raise fs.inotify.max_user_instances")
+
+        monkeypatch.setattr(mirror, "Watch", refuse)
+        return "max_user_instances"
+    monkeypatch.setattr(mirror, "remote_file_system", lambda path: "nfs")
+    return "network file system \\(nfs\\)"
+
+
+async def test_without_inotify_stores_still_see_each_other(place, unwatched, caplog):
+    async with place.running() as one, place.running() as two:
+        for number in range(50):
+            data = b"%d" % number
+            digest = await put(one, data)
+            assert await two.has([digest]) == [len(data)]
+            assert await two.get(digest) == data
+            place.file(digest).unlink()
+            assert await one.has([digest]) == await two.has([digest]) == [None]
+            with pytest.raises(BlobNotFoundError):
+                await one.get(digest)
+        await one.put("name", b"value")
+        await two.put("name", b"longer value")
+        assert await one.get("name") == b"longer value"
+        assert await one.has(["name"]) == [12]
+    import re
+
+    warnings = [record.getMessage() for record in caplog.records if "cannot watch" in record.getMessage()]
+    assert len(warnings) == 2 and all(re.search(unwatched, text) for text in warnings)
+
+
+async def test_without_inotify_one_store_keeps_its_bound(place, unwatched):
+    async with place.running(policy={"max_bytes": 5 * 4096}) as store:
+        for number in range(20):
+            await put(store, b"%d" % number)
+            assert place.used() <= 5 * 4096
+
+
+async def test_without_inotify_has_of_many_is_right(place, unwatched):
+    async with place.running() as store:
+        digests = [await put(store, b"%d" % number) for number in range(100)]
+        for number in range(0, 100, 3):
+            place.file(digests[number]).unlink()
+        digests.append(digest_of(b"never"))
+        sizes = await store.has(digests)
+        assert [size is None for size in sizes] == [number % 3 == 0 for number in range(100)] + [True]
+
+
+async def test_before_the_first_listing_is_done_everything_is_found(place):
+    async with place.running() as store:
+        digest = await put(store, b"from before")
+        await store.put("name", b"value")
+    async with place.running(scanned=False) as store:
+        assert not store._mirror.is_exact
+        assert await store.has([digest, "name", digest_of(b"no")]) == [11, 5, None]
+        assert await store.get(digest) == b"from before"
+        assert await store.get("name") == b"value"
+        await store._mirror.scanned.wait()
+        assert await store.has([digest, "name", digest_of(b"no")]) == [11, 5, None]
+        assert store.statistics()["blobs"] == 2
