@@ -15,7 +15,7 @@ from nl.blob.reader import CHUNK, Buffer, BytesReader, Reader, read_all
 from nl.blob.slice import Opened, SliceReader, clamp, slice_bytes
 from nl.blob.tee import Tee
 from nl.blob.verify import VerifyingReader
-from nl.config.types import Count, Duration, EvictionPolicy, Flag, Options, Size, StoreName, StoreSpec, Text
+from nl.config.types import Count, Duration, EvictionPolicy, Flag, Options, SecretText, Size, StoreName, StoreSpec, Text
 from nl.errors import (
     BlobNotFoundError,
     ConfigError,
@@ -38,7 +38,8 @@ __all__ = [
     "CHUNK", "EMPTY_DIGESTS", "MAX_WHOLE", "SMALL", "ActionKey", "BlobNotFoundError", "Buffer", "BytesReader",
     "ConfigError", "CorruptBlobError", "Count", "Digest", "DigestFunction", "Discards", "Duration",
     "EvictionPolicy", "ExhaustedError", "Flag", "InternalError", "InvalidRequestError", "Key", "Link", "LocalFiles",
-    "LruIndex", "NlError", "NotFoundError", "Opened", "Options", "RangeError", "Reader", "Size", "SliceReader",
-    "Store", "StoreContext", "StoreName", "StoreSpec", "Tee", "Text", "UnavailableError", "UploadMismatchError",
-    "VerifyingReader", "clamp", "hash_bytes", "new_hasher", "open_file", "read_all", "slice_bytes",
+    "LruIndex", "NlError", "NotFoundError", "Opened", "Options", "RangeError", "Reader", "SecretText", "Size",
+    "SliceReader", "Store", "StoreContext", "StoreName", "StoreSpec", "Tee", "Text", "UnavailableError",
+    "UploadMismatchError", "VerifyingReader", "clamp", "hash_bytes", "new_hasher", "open_file", "read_all",
+    "slice_bytes",
 ]

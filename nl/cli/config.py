@@ -20,7 +20,7 @@ def command() -> None:
 def check(file: str) -> int:
     """Check the config FILE and draw its stores and listeners. Nothing is opened or started."""
     from nl.config.drawing import draw
-    from nl.config.loader import load_file
+    from nl.config.loader import in_file, load_file
     from nl.errors import ConfigError
     from nl.storage.builder import build_stores
 
@@ -29,7 +29,7 @@ def check(file: str) -> int:
     try:
         build_stores(config.stores, kinds=kinds)
     except ConfigError as exc:
-        raise type(exc)(exc.path, exc.problem, source=exc.source or file) from exc
+        raise in_file(exc, file) from exc
     click.echo(f"OK {file}\n{draw(config)}")
     return 0
 

@@ -46,6 +46,7 @@ def suggest(word: str, choices: Iterable[str]) -> str:
 
 _SCALARS: dict[Any, tuple[Callable[[Raw, Mapping[str, str]], Any], str]] = {
     t.Text: (values.expand, "text"),
+    t.SecretText: (values.expand, "text"),
     t.StoreName: (values.expand, "the name of a store"),
     t.SchedulerName: (values.expand, "the name of a scheduler"),
     str: (lambda raw, env: values.literal(raw), "text"),
@@ -198,6 +199,8 @@ def finish(cls: type[t.Options], found: Mapping[str, Any], path: str) -> Any:
     except ConfigError as exc:
         where = path if not exc.path else exc.path if not path else f"{path}.{exc.path}"
         raise type(exc)(where, exc.problem) from None
+    except ValueError as exc:
+        raise ConfigError(path, str(exc)) from exc
     return value
 
 

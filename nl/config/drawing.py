@@ -61,6 +61,8 @@ def _facts(options: t.Options, path: str = "") -> Iterator[str]:
 
 
 def _fact(key: str, value: object, annotation: object) -> str:
+    if annotation is t.SecretText:
+        return f"{key}=***"
     if annotation is t.StoreName:
         return f"{key} -> {value}"
     if annotation is t.Size and isinstance(value, int):

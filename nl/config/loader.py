@@ -54,6 +54,23 @@ def load_file(
     return load_text(text, source=source, env=env, kinds=kinds, on_warning=on_warning)
 
 
+def in_file(error: ConfigError, path: str | os.PathLike[str]) -> ConfigError:
+    """The same error with file, line and column in front: for what only building or starting could find."""
+    source = os.fspath(path)
+    if error.source and error.source != source:
+        return error
+    try:
+        text = Path(source).read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError):
+        text = ""  # gone or changed since: the file's name is still right
+    return type(error)(error.path, error.problem, source=_place(text, source, error.path))
+
+
+def _place(text: str, source: str, path: str) -> str:
+    at = locate(text, path) if path else None
+    return f"{source}:{at[0]}:{at[1]}" if at else source
+
+
 def load_text(
     text: str,
     *,
@@ -67,9 +84,7 @@ def load_text(
     try:
         return load_value(raw, env=env, kinds=kinds, on_warning=lambda line: on_warning(f"{source}: {line}"))
     except ConfigError as exc:
-        at = locate(text, exc.path) if exc.path else None
-        where = f"{source}:{at[0]}:{at[1]}" if at else source
-        raise type(exc)(exc.path, exc.problem, source=where) from exc
+        raise type(exc)(exc.path, exc.problem, source=_place(text, source, exc.path)) from exc
     except RecursionError as exc:
         raise ConfigError("", "is nested too deeply", source=source) from exc
 

@@ -39,7 +39,8 @@ null counts as absent where there is a default.
 """
 
 _WORDS: dict[Any, str] = {
-    t.Text: "text", str: "literal text", t.Count: "number", int: "number", t.Size: "size", t.Duration: "duration",
+    t.Text: "text", t.SecretText: "text (not shown)", str: "literal text",
+    t.Count: "number", int: "number", t.Size: "size", t.Duration: "duration",
     t.SignedDuration: "duration, or a negative number", t.Milliseconds: "milliseconds, or a duration as text",
     float: "number", bool: "flag", t.StoreName: "store name", t.SchedulerName: "scheduler name", t.StoreSpec: "store",
     SchedulerSpec: "scheduler", NamedStore: "[named store](#stores)", NamedScheduler: "[named scheduler](#schedulers)",

@@ -23,6 +23,7 @@ _TEXT: Schema = {"type": "string"}
 _VARIABLE = r"\$"  # text with a variable cannot be judged here
 SCALARS: dict[Any, Schema] = {
     t.Text: _TEXT,
+    t.SecretText: _TEXT,
     t.StoreName: {"type": "string", "minLength": 1},
     t.SchedulerName: {"type": "string", "minLength": 1},
     str: _TEXT,

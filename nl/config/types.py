@@ -19,6 +19,7 @@ Flag: TypeAlias = bool
 
 if TYPE_CHECKING:
     Text = str
+    SecretText = str
     Count = int
     Size = int
     Duration = float
@@ -35,6 +36,14 @@ else:
         """
 
         __slots__ = ()
+
+    class SecretText(Text):
+        """Text that messages, drawings and `repr` of the options do not show: a password, a key."""
+
+        __slots__ = ()
+
+        def __repr__(self) -> str:
+            return "'***'"
 
     class StoreName(Text):
         """The name of a store in the top-level `stores`. That it exists is checked when the config is read.
@@ -99,10 +108,10 @@ class Options:
             mode: Literal["fast", "safe"] = "safe"
 
     * A field without a default is required; unknown keys are refused; null counts as absent where there is a default.
-    * Types: Text, str (taken literally), Count, Size, Duration, Flag, float, StoreSpec (a child store, written inline
-      as `{ kind: {...} }`), StoreName (a store defined elsewhere), Literal["a", "b"], `X | None`, `tuple[X, ...]`
-      (default `()`), `Mapping[str, X]` (default `field(default_factory=dict)`) and other Options subclasses (default
-      an instance, as they are frozen).
+    * Types: Text, SecretText, str (taken literally), Count, Size, Duration, Flag, float, StoreSpec (a child store,
+      written inline as `{ kind: {...} }`), StoreName (a store defined elsewhere), Literal["a", "b"], `X | None`,
+      `tuple[X, ...]` (default `()`), `Mapping[str, X]` (default `field(default_factory=dict)`) and other Options
+      subclasses (default an instance, as they are frozen).
     * A field called `global_` is written `global` in the config. `Annotated[X, Alias("old")]` accepts an older key.
     * `check` may refuse combinations.
     * `EXAMPLE` may hold a JSON5 snippet for the reference.
@@ -117,7 +126,7 @@ class Options:
     def check(self) -> None:
         """Called once after reading. Raise `ConfigError("field", "what is wrong; expected ...")` to refuse.
 
-        The path is relative to this struct and may be empty, which means the struct as a whole.
+        The path is relative to this struct and may be empty, which means the struct as a whole, as does a ValueError.
         """
 
 

@@ -16,6 +16,7 @@ from nl.config.types import (
     EvictionPolicy,
     Flag,
     Options,
+    SecretText,
     SignedDuration,
     Size,
     StoreName,
@@ -68,6 +69,7 @@ class EverythingOptions(Options):
 
     text: Text = "t"
     literal: str = "l"
+    secret: SecretText = ""
     count: Count = 1
     size: Size = 2
     duration: Duration = 3.0
@@ -85,6 +87,8 @@ class EverythingOptions(Options):
     def check(self) -> None:
         if self.count == 13:
             raise ConfigError("count", "is 13; expected luck")
+        if self.size == 14:
+            raise ValueError("is 14; expected less")
         if self.size == 13:
             raise ConfigError("", "all of it is wrong; expected luck")
 

@@ -70,6 +70,8 @@ def test_null_is_absent_where_there_is_a_default():
     ({"either": {"x": 1}}, "here.either.x: unknown key; expected one of eviction_policy"),
     ({"renamed": 1, "old_name": 2}, "here.old_name: says the same as renamed; expected only one of the two"),
     ({"count": 13}, "here.count: is 13; expected luck"),
+    ({"size": 14}, "here: is 14; expected less"),
+    ({"secret": 5}, "here.secret: 5 is not text; expected text"),
     ({"size": 13}, "here: all of it is wrong; expected luck"),
     ({"either": {"eviction_policy": {"max_bytes": "1kb", "evict_bytes": "2kb"}}},
      "here.either.eviction_policy.evict_bytes: 2000 is more than max_bytes; expected at most 1000"),
@@ -179,6 +181,13 @@ def test_an_annotation_that_cannot_be_resolved_is_the_authors_fault():
 
     with pytest.raises(PluginError, match="cannot be read: name 'Nowhere' is not defined"):
         fields_of(Odd)
+
+
+def test_a_secret_is_not_shown():
+    found = everything({"secret": "$KEY"}, {"KEY": "hunter2"})
+    assert found.secret == "hunter2"
+    assert "hunter2" not in repr(found)
+    assert "secret='***'" in repr(found)
 
 
 def test_options_are_frozen_and_keyword_only():

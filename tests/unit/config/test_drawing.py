@@ -37,6 +37,12 @@ listener 127.0.0.1:50061: no services
 worker 0: store CAS, work in /work, scheduler at grpc://127.0.0.1:50061"""
 
 
+def test_a_secret_is_not_drawn():
+    config = load_value({"stores": [{"name": "E", "everything": {"secret": "hunter2", "size": "1mb", "flag": True}}],
+                         "servers": CONFIG["servers"][1:]}, env={}, kinds=kinds())
+    assert draw(config).splitlines()[0] == "store E: everything  secret=***  size=1 MB  flag=true"
+
+
 def test_a_config_is_drawn_as_trees_listeners_and_workers():
     config = load_value(CONFIG, env={}, kinds=kinds())
     assert draw(config) == DRAWING

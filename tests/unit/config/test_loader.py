@@ -6,8 +6,8 @@ from pathlib import Path
 
 import pytest
 
-from nl.config.loader import MAX_CONFIG_BYTES, load_file, load_text, load_value, parse
-from nl.errors import ConfigError
+from nl.config.loader import MAX_CONFIG_BYTES, in_file, load_file, load_text, load_value, parse
+from nl.errors import ConfigError, PluginError
 from tests.unit.config.kinds import kinds
 
 DATA = Path(__file__).parents[2] / "data" / "configs"
@@ -389,6 +389,18 @@ def test_a_huge_file_is_refused(tmp_path):
     path.write_bytes(b" " * (MAX_CONFIG_BYTES + 1))
     with pytest.raises(ConfigError, match=f"is larger than {MAX_CONFIG_BYTES} bytes"):
         load_file(path)
+
+
+def test_an_error_found_later_gets_its_place_in_the_file(tmp_path):
+    path = tmp_path / "x.json5"
+    path.write_text(TEXT)
+    assert str(in_file(ConfigError("stores[1].disk", "is full"), path)) == f"{path}:7:7: stores[1].disk: is full"
+    assert str(in_file(ConfigError("stores[1].disk", "is full", source=str(path)), path)).startswith(f"{path}:7:7: ")
+    assert str(in_file(ConfigError("", "is odd"), path)) == f"{path}: is odd"
+    assert str(in_file(ConfigError("a", "is odd", source="else:1"), path)) == "else:1: a: is odd"
+    path.unlink()
+    assert str(in_file(PluginError("stores[1]", "is gone"), path)) == f"{path}: stores[1]: is gone"
+    assert type(in_file(PluginError("stores[1]", "is gone"), path)) is PluginError
 
 
 def test_json_is_json5():
