@@ -142,11 +142,12 @@ async def test_cancelling_a_call_cancels_its_handler_and_leaves_the_connection_a
 async def test_a_lost_connection_cancels_its_handlers(service):
     async with serving(service) as (_, port):
         client = Client(port)
-        client.channel.unary_unary("/t.S/Hang").future(b"")
+        future = client.channel.unary_unary("/t.S/Hang").future(b"")
         await service.started.wait()
         await in_thread(client.channel.close)
         with trio.fail_after(5):
             await service.finished.wait()
+        assert future.done()
     assert service.cancelled == ["/t.S/Hang"]
 
 
