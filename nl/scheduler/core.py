@@ -30,7 +30,7 @@ from nl.errors import (
 from nl.model.execution import ActionRequest, Outcome, Stage
 from nl.scheduler.matching import Offer, PropertyRules
 from nl.scheduler.options import SimpleSchedulerOptions
-from nl.scheduler.pool import Pool, Shape, Worker
+from nl.scheduler.pool import Pool, Shape, WaitingShapes, Worker
 from nl.scheduler.queue import InFlightIndex
 from nl.scheduler.state import Event, Execution, Lease
 
@@ -68,7 +68,7 @@ class SchedulerCore:
         self.pool = Pool(options.allocation_strategy)
         self.executions: dict[str, Execution] = {}
         self._in_flight = InFlightIndex()
-        self._waiting: dict[Shape, None] = {}
+        self._waiting = WaitingShapes()
         self._running: OrderedDict[Lease, None] = OrderedDict()
         self._revoked: OrderedDict[Lease, None] = OrderedDict()
         self._sequence = 0
@@ -85,7 +85,9 @@ class SchedulerCore:
         if request.priority < execution.priority:
             execution.priority = request.priority
             if execution.stage is Stage.QUEUED:
-                self._shape(execution, now=execution.waiting_since).queue.push(execution)
+                shape = self._shape(execution, now=execution.waiting_since)
+                shape.queue.push(execution)
+                self._waiting.update(shape)
         return execution
 
     def admit(
@@ -215,7 +217,7 @@ class SchedulerCore:
             error = NlError(f"Operation timed out after {limit:g} seconds", code=Code.DEADLINE_EXCEEDED)
             self._retry(lease.execution, error, counts=True, now=now)
         if self.options.unmatched_grace_s:
-            for shape in list(self._waiting):
+            for shape in self._waiting:
                 self._fail_unmatched(shape, now=now)
 
     def overdue_workers(self, *, now: float) -> list[tuple[Worker, str]]:
@@ -268,26 +270,19 @@ class SchedulerCore:
             if worker is not None:
                 self._assign(execution, worker, now=now)
                 return
-            self._waiting[shape] = None
         shape.queue.push(execution)
+        self._waiting.update(shape)
 
     def _fill(self, worker: Worker, *, now: float) -> None:
         """Gives the worker what it can take, the most urgent first."""
-        while worker.has_slot:
-            best: Shape | None = None
-            for shape in self._waiting:
-                if (
-                    shape in worker.shapes
-                    and worker.fits(shape.needs)
-                    and (best is None or shape.queue.peek().rank < best.queue.peek().rank)
-                ):
-                    best = shape
-            if best is None:
-                return
-            execution = best.queue.pop()
-            if not best.queue:
-                del self._waiting[best]
-            self._assign(execution, worker, now=now)
+        index = 0  # what did not fit earlier in the order does not fit later on: there is only less
+        while worker.has_slot and (shape := self._waiting.at(index)) is not None:
+            if shape in worker.shapes and worker.fits(shape.needs):
+                execution = shape.queue.pop()
+                self._waiting.update(shape)
+                self._assign(execution, worker, now=now)
+            else:
+                index += 1
 
     def _assign(self, execution: Execution, worker: Worker, *, now: float) -> None:
         execution.advance(Event.ASSIGN)
@@ -350,8 +345,7 @@ class SchedulerCore:
         if execution.stage is Stage.QUEUED:
             shape = self._shape(execution, now=now)
             shape.queue.discard(execution)
-            if not shape.queue:
-                self._waiting.pop(shape, None)
+            self._waiting.update(shape)
         elif execution.lease is not None:
             self._revoke(execution.lease, now=now)
         self._end(execution, Event.ABANDON, Outcome(error=error))

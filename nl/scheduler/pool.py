@@ -12,8 +12,9 @@ Rules for this file:
 
 from __future__ import annotations
 
+from bisect import bisect_left, insort
 from collections import OrderedDict
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from itertools import islice
 
@@ -22,7 +23,7 @@ from nl.scheduler.options import AllocationStrategy
 from nl.scheduler.queue import WaitingQueue
 from nl.scheduler.state import Lease
 
-MAX_IDLE_SHAPES = 1024
+MAX_IDLE_SHAPES = 256
 """Bound on shapes kept although nothing of that shape waits."""
 
 
@@ -80,15 +81,48 @@ class Worker:
 class Shape:
     """All actions with one set of requirements: who waits, who could take them, who has a slot now."""
 
-    __slots__ = ("candidates", "needs", "queue", "ready", "unmatched_since")
+    __slots__ = ("candidates", "head", "needs", "queue", "ready", "unmatched_since")
 
     def __init__(self, needs: Requirements, *, now: float) -> None:
         self.needs = needs
         self.queue = WaitingQueue()
+        self.head: tuple[int, int] | None = None
+        """The rank under which `WaitingShapes` has it; None if nothing waits."""
         self.candidates: dict[Worker, None] = {}
         self.ready: OrderedDict[Worker, None] = OrderedDict()
         self.unmatched_since: float = now
         """Since when there has been no candidate; meaningless while there is one."""
+
+
+class WaitingShapes:
+    """The shapes in which something waits, by the rank of their first execution. `update` after each queue change."""
+
+    def __init__(self) -> None:
+        self._ranks: list[tuple[int, int]] = []  # sorted; no two are equal, as no two executions have one rank
+        self._shapes: dict[tuple[int, int], Shape] = {}
+
+    def update(self, shape: Shape) -> None:
+        """Puts the shape where its queue now belongs."""
+        head = shape.queue.peek().rank if shape.queue else None
+        if head == shape.head:
+            return
+        if shape.head is not None:
+            del self._ranks[bisect_left(self._ranks, shape.head)]
+            del self._shapes[shape.head]
+        if head is not None:
+            insort(self._ranks, head)
+            self._shapes[head] = shape
+        shape.head = head
+
+    def at(self, index: int) -> Shape | None:
+        """The shape at this place in the order, or None behind the last."""
+        return self._shapes[self._ranks[index]] if index < len(self._ranks) else None
+
+    def __iter__(self) -> Iterator[Shape]:
+        return iter(list(self._shapes.values()))
+
+    def __len__(self) -> int:
+        return len(self._ranks)
 
 
 class Pool:
