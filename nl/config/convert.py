@@ -11,29 +11,23 @@ import difflib
 import functools
 import types
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass, field
 from typing import Any, Literal, Union, get_args, get_origin
 
 from nl.config import types as t
 from nl.config import values
-from nl.config.fields import Entries, Field, Ignored, Raw, Unsupported, ZeroMeansDefault, fields_of, join, without_none
+from nl.config.fields import (
+    Conversion,
+    Entries,
+    Field,
+    Ignored,
+    Raw,
+    Unsupported,
+    ZeroMeansDefault,
+    fields_of,
+    join,
+    without_none,
+)
 from nl.errors import ConfigError, PluginError
-
-
-@dataclass
-class Conversion:
-    """What a walk needs besides the value, and the warnings it leaves."""
-
-    env: Mapping[str, str]
-    kinds: Callable[[str, str], type[t.Options]]
-    """(kind, path) -> the options class of a store kind; raises ConfigError."""
-    warnings: list[tuple[str, str]] = field(default_factory=list)
-    references: list[tuple[str, str]] = field(default_factory=list)
-    """(path, StoreName or SchedulerName) of every name that the config uses."""
-
-    def warn(self, path: str, text: str) -> None:
-        """Leaves a warning about the place `path`."""
-        self.warnings.append((path, text))
 
 
 def suggest(word: str, choices: Iterable[str]) -> str:

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from typing import Annotated, Literal
 
-from nl.config.convert import Conversion, listed, mapped, store_spec
-from nl.config.fields import Entries, Ignored, Raw, Unsupported, ZeroMeansDefault, join
+from nl.config.convert import listed, mapped, store_spec
+from nl.config.fields import Conversion, Entries, Ignored, Raw, Unsupported, ZeroMeansDefault, join
 from nl.config.schedulers import SchedulerSpec
 from nl.config.servers import ServerOptions
 from nl.config.types import Count, Options, Size, StoreName, StoreSpec

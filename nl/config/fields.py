@@ -1,4 +1,4 @@
-"""What an `Options` struct is made of: its fields, the markers on them, and walks over converted values.
+"""What an `Options` struct is made of: its fields, the markers on them, and walks over values.
 
 Used by the converter, the checks, the schema and the reference. Reads no configs itself.
 """
@@ -11,20 +11,33 @@ import re
 import types
 import typing
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
-from typing import TYPE_CHECKING, Annotated, Any, Union, get_args, get_origin
+from dataclasses import dataclass, field
+from typing import Annotated, Any, Union, get_args, get_origin
 
 from nl.config import types as t
 from nl.config import values
 from nl.errors import PluginError
 
-if TYPE_CHECKING:
-    from nl.config.convert import Conversion
-
 Raw = Any
 """What JSON5 gives: dict, list, str, int, float, bool, None."""
 
 _IDENTIFIER = re.compile(r"[A-Za-z_$][A-Za-z0-9_$]*").fullmatch
+
+
+@dataclass
+class Conversion:
+    """What a walk needs besides the value, and the warnings it leaves."""
+
+    env: Mapping[str, str]
+    kinds: Callable[[str, str], type[t.Options]]
+    """(kind, path) -> the options class of a store kind; raises ConfigError."""
+    warnings: list[tuple[str, str]] = field(default_factory=list)
+    references: list[tuple[str, str]] = field(default_factory=list)
+    """(path, StoreName or SchedulerName) of every name that the config uses."""
+
+    def warn(self, path: str, text: str) -> None:
+        """Leaves a warning about the place `path`."""
+        self.warnings.append((path, text))
 
 
 @dataclass(frozen=True, slots=True)

@@ -15,9 +15,9 @@ from pathlib import Path
 import json5
 
 from nl.config.checks import check
-from nl.config.convert import Conversion, struct
+from nl.config.convert import struct
 from nl.config.document import Config
-from nl.config.fields import Raw
+from nl.config.fields import Conversion, Raw
 from nl.config.positions import duplicate, line_and_column, locate
 from nl.config.registry import StoreKinds
 from nl.errors import ConfigError

@@ -6,8 +6,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Annotated, Literal
 
-from nl.config.convert import Conversion, mapped, struct, suggest
-from nl.config.fields import Ignored, Raw, ZeroMeansDefault, join
+from nl.config.convert import mapped, struct, suggest
+from nl.config.fields import Conversion, Ignored, Raw, ZeroMeansDefault, join
 from nl.config.types import Count, Duration, Options, SignedDuration, Size, Text
 from nl.errors import ConfigError
 

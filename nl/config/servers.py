@@ -5,8 +5,8 @@ from __future__ import annotations
 import re
 from typing import Annotated, Literal
 
-from nl.config.convert import Conversion, mapped
-from nl.config.fields import Entries, Ignored, Raw, Unsupported, ZeroMeansDefault, join
+from nl.config.convert import mapped
+from nl.config.fields import Conversion, Entries, Ignored, Raw, Unsupported, ZeroMeansDefault, join
 from nl.config.types import Alias, Count, Duration, Flag, Options, SchedulerName, Size, StoreName, Text
 from nl.errors import ConfigError
 

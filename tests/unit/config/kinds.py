@@ -7,7 +7,8 @@ from dataclasses import field
 from importlib import metadata
 from typing import Annotated, Literal
 
-from nl.config.convert import Conversion, struct
+from nl.config.convert import struct
+from nl.config.fields import Conversion
 from nl.config.registry import GROUP, StoreKinds
 from nl.config.types import (
     Alias,

@@ -7,8 +7,18 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from nl.config.convert import Conversion, convert, store_spec, struct
-from nl.config.fields import Entries, Ignored, Unsupported, ZeroMeansDefault, child_specs, fields_of, join, walk
+from nl.config.convert import convert, store_spec, struct
+from nl.config.fields import (
+    Conversion,
+    Entries,
+    Ignored,
+    Unsupported,
+    ZeroMeansDefault,
+    child_specs,
+    fields_of,
+    join,
+    walk,
+)
 from nl.config.types import EvictionPolicy, Options, Size, StoreName, Text
 from nl.errors import ConfigError, PluginError
 from tests.unit.config.kinds import EverythingOptions, MemOptions, PairOptions, everything, kinds

@@ -5,6 +5,8 @@ import re
 from pathlib import Path
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from nl.config.loader import MAX_CONFIG_BYTES, in_file, load_file, load_text, load_value, parse
 from nl.errors import ConfigError, PluginError
@@ -415,3 +417,15 @@ def test_variables_come_from_the_environment_of_the_process(monkeypatch):
     monkeypatch.setenv("WORK_HERE", "/here")
     config = load_value(worker(work_directory="$WORK_HERE"), kinds=kinds())
     assert config.workers[0].local.work_directory == "/here"
+
+
+@given(at=st.integers(0, len(TEXT)), cut=st.integers(0, 12),
+       put=st.text(max_size=6) | st.sampled_from(["{", "]", ",", "'", "/*", "$"]))
+def test_a_damaged_config_loads_or_is_refused_in_one_line(at, cut, put):
+    damaged = TEXT[:at] + put + TEXT[at + cut:]
+    try:
+        load_text(damaged, source="x.json5", env={}, kinds=kinds(), on_warning=lambda line: None)
+    except ConfigError as exc:
+        assert str(exc).startswith("x.json5")
+        assert str(exc).isprintable() or not put.isprintable()
+        assert "\n" not in str(exc)

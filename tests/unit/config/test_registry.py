@@ -5,7 +5,8 @@ import sys
 
 import pytest
 
-from nl.config.convert import Conversion, store_spec
+from nl.config.convert import store_spec
+from nl.config.fields import Conversion
 from nl.config.registry import StoreKinds
 from nl.errors import ConfigError, PluginError
 

@@ -6,10 +6,10 @@ from typing import get_args
 import json5
 import pytest
 
-from nl.config.convert import Conversion, store_spec
+from nl.config.convert import store_spec
 from nl.config.descriptions import describe, describe_fields
 from nl.config.document import Config
-from nl.config.fields import fields_of, walk
+from nl.config.fields import Conversion, fields_of, walk
 from nl.config.reference import config_reference
 from nl.config.registry import StoreKinds
 from nl.config.schedulers import SCHEDULER_KINDS
