@@ -5,11 +5,12 @@
     python protos/generate.py --check   exit 1 if what is committed differs from what would be written
 
 Needs the `dev` extra: protoc comes from grpcio-tools, the message classes from betterproto2-compiler. What the compiler
-writes is changed in two places before it is kept:
+writes is changed in three places before it is kept:
 
 * methods of message classes go. They convert timestamps to `datetime` (which loses nanoseconds), warn about deprecated
   fields (which a server must fill for old clients) and call betterproto2's own lenient codec; `nl.pb.codec` is ours.
 * Timestamp and Duration fields stay messages instead of becoming `datetime` and `timedelta`.
+* services and stubs stand on `nl.pb.service`, which needs no asyncio.
 """
 
 from __future__ import annotations
@@ -27,6 +28,7 @@ from pathlib import Path
 
 PROTOS = Path(__file__).resolve().parent
 TARGET = PROTOS.parent / "nl" / "pb"
+SERVICE_IMPORT = "from nl.pb import service as betterproto2_grpclib"
 DATETIME_FIELD = re.compile(
     r'"datetime\.\w+ \| None" = betterproto2\.field\(\s*(\d+), betterproto2\.TYPE_MESSAGE, '
     r"unwrap=lambda: (\w+\.(?:Timestamp|Duration)), optional=True\s*\)"
@@ -83,7 +85,7 @@ def adapted(source: str) -> str:
     )
     if "datetime." in plain:
         raise SystemExit("a datetime field survived: the compiler's output has changed its shape")
-    return plain
+    return plain.replace("from betterproto2 import grpclib as betterproto2_grpclib", SERVICE_IMPORT)
 
 
 def tidied(source: str, *, ruff: Path) -> str:

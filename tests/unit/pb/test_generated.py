@@ -163,7 +163,7 @@ def test_gRPC_services_are_those_of_the_gRPC_project(package, name):
     assert list(ours.service) == list(expected.service)
 
 
-@pytest.mark.parametrize("unwanted", ["google.protobuf", "dateutil", "pydantic", "trio"])
+@pytest.mark.parametrize("unwanted", ["google.protobuf", "dateutil", "pydantic", "trio", "asyncio"])
 def test_importing_the_api_loads_nothing_heavy(unwanted):
     program = f"import sys; from nl.pb import reapi, bytestream, codec; print({unwanted!r} in sys.modules)"
     done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True, cwd=ROOT)

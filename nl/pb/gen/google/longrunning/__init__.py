@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING
 
 import betterproto2
 import grpclib
-from betterproto2 import grpclib as betterproto2_grpclib
+from nl.pb import service as betterproto2_grpclib
 
 from ...message_pool import default_message_pool
 
