@@ -220,6 +220,11 @@ class SchedulerCore:
             for shape in self._waiting:
                 self._fail_unmatched(shape, now=now)
 
+    def forgive(self, seconds: float) -> None:
+        """Time in which nobody could be heard does not count against the workers."""
+        for worker in self.pool.workers.values():
+            worker.last_seen += seconds
+
     def overdue_workers(self, *, now: float) -> list[tuple[Worker, str]]:
         """Workers that have been silent, or have not acknowledged a kill, for too long, each with the reason."""
         options = self.options

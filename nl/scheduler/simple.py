@@ -99,6 +99,16 @@ class SimpleScheduler:
         """The first step of a shutdown: new operations and new workers are refused as UNAVAILABLE; others go on."""
         self._stopping = True
 
+    def shut_down(self) -> None:
+        """The last step of a shutdown: what is unfinished ends as UNAVAILABLE, and workers are sent away."""
+        self.stop_admission()
+        for operation in self.operations():
+            if not operation.done:
+                self._give_up(operation, UnavailableError("the scheduler is shutting down"))
+        for session in list(self._sessions.values()):
+            self._send_away(session, "the scheduler is shutting down")
+        self._deliver()
+
     # --- clients ------------------------------------------------------------------------------------------------
 
     async def submit(self, request: ActionRequest) -> Operation:
@@ -285,7 +295,13 @@ class SimpleScheduler:
 
     async def _keep_time(self) -> None:
         while True:
+            due = self._clock() + TICK_S
             await trio.sleep(TICK_S)
+            late_s = self._clock() - due
+            if late_s > TICK_S:
+                # this process stood still, not the workers: what they have said meanwhile is yet to be read
+                log.warning("the scheduler stood still for %.1f s; workers are given that time on top", late_s)
+                self._core.forgive(late_s)
             self._tick()
 
     def _tick(self) -> None:
@@ -306,6 +322,9 @@ class SimpleScheduler:
     def _evict(self, session: WorkerSession, reason: str) -> None:
         log.warning("worker %s timed out, removing it from the pool: %s", session.worker_id, reason)
         self._totals["workers_evicted"] += 1
+        self._send_away(session, reason)
+
+    def _send_away(self, session: WorkerSession, reason: str) -> None:
         del self._sessions[session.worker_id]
         session.push_disconnect(reason)
         error = UnavailableError(f"worker {session.worker_id} was lost while executing this action: {reason}")

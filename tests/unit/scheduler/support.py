@@ -18,9 +18,9 @@ def request(number=1, *platform, **more):
 
 
 @asynccontextmanager
-async def running(lookup=None, **options):
+async def running(lookup=None, clock=trio.current_time, **options):
     options.setdefault("worker_timeout_s", 1e9)
-    scheduler = SimpleScheduler(SimpleSchedulerOptions(**options), lookup=lookup, name="test")
+    scheduler = SimpleScheduler(SimpleSchedulerOptions(**options), lookup=lookup, name="test", clock=clock)
     async with trio.open_nursery() as nursery:
         await nursery.start(scheduler.run)
         yield scheduler

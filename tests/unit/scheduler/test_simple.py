@@ -382,6 +382,19 @@ async def test_a_silent_worker_is_removed_and_its_action_goes_elsewhere(autojump
         assert scheduler.statistics()["workers_evicted_total"] == 1
 
 
+async def test_a_scheduler_that_stood_still_does_not_blame_its_workers(autojump_clock, caplog):
+    stood_still_s = 0.0
+    async with running(clock=lambda: trio.current_time() + stood_still_s, worker_timeout_s=5) as scheduler:
+        with scheduler.attach_worker([]):
+            await trio.sleep(3.5)
+            stood_still_s = 60.0
+            await trio.sleep(1)
+            assert scheduler.statistics()["workers"] == 1
+            assert "stood still for 60.0 s" in caplog.text
+            await trio.sleep(3)
+            assert scheduler.statistics()["workers"] == 0, "silence counts on from where it was"
+
+
 async def test_a_kill_that_is_not_acknowledged_costs_the_worker_its_place(autojump_clock):
     async with running(unacknowledged_kill_timeout_s=60) as scheduler:
         operation = await scheduler.submit(request(1))
@@ -515,6 +528,19 @@ async def test_a_shutdown_refuses_newcomers_and_lets_the_rest_finish():
                 pass
             session.complete((await session.next_update()).operation_id, b"done")
         assert operation.state.outcome.response == b"done"
+
+
+async def test_the_end_of_a_shutdown_answers_everybody():
+    async with running() as scheduler:
+        running_one, waiting = await scheduler.submit(request(1)), await scheduler.submit(request(2))
+        with scheduler.attach_worker([], max_inflight=1) as session:
+            await session.next_update()
+            scheduler.shut_down()
+            assert running_one.state.outcome.error.code is Code.UNAVAILABLE
+            assert waiting.state.outcome.error.code is Code.UNAVAILABLE
+            assert isinstance(await session.next_update(), Disconnect)
+        assert scheduler.statistics()["workers"] == 0
+        assert not scheduler._core.executions
 
 
 async def test_nothing_can_be_submitted_before_it_runs():
