@@ -21,6 +21,7 @@ import trio
 from nl.config.workers import LocalWorkerOptions
 from nl.errors import Code, ExhaustedError, NlError, UnavailableError
 from nl.pb import reapi, worker_api
+from nl.pb.codec import encode
 from nl.worker.action import ActionRunner, Report, Running
 from nl.worker.environment import query_properties
 from nl.worker.processes import Supervisor
@@ -31,6 +32,10 @@ log = logging.getLogger("nl.worker.agent")
 FIRST_PAUSE_S = 0.5
 LONGEST_PAUSE_S = 5.0
 GOODBYE_S = 2.0
+MAX_RESULT_BYTES = 4 * 1024 * 1024 - 64 * 1024
+"""What fits into a message to the scheduler and from there to the client: 4 MiB is what gRPC peers take by default."""
+CHECKED_OUTPUTS = 128
+"""With fewer outputs (paths of at most 4 KiB) a result is smaller than that for certain, inlined content included."""
 
 
 class WorkerStream(Protocol):
@@ -127,10 +132,11 @@ class Worker:
         )
         async with trio.open_nursery() as nursery:
             await nursery.start(self._supervisor.run)
-            await self._runner.prepare()
-            task_status.started()
-            with self._connecting:
-                await self._stay_connected()
+            with self._supervisor.held():
+                await self._runner.prepare()
+                task_status.started()
+                with self._connecting:
+                    await self._stay_connected()
             nursery.cancel_scope.cancel()
 
     async def shutdown(self, grace_s: float) -> None:
@@ -267,7 +273,7 @@ class Worker:
 
 def _result(start: worker_api.StartExecute, report: Report) -> worker_api.UpdateForScheduler:
     request = start.execute_request
-    return worker_api.UpdateForScheduler(
+    update = worker_api.UpdateForScheduler(
         execute_result=worker_api.ExecuteResult(
             instance_name=request.instance_name if request is not None else "",
             operation_id=start.operation_id,
@@ -276,3 +282,19 @@ def _result(start: worker_api.StartExecute, report: Report) -> worker_api.Update
             resource_usage=report.usage,
         )
     )
+    result = report.response.result if report.response is not None else None
+    if result is None or (
+        len(result.output_files) + len(result.output_directories) + len(result.output_symlinks) < CHECKED_OUTPUTS
+    ):
+        return update
+    if (size := len(encode(update))) <= MAX_RESULT_BYTES:
+        return update
+    # Sent as it is it would break the stream, and every action with it, at each attempt.
+    error = ExhaustedError(
+        f"the result of the action has {size} bytes, with {len(result.output_files)} output files; expected at most "
+        f"{MAX_RESULT_BYTES}: declare directories instead"
+    )
+    response = reapi.ExecuteResponse(
+        status=to_status(error), result=reapi.ActionResult(execution_metadata=result.execution_metadata)
+    )
+    return _result(start, Report(response, None, report.usage))

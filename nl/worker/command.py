@@ -17,6 +17,8 @@ DEFAULT_PATH = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
 """For actions that set none: several clients do not, and compilers need one to find their parts."""
 NODE_PROPERTIES = frozenset({"mtime", "unix_mode"})
 MAX_OUTPUTS = 100_000
+MAX_PATH = 4096
+"""As long as a path may be on Linux."""
 
 
 class Output(NamedTuple):
@@ -47,6 +49,8 @@ def inside(base: str, path: str, what: str) -> str:
     """`path` below `base`, normalised, relative to the input root. InvalidRequestError if it is outside."""
     if path.startswith("/"):
         raise InvalidRequestError(f"{what} {path[:200]!r} is absolute; expected a path inside of the input root")
+    if len(path) >= MAX_PATH:
+        raise InvalidRequestError(f"{what} {path[:200]!r}... is longer than a path may be")
     if "\0" in path:
         raise InvalidRequestError(f"{what} {path[:200]!r} has a NUL in it")
     joined = posixpath.normpath(posixpath.join(base, path)) if base or path else "."

@@ -22,6 +22,7 @@ from nl.rpc.client_stream import ClientStream
 from nl.rpc.options import ChannelOptions
 from nl.rpc.transport import TransportLost
 from nl.worker.agent import Connect, WorkerStream
+from nl.worker.crew import one_error
 
 METHOD = "/com.github.trace_machina.nativelink.remote_execution.WorkerApi/ConnectWorker"
 MAX_MESSAGE_BYTES = 64 * 1024 * 1024
@@ -89,7 +90,7 @@ def connector(endpoint: WorkerApiEndpoint) -> Connect:
 
     @asynccontextmanager
     async def connect() -> AsyncIterator[WorkerStream]:
-        with _call_errors(where):
+        with _call_errors(where), one_error():
             async with (
                 Channel(target, tls=tls, options=options) as channel,
                 channel.request(

@@ -15,7 +15,8 @@ import socket
 import struct
 import subprocess
 import sys
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -106,11 +107,13 @@ class _LostError(Exception):
 class _Warden:
     """The worker's end of one warden's socket."""
 
-    __slots__ = ("_sock",)
+    __slots__ = ("_sock", "in_step")
 
     def __init__(self, sock: socket.socket) -> None:
         sock.setblocking(False)
         self._sock = sock
+        self.in_step = True
+        """False while a request is sent in part: nothing else can be said then."""
 
     @property
     def alive(self) -> bool:
@@ -138,6 +141,7 @@ class _Warden:
     async def send(self, message: Mapping[str, Any]) -> None:
         body = json.dumps(message, separators=(",", ":")).encode()
         view = memoryview(_LENGTH.pack(len(body)) + body)
+        self.in_step = False
         while view:
             try:
                 view = view[self._sock.send(view) :]
@@ -145,6 +149,7 @@ class _Warden:
                 await trio.lowlevel.wait_writable(self._sock)
             except OSError as exc:
                 raise _LostError(str(exc)) from exc
+        self.in_step = True
 
     async def receive(self) -> dict[str, Any]:
         data = b""
@@ -175,6 +180,9 @@ class Supervisor:
         self._idle: list[_Warden] = []
         self._control: socket.socket | None = None
         self._up = trio.Event()
+        self._users = 0
+        self._released = trio.lowlevel.ParkingLot()
+        self._closed = False
         self._started = 0
         self._strays = 0
         self._reapers = 0
@@ -192,14 +200,39 @@ class Supervisor:
         }
 
     async def run(self, *, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> None:
-        """Keeps a reaper running until cancelled; `started()` when commands can be run."""
-        announced = False
+        """Keeps a reaper running until cancelled, and then until nobody needs it; `started()` when there is one."""
+        async with trio.open_nursery() as nursery:
+            keeping: trio.CancelScope = await nursery.start(self._keep_reaper)
+            try:
+                task_status.started()
+                await trio.sleep_forever()
+            finally:
+                with trio.CancelScope(shield=True):
+                    while self._users:
+                        await self._released.park()
+                self._closed = True
+                keeping.cancel()
+                while self._idle:
+                    self._idle.pop().close()
+
+    @contextmanager
+    def held(self) -> Iterator[None]:
+        """While the block lasts, a cancelled `run` goes on: for those who have processes and files to clear away."""
+        self._users += 1
         try:
+            yield
+        finally:
+            self._users -= 1
+            self._released.unpark_all()
+
+    async def _keep_reaper(self, *, task_status: trio.TaskStatus[trio.CancelScope]) -> None:
+        announced = False
+        with trio.CancelScope(shield=True) as scope:
             while True:
                 process = await self._start_reaper()
                 if not announced:
                     announced = True
-                    task_status.started()
+                    task_status.started(scope)
                 try:
                     await process.wait()
                     log.error("the reaper ended with %s; starting another", process.returncode)
@@ -207,9 +240,6 @@ class Supervisor:
                     self._disconnect()
                     await _end(process)
                 await trio.sleep(RESTART_S)
-        finally:
-            while self._idle:
-                self._idle.pop().close()
 
     async def _start_reaper(self) -> trio.Process:
         ours, theirs = socket.socketpair()
@@ -240,6 +270,8 @@ class Supervisor:
 
     async def _take(self) -> _Warden:
         """An idle warden, or a new one."""
+        if self._closed:
+            raise InternalError("the supervisor of the worker's processes has ended")
         while self._idle:
             warden = self._idle.pop()
             if warden.alive:
@@ -265,7 +297,7 @@ class Supervisor:
             return _Warden(ours)
 
     def _give_back(self, warden: _Warden) -> None:
-        if len(self._idle) < MAX_IDLE:
+        if len(self._idle) < MAX_IDLE and not self._closed:
             self._idle.append(warden)
         else:
             warden.close()
@@ -277,28 +309,35 @@ class Supervisor:
         cannot be supervised.
         """
         self._started += 1
-        warden = await self._take()
-        usable = False
-        try:
+        with self.held():
+            warden = await self._take()
+            usable = False
             try:
-                reply = await self._supervised(warden, job, switch)
-            except trio.Cancelled:
-                warden.kill()
-                with trio.move_on_after(KILL_GRACE_S, shield=True):
-                    try:
-                        await warden.receive()
-                        usable = True
-                    except _LostError:
-                        pass  # gone, and with it what it ran
-                raise
-            usable = True
-        finally:
-            switch.connect(None)
-            if usable:
-                self._give_back(warden)
-            else:
-                warden.close()
+                try:
+                    reply = await self._supervised(warden, job, switch)
+                except trio.Cancelled:
+                    usable = warden.in_step and await self._ended_by_force(warden)
+                    raise
+                usable = True
+            finally:
+                switch.connect(None)
+                if usable:
+                    self._give_back(warden)
+                else:
+                    warden.close()
         return self._ended(reply)
+
+    async def _ended_by_force(self, warden: _Warden) -> bool:
+        """Kills what runs and waits until nothing of it is left. Whether the warden can go on."""
+        warden.kill()
+        with trio.move_on_after(KILL_GRACE_S, shield=True) as scope:
+            try:
+                await warden.receive()
+            except _LostError:
+                return False
+        if scope.cancelled_caught:
+            log.error("processes of an action are still there %g s after they were killed", KILL_GRACE_S)
+        return not scope.cancelled_caught
 
     async def _supervised(self, warden: _Warden, job: Job, switch: KillSwitch) -> dict[str, Any]:
         request = {
@@ -334,21 +373,26 @@ class Supervisor:
 
     async def remove_tree(self, path: str) -> None:
         """Removes a directory and all that is in it, whatever its modes, links and depth. Failure is logged."""
-        warden = await self._take()
-        usable = False
-        try:
-            await warden.send({"do": "remove", "path": path})
-            reply = await warden.receive()
-            usable = True
-            if "failed" in reply:
-                log.error("cannot remove %s: %s", path, reply.get("text"))
-        except _LostError:
-            log.error("cannot remove %s: the process that did was killed", path)
-        finally:
-            if usable:
-                self._give_back(warden)
-            else:
-                warden.close()
+        with self.held():
+            try:
+                warden = await self._take()
+            except InternalError as exc:
+                log.error("cannot remove %s: %s", path, exc.message)
+                return
+            usable = False
+            try:
+                await warden.send({"do": "remove", "path": path})
+                reply = await warden.receive()
+                usable = True
+                if "failed" in reply:
+                    log.error("cannot remove %s: %s", path, reply.get("text"))
+            except _LostError:
+                log.error("cannot remove %s: the process that did was killed", path)
+            finally:
+                if usable:
+                    self._give_back(warden)
+                else:
+                    warden.close()
 
 
 async def _end(process: trio.Process) -> None:

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import os
 import stat
+import subprocess
 
 import pytest
 
+from nl.config.workers import UploadActionResult
 from nl.model.digest import EMPTY, DigestFunction
 from nl.pb import reapi, wkt
 from nl.pb.codec import decode
@@ -443,3 +445,104 @@ async def test_node_properties_of_outputs_are_given_when_asked(site: Site):
     assert stat.S_IMODE(properties.unix_mode) == 0o640
     report = await site.run(await site.action(["/bin/true"], output_node_properties=["owner"]))
     assert report.response.status.code == 3 and "owner" in report.response.status.message
+
+
+async def test_an_entrypoint_goes_in_front_of_the_command(site: Site):
+    wrap = site.path / "wrap me"
+    wrap.write_text('#!/bin/sh\necho "wrapped: $*"\nexec "$@"\n')
+    wrap.chmod(0o755)
+    runner = site.runner(entrypoint=str(wrap))
+    report = await site.run(await site.action(["echo", "inner"]), runner=runner)
+    assert await site.text(report.response.result.stdout_digest) == b"wrapped: echo inner\ninner\n"
+
+
+async def test_an_entrypoint_that_handles_the_time_limit_says_so_in_the_side_channel(site: Site):
+    wrap = site.path / "wrap"
+    wrap.write_text('#!/bin/sh\necho "limit $MILLIS"; echo \'{"failure": "timeout"}\' > "$SIDE"; exit 1\n')
+    wrap.chmod(0o755)
+    runner = site.runner(
+        entrypoint=str(wrap),
+        timeout_handled_externally=True,
+        additional_environment={"MILLIS": "timeout_millis", "SIDE": "side_channel_file"},
+    )
+    report = await site.run(await site.action(["true"], timeout_s=2), runner=runner)
+    assert report.response.status.code == 4
+    assert report.response.status.message == "Command '{} true' timed out after 2 seconds".format(wrap)
+    assert await site.text(report.response.result.stdout_digest) == b"limit 2000\n"
+
+
+async def test_a_precondition_that_fails_sends_the_action_back(site: Site):
+    flag = site.path / "flag"
+    runner = site.runner(experimental_precondition_script=f"ls {flag}")
+    report = await site.run(await site.action(["/bin/true"]), runner=runner)
+    assert report.response is None
+    assert report.error.code == 8 and "Preconditions script returned status" in report.error.message
+    flag.touch()
+    report = await site.run(await site.action(["/bin/true"]), runner=runner)
+    assert report.response.result.exit_code == 0
+
+
+@pytest.mark.parametrize(
+    ("strategy", "kept"),
+    [("success_only", "good"), ("failures_only", "bad"), ("everything", "good bad"), ("never", "")],
+)
+async def test_the_strategy_says_which_results_are_cached(site: Site, strategy, kept):
+    upload = UploadActionResult(ac_store="AC", upload_ac_results_strategy=strategy)
+    runner = site.runner(upload_action_result=upload)
+    found = []
+    for name, program in (("good", "/bin/true"), ("bad", "/bin/false")):
+        action = await site.action([program])
+        await site.run(action, runner=runner)
+        if await site.cached(action):
+            found.append(name)
+    assert " ".join(found) == kept
+
+
+async def test_a_status_that_is_not_ok_is_never_cached(site: Site):
+    upload = UploadActionResult(ac_store="AC", upload_ac_results_strategy="everything")
+    action = await site.action(["sleep", "1000"], timeout_s=0.1)
+    report = await site.run(action, runner=site.runner(upload_action_result=upload))
+    assert report.response.status.code == 4
+    assert await site.cached(action) is None
+
+
+async def test_messages_name_the_action_and_the_kept_history(site: Site):
+    template = "{digest_function} {action_digest_hash}/{action_digest_size} {historical_results_hash}"
+    upload = UploadActionResult(ac_store="AC", failure_message_template=template)
+    action = await site.action(["/bin/false"])
+    report = await site.run(action, runner=site.runner(upload_action_result=upload))
+    function, name, historical = report.response.message.split()
+    assert (function, name) == ("sha256", f"{action.hash}/{action.size}")
+    assert len(historical) == 64
+
+
+async def test_an_input_written_to_through_its_hard_link_does_not_poison_the_store(site: Site):
+    """Root can, whatever the mode says: then the next action gets the right bytes or is told that they are missing."""
+    layout = {"in": b"original"}
+    await site.result(["sh", "-c", "chmod u+w in; printf poisoned > in; cat in"], inputs=layout)
+    report = await site.run(await site.action(["cat", "in"], inputs=await site.tree_of_present(layout)))
+    if report.response.status is None:
+        assert await site.text(report.response.result.stdout_digest) == b"original"
+    else:
+        assert [kind for kind, _ in violations(report.response.status)] == ["MISSING"]
+
+
+async def test_a_malformed_action_or_command_is_the_callers_fault(site: Site):
+    report = await site.run(await site.put(b"\xff\xff\xff"))
+    assert report.response.status.code == 3 and "not a valid Action" in report.response.status.message
+    report = await site.run(await site.put_message(reapi.Action()))
+    assert report.response.status.code == 3 and "command_digest" in report.response.status.message
+
+
+async def test_a_full_disk_is_resource_exhausted_and_leaves_nothing(tmp_path):
+    """The work directory on a tiny file system, the inputs larger than it."""
+    if os.geteuid() or subprocess.run(["mount", "-t", "tmpfs", "-o", "size=1m", "none", tmp_path]).returncode:
+        pytest.skip("needs the right to mount a tmpfs")
+    try:
+        async with site_with(tmp_path, "memory") as site:
+            action = await site.action(["/bin/true"], inputs={"big": b"x" * (2 << 20)})
+            report = await site.run(action)
+            assert report.error.code == 8 and "No space left" in report.error.message
+            assert (await site.result(["/bin/true"])).exit_code == 0
+    finally:
+        subprocess.run(["umount", tmp_path], check=True)

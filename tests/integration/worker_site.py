@@ -91,6 +91,13 @@ class Site:
                 )
         return await self.put_message(directory)
 
+    async def tree_of_present(self, layout: dict[str, bytes]) -> Digest:
+        """The digest of a flat tree whose files are not put again."""
+        nodes = [
+            reapi.FileNode(name=name, digest=message(digest_of(data, self.function))) for name, data in layout.items()
+        ]
+        return await self.put_message(reapi.Directory(files=nodes))
+
     async def action(
         self,
         argv: Sequence[str],

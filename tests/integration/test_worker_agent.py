@@ -1,0 +1,278 @@
+"""The agent against a real scheduler over real sockets: orders, reports, losses, ends."""
+
+from __future__ import annotations
+
+import logging
+import os
+import signal
+from contextlib import asynccontextmanager
+from pathlib import Path
+
+import pytest
+import trio
+
+from nl.config.workers import LocalWorkerOptions, PropertySource, UploadActionResult, WorkerApiEndpoint
+from nl.errors import ConfigError
+from nl.model.execution import ActionRequest
+from nl.pb import reapi
+from nl.pb.codec import decode, encode
+from nl.rpc.server import Server
+from nl.scheduler.options import SimpleSchedulerOptions
+from nl.scheduler.simple import SimpleScheduler
+from nl.services.worker_api import WorkerApiService
+from nl.worker.local import local_worker
+from tests.integration.worker_site import SHA256, Site, alive, message, site_with, until
+
+
+class House:
+    """A scheduler that can go away and come back at the same address, and workers that know only this address."""
+
+    def __init__(self, site: Site, nursery: trio.Nursery) -> None:
+        self.site = site
+        self.nursery = nursery
+        self.port = 0
+        self.scheduler: SimpleScheduler | None = None
+        self._scope: trio.CancelScope | None = None
+        self._gone = trio.Event()
+
+    async def open(self, **options: object) -> None:
+        await self.nursery.start(self._serve, options)
+
+    async def _serve(self, options: dict, *, task_status=trio.TASK_STATUS_IGNORED) -> None:
+        self._gone = trio.Event()
+        (listener,) = await trio.open_tcp_listeners(self.port, host="127.0.0.1")
+        self.port = listener.socket.getsockname()[1]
+        self.scheduler = SimpleScheduler(SimpleSchedulerOptions(worker_match_logging_interval_s=0, **options))
+        server = Server([WorkerApiService(self.scheduler)])
+        async with trio.open_nursery() as nursery:
+            self._scope = nursery.cancel_scope
+            await nursery.start(self.scheduler.run)
+            await nursery.start(server.serve, [listener])
+            task_status.started()
+        await listener.aclose()
+        self._gone.set()
+
+    async def close(self) -> None:
+        self._scope.cancel()
+        await self._gone.wait()
+
+    def worker(self, **options: object):
+        configured = {
+            "name": "w-",
+            "cas_fast_slow_store": "CAS",
+            "work_directory": str(self.site.path / "agents"),
+            "upload_action_result": UploadActionResult(ac_store="AC"),
+            "worker_api_endpoint": WorkerApiEndpoint(uri=f"grpc://127.0.0.1:{self.port}"),
+            **options,
+        }
+        stores = {"CAS": self.site.store, "AC": self.site.ac}
+        return local_worker(LocalWorkerOptions(**configured), index=0, store_named=stores.__getitem__)
+
+    async def connected(self, count: int = 1) -> None:
+        await until(lambda: self.scheduler.statistics()["workers"] == count)
+
+    async def submit(self, argv, **how: object):
+        action = await self.site.action(argv, **how)
+        request = reapi.ExecuteRequest(action_digest=message(action))
+        return await self.scheduler.submit(
+            ActionRequest(
+                instance_name="",
+                action_digest=action,
+                digest_function=SHA256,
+                execute_request=encode(request),
+                skip_cache_lookup=True,
+            )
+        )
+
+    async def response(self, operation) -> reapi.ExecuteResponse:
+        with operation.watched(), trio.fail_after(60):
+            state = operation.state
+            while not state.done:
+                state = await operation.wait_changed(state.version)
+        assert state.outcome.response is not None, state.outcome
+        return decode(reapi.ExecuteResponse, state.outcome.response)
+
+    async def execute(self, argv, **how: object) -> reapi.ExecuteResponse:
+        return await self.response(await self.submit(argv, **how))
+
+
+@asynccontextmanager
+async def house_at(path: Path):
+    async with site_with(path, "memory") as site, trio.open_nursery() as nursery:
+        made = House(site, nursery)
+        await made.open()
+        yield made
+        nursery.cancel_scope.cancel()
+
+
+@pytest.fixture
+async def house(tmp_path):
+    async with house_at(tmp_path) as made:
+        yield made
+
+
+async def test_an_action_goes_over_the_wire_and_its_result_comes_back(house: House, caplog):
+    caplog.set_level(logging.INFO)
+    await house.nursery.start(house.worker().run)
+    response = await house.execute(["sh", "-c", "echo hello; echo x > out"], output_paths=["out"])
+    assert response.result.exit_code == 0
+    assert await house.site.text(response.result.stdout_digest) == b"hello\n"
+    assert response.result.execution_metadata.worker.startswith("w-")
+    assert response.result.execution_metadata.queued_timestamp.seconds > 0
+    for line in (
+        "Starting worker 'w-'. IMPORTANT: If running multiple workers, all workers must share the same CAS storage",
+        "Worker registered with scheduler",
+        "Connected to scheduler",
+        "platform_properties",
+        "Executing action",
+    ):
+        assert line in caplog.text
+
+
+async def test_many_actions_run_at_once(house: House):
+    await house.nursery.start(house.worker().run)
+    meet = house.site.path / "meet"
+    meet.mkdir()
+    script = f"touch {meet}/$1; while [ $(ls {meet} | wc -l) -lt 8 ]; do sleep 0.02; done"
+    operations = [await house.submit(["sh", "-c", script, "sh", str(n)]) for n in range(8)]
+    for operation in operations:
+        assert (await house.response(operation)).result.exit_code == 0
+
+
+async def test_a_cancelled_operation_kills_its_processes(house: House):
+    await house.nursery.start(house.worker().run)
+    path = house.site.path / "pid"
+    operation = await house.submit(["sh", "-c", f"setsid sleep 1000 & echo $! > {path}; wait"])
+    await until(lambda: path.exists() and bool(path.read_text()))
+    await house.scheduler.cancel(operation.name)
+    await until(lambda: not alive(int(path.read_text())))
+    assert (await house.execute(["/bin/true"])).result.exit_code == 0
+
+
+async def test_a_worker_comes_back_when_its_scheduler_does(house: House, caplog):
+    await house.nursery.start(house.worker().run)
+    await house.connected()
+    await house.close()
+    await until(lambda: "Worker disconnected from scheduler, reconnecting" in caplog.text)
+    await house.open()
+    await house.connected()
+    assert (await house.execute(["/bin/true"])).result.exit_code == 0
+
+
+async def test_what_runs_when_the_scheduler_goes_away_is_killed(house: House):
+    await house.nursery.start(house.worker().run)
+    path = house.site.path / "pid"
+    await house.submit(["sh", "-c", f"setsid sleep 1000 & echo $! > {path}; wait"])
+    await until(lambda: path.exists() and bool(path.read_text()))
+    await house.close()
+    await until(lambda: not alive(int(path.read_text())))
+    await until(lambda: os.listdir(house.site.path / "agents") == [])
+
+
+async def test_a_worker_waits_for_a_scheduler_that_is_not_there_yet(tmp_path, caplog):
+    async with house_at(tmp_path) as house:
+        await house.close()
+        await house.nursery.start(house.worker().run)
+        await until(lambda: "UNAVAILABLE" in caplog.text)
+        await house.open()
+        await house.connected()
+
+
+async def test_keepalives_keep_a_silent_worker_registered(house: House):
+    await house.close()
+    await house.open(worker_timeout_s=1.0)
+    endpoint = WorkerApiEndpoint(uri=f"grpc://127.0.0.1:{house.port}", timeout=0.5)
+    await house.nursery.start(house.worker(worker_api_endpoint=endpoint).run)
+    response = await house.execute(["sleep", "3"])
+    assert response.result.exit_code == 0
+    assert house.scheduler.statistics()["workers_connected_total"] == 1
+
+
+async def test_properties_are_sent_also_queried_ones(house: House):
+    await house.close()
+    await house.open(supported_platform_properties={"os": "exact", "cores": "minimum", "words": "exact"})
+    properties = {
+        "os": PropertySource(values=("linux",)),
+        "cores": PropertySource(values=("4",)),
+        "words": PropertySource(query_cmd="sh -c 'echo \"two words\"; env | grep -c HOME || true'"),
+    }
+    await house.nursery.start(house.worker(platform_properties=properties).run)
+    await house.connected()
+    operation = await house.submit(["/bin/true"])
+    assert (await house.response(operation)).result.exit_code == 0
+    assert set(house.scheduler.known_properties()) >= {"os", "cores", "words"}
+
+
+async def test_a_query_that_fails_is_told_and_tried_again(house: House, caplog):
+    flag = house.site.path / "flag"
+    properties = {"p": PropertySource(query_cmd=f"cat {flag}")}
+    await house.nursery.start(house.worker(platform_properties=properties).run)
+    await until(lambda: "query_cmd" in caplog.text and "No such file" in caplog.text)
+    flag.write_text("value\n")
+    await house.connected()
+
+
+async def test_shutdown_finishes_what_runs_and_says_goodbye(house: House):
+    worker = house.worker()
+    await house.nursery.start(worker.run)
+    flag = house.site.path / "flag"
+    started = house.site.path / "started"
+    operation = await house.submit(["sh", "-c", f"touch {started}; while [ ! -e {flag} ]; do sleep 0.02; done"])
+    await until(started.exists)
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(worker.shutdown, 60)
+        await until(lambda: worker._stopping)
+        flag.touch()
+        assert (await house.response(operation)).result.exit_code == 0
+    await house.connected(0)
+
+
+async def test_shutdown_kills_what_does_not_end_in_time(house: House):
+    worker = house.worker()
+    await house.nursery.start(worker.run)
+    path = house.site.path / "pid"
+    await house.submit(["sh", "-c", f"echo $$ > {path}; exec sleep 1000"])
+    await until(lambda: path.exists() and bool(path.read_text()))
+    await worker.shutdown(0.2)
+    await until(lambda: not alive(int(path.read_text())))
+
+
+async def test_a_worker_that_never_connected_can_be_shut_down(house: House):
+    await house.close()
+    worker = house.worker()
+    with trio.fail_after(20):
+        async with trio.open_nursery() as nursery:
+            await nursery.start(worker.run)
+            await worker.shutdown(5)
+
+
+async def test_the_work_directory_is_emptied_at_the_start(house: House):
+    stale = house.site.path / "agents" / "old" / "deep"
+    stale.mkdir(parents=True)
+    (stale / "f").touch()
+    stale.chmod(0o500)
+    (house.site.path / "agents" / "file").touch()
+    await house.nursery.start(house.worker().run)
+    assert os.listdir(house.site.path / "agents") == []
+
+
+async def test_a_warden_killed_by_an_action_costs_only_that_attempt(house: House):
+    await house.nursery.start(house.worker().run)
+    once = house.site.path / "once"
+    script = f"if [ ! -e {once} ]; then touch {once}; kill -{int(signal.SIGKILL)} $PPID; sleep 1000; fi"
+    assert (await house.execute(["sh", "-c", script])).result.exit_code == 0
+
+
+def test_a_strategy_that_needs_an_action_cache_is_refused_without_one(tmp_path):
+    options = LocalWorkerOptions(cas_fast_slow_store="CAS", work_directory=str(tmp_path))
+    with pytest.raises(ConfigError, match="upload_ac_results_strategy is set, but no ac_store is configured"):
+        local_worker(options, index=0, store_named={"CAS": None}.__getitem__)
+
+
+def test_an_unknown_placeholder_is_refused(tmp_path):
+    upload = UploadActionResult(upload_ac_results_strategy="never", failure_message_template="see {nowhere}")
+    options = LocalWorkerOptions(
+        cas_fast_slow_store="CAS", work_directory=str(tmp_path), upload_action_result=upload
+    )
+    with pytest.raises(ConfigError, match="nowhere"):
+        local_worker(options, index=0, store_named={"CAS": None}.__getitem__)
