@@ -11,6 +11,7 @@ import grpc
 import grpclib.const
 import trio
 
+from nl.model.digest import Digest
 from nl.pb import reapi, worker_api
 from nl.rpc.channel import Channel
 from nl.rpc.server import Server
@@ -44,8 +45,6 @@ class Executing:
     async def put(self, message: Any) -> Any:
         data = message if isinstance(message, bytes) else message.SerializeToString(deterministic=True)
         of = digest(data)
-        from nl.model.digest import Digest
-
         await self.cas.put(Digest(of.hash, of.size_bytes), data)
         return of
 
@@ -132,8 +131,10 @@ class Worker:
 
 
 @asynccontextmanager
-async def executing(*, keepalive_s: float = 20.0, cached: bool = False, **options: Any) -> AsyncIterator[Executing]:
-    cas, cache = memory_store(), memory_store()
+async def executing(
+    *, keepalive_s: float = 20.0, cached: bool = False, cas: Store | None = None, **options: Any
+) -> AsyncIterator[Executing]:
+    cas, cache = cas or memory_store(), memory_store()
     options.setdefault("worker_timeout_s", 600.0)
     scheduler = SimpleScheduler(SimpleSchedulerOptions(**options), lookup=cache_lookup(cache) if cached else None)
     instances = {

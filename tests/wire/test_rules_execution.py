@@ -4,15 +4,18 @@ A foreign client (grpcio, google's protobuf) asks our server over a real socket;
 """
 
 import grpc
+import grpclib.const
 import pytest
 import trio
+from grpclib.exceptions import GRPCError
 
 from nl.cas.action_results import store_action_result
 from nl.model.digest import Digest
-from nl.pb import reapi
+from nl.pb import reapi, rpc_status, worker_api
 from nl.pb.codec import encode
+from nl.rpc.channel import Channel
 from tests.support.foreign import REAPI, RPC, digest, digest3
-from tests.wire.execution_support import EXECUTE, LONGRUNNING, WAIT, executing, metadata, response
+from tests.wire.execution_support import EXECUTE, LONGRUNNING, WAIT, WORKER, executing, metadata, response
 
 CACHE_CHECK, QUEUED, EXECUTING, COMPLETED = 1, 2, 3, 4
 RESULT = reapi.ActionResult(exit_code=5, stdout_raw=b"hello")
@@ -81,8 +84,6 @@ async def test_rule_1_missing_inputs_name_their_digest_function():
 
 async def test_rule_2_errors_while_running_are_in_the_response():
     async with executing() as at, at.worker() as worker, at.follow(EXECUTE, await at.request()) as following:
-        from nl.pb import rpc_status
-
         start = await worker.start()
         status = rpc_status.Status(code=4, message="too slow")
         await worker.report(start, reapi.ActionResult(stdout_raw=b"so far"), status=status)
@@ -267,13 +268,6 @@ async def test_a_worker_whose_connection_is_cut_loses_its_action_to_another():
 
 
 async def test_a_stream_that_does_not_introduce_itself_is_refused():
-    import grpclib.const
-    from grpclib.exceptions import GRPCError
-
-    from nl.pb import worker_api
-    from nl.rpc.channel import Channel
-    from tests.wire.execution_support import WORKER
-
     async with executing() as at, Channel(f"127.0.0.1:{at.port}") as channel:
         kind = grpclib.const.Cardinality.STREAM_STREAM
         types = (worker_api.UpdateForScheduler, worker_api.UpdateForWorker)
