@@ -150,15 +150,18 @@ class Committer:
         """
         executables = self.mirror.layout.executables
         self.refuse_too_large(key, facts.st_size)
-        if self._is_bounded and not self.mirror.scanned.is_set():
-            await self._wait_scanned()
+        must_wait = self._is_bounded
         room = Room(self, self.mirror.index.cost(facts.st_size), replaced=key if folder is not executables else None)
         temp_fd = self.mirror.layout.temp.fd
         while True:
+            if must_wait and not self.mirror.scanned.is_set():
+                must_wait = await self._is_scanned_in_time()
             if not self.lock.try_lock():
                 await self.lock.acquire()
             try:
                 self.mirror.refresh()
+                if must_wait and not self.mirror.scanned.is_set():
+                    continue
                 if not self._is_bounded or room.is_made():
                     os.rename(temp_name, name, src_dir_fd=temp_fd, dst_dir_fd=folder.fd)
                     entry = Entry(facts.st_size, used=-time.time())
@@ -274,14 +277,17 @@ class Committer:
             self.evict_oldest()
         return limit
 
-    async def _wait_scanned(self) -> None:
+    async def _is_scanned_in_time(self) -> bool:
+        """Waits until the index is complete, so that there is a sum to keep; False if that takes too long."""
         with trio.move_on_after(_SCAN_TIMEOUT_S):
-            await self.mirror.scanned.wait()
-            return
+            while not self.mirror.scanned.is_set():
+                await self.mirror.scanned.wait()
+            return True
         _log.warning(
             "store %s: listing %s takes more than %d s; uploads go on meanwhile, and max_bytes is kept afterwards",
             self.mirror.layout.name, self.mirror.layout.content_path, _SCAN_TIMEOUT_S,
         )  # fmt: skip
+        return False
 
 
 class Room:

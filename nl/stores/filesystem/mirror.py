@@ -3,7 +3,7 @@
 An event only says *which name* to look at; what is true of it is asked of the file system. So events may come late,
 doubled or in any order, and the index still ends up right: the last event of a name is read after its last change.
 
-Rules for this file: all of it runs on the loop, except what `_list_folder` does in a thread. While `is_exact` is
+Rules for this file: all of it runs on the loop, except what `_list_piece` does in a thread. While `is_exact` is
 False (no inotify, or a scan is under way) the index is a memory of identities and order only, and callers ask the file
 system for presence.
 """
@@ -53,7 +53,7 @@ class Mirror:
         self.index = index
         self.is_exact = False
         self.scanned = trio.Event()
-        """Set when the index has been complete once (and until the folders are lost)."""
+        """Set when the index is complete; a new, unset one takes its place when events or the folders are lost."""
         self.scan_wanted = True
         self.folder_lost = False
         self.why_inexact = ""
@@ -137,8 +137,7 @@ class Mirror:
         """Forgets everything: the folders have been deleted or replaced under the store."""
         self.stop()
         self.index.clear()
-        self.scanned = trio.Event()
-        self.scan_wanted = True
+        self._want_scan()
         self.folder_lost = False
 
     async def scan(self) -> None:
@@ -154,11 +153,9 @@ class Mirror:
             was_empty = not self.index.blobs
             seen: set[Key] = set()
             executables: set[Digest] = set()
-            pieces: list[list[Found]] = []
-            for folder in self.layout.shelves:
-                pieces += await trio.to_thread.run_sync(_list_folder, folder)
-            ordered = heapq.merge(*pieces, key=_by_atime, reverse=True)
+            ordered = heapq.merge(*await self._list(), key=_by_atime, reverse=True)
             while piece := await trio.to_thread.run_sync(_take, ordered):
+                self.refresh()
                 self._merge(piece, seen=seen, executables=executables, oldest_last=was_empty)
             await self._drop_unseen(seen, executables)
             await self._delete_orphans()
@@ -172,6 +169,11 @@ class Mirror:
         finally:
             self._unsettled = None
 
+    def _want_scan(self) -> None:
+        self.scan_wanted = True
+        if self.scanned.is_set():
+            self.scanned = trio.Event()
+
     def _note(self, event: Event, dirty: dict[tuple[Folder, str], bool]) -> None:
         """Sorts one event: the folder's own fate, a file we placed ourselves, or a name to look at."""
         if event.mask & IN_Q_OVERFLOW:
@@ -181,8 +183,8 @@ class Mirror:
             )  # fmt: skip
             self._events_lost = True
             self._expected.clear()
-            self.scan_wanted = True
             self.is_exact = False
+            self._want_scan()
             return
         folder = self._folders.get(event.watch)
         if folder is None:
@@ -283,6 +285,18 @@ class Mirror:
                     index.remove(key)
                     index.add(key, Entry(size, used=-atime))
 
+    async def _list(self) -> list[list[Found]]:
+        """All files, in pieces that are each sorted by atime, latest first."""
+        pieces: list[list[Found]] = []
+        for folder in self.layout.shelves:
+            with os.scandir(folder.fd) as items:
+                more = True
+                while more:
+                    piece, more = await trio.to_thread.run_sync(_list_piece, folder, items)
+                    pieces.append(piece)
+                    self.refresh()  # So that the kernel's queue does not run over meanwhile.
+        return pieces
+
     async def _drop_unseen(self, seen: set[Key], executables: set[Digest]) -> None:
         """Forgets what a scan did not find, unless it came after the scan had passed."""
         unsettled = self._unsettled
@@ -333,20 +347,16 @@ def _take(ordered: Iterator[Found]) -> list[Found]:
     return list(islice(ordered, _PIECE))
 
 
-def _list_folder(folder: Folder) -> list[list[Found]]:
-    """All regular files of a folder, in pieces that are each sorted by atime, latest first. In a thread."""
-    pieces: list[list[Found]] = []
+def _list_piece(folder: Folder, items: Iterator[os.DirEntry[str]]) -> tuple[list[Found], bool]:
+    """The next regular files of a folder, sorted by atime, latest first, and whether there may be more. In a thread."""
     piece: list[Found] = []
-    with os.scandir(folder.fd) as items:
-        for item in items:
-            try:
-                facts = item.stat(follow_symlinks=False)
-            except FileNotFoundError:
-                continue
-            if stat.S_ISREG(facts.st_mode):
-                piece.append((facts.st_atime, folder, item.name, facts.st_size))
-            if len(piece) >= _SORT_PIECE:
-                pieces.append(sorted(piece, key=_by_atime, reverse=True))
-                piece = []
-    pieces.append(sorted(piece, key=_by_atime, reverse=True))
-    return pieces
+    some = list(islice(items, _SORT_PIECE))
+    for item in some:
+        try:
+            facts = item.stat(follow_symlinks=False)
+        except FileNotFoundError:
+            continue
+        if stat.S_ISREG(facts.st_mode):
+            piece.append((facts.st_atime, folder, item.name, facts.st_size))
+    piece.sort(key=_by_atime, reverse=True)
+    return piece, len(some) == _SORT_PIECE

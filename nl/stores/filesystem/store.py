@@ -428,13 +428,18 @@ class FilesystemStore(Store):
             "adopted_files": self._local_files.adopter.adopted,
             "cold_reads": self._access.cold_reads,
             "lock_waits": committer.lock.waits,
-            "state": "exact" if self._mirror.is_exact else self._mirror.why_inexact or "scanning",
+            "state": self._state(),
         }
 
     def __repr__(self) -> str:
         return f"<FilesystemStore {self.name!r} at {self._layout.content_path}: {self._index!r}>"
 
     # Small parts
+
+    def _state(self) -> str:
+        if not self._running:
+            return "not running"
+        return "exact" if self._mirror.is_exact else self._mirror.why_inexact or "scanning"
 
     def _place(self, key: Key) -> tuple[Folder, str, Key]:
         """Folder, file name and index key of a key."""

@@ -8,7 +8,9 @@ from nl.stores.filesystem.index import Entry, Index
 
 KEYS = st.sampled_from([Digest(letter * 64, number) for letter in "ab" for number in range(3)])
 STEPS = st.lists(
-    st.tuples(st.sampled_from(["add", "add oldest", "remove", "touch", "exec", "exec gone"]), KEYS, st.integers(0, 9999))
+    st.tuples(
+        st.sampled_from(["add", "add oldest", "remove", "touch", "exec", "exec gone"]), KEYS, st.integers(0, 9999)
+    )
 )
 
 

@@ -35,7 +35,8 @@ async def test_links_are_hard_links_and_variants_are_made_once(place):
             for number in range(8):
                 nursery.start_soon(link, wanted[number * 5 : number * 5 + 5])
         inodes = {(link.executable, os.stat(link.path).st_ino) for link in wanted}
-        assert inodes == {(False, place.file(digest).stat().st_ino), (True, (place.executables / str(digest)).stat().st_ino)}
+        variant = place.executables / str(digest)
+        assert inodes == {(False, place.file(digest).stat().st_ino), (True, variant.stat().st_ino)}
         assert {(link.executable, stat.S_IMODE(os.stat(link.path).st_mode)) for link in wanted} == {
             (False, 0o444), (True, 0o555)
         }

@@ -29,7 +29,9 @@ def test_different_texts_have_different_names():
     assert len({name_of_text(key) for key in keys}) == len(keys)
 
 
-@pytest.mark.parametrize("hash", ["../../etc/passwd", "", "ab" * 31, "AB" * 32, "ab" * 32 + "/", "ab" * 32 + "\n", "٣" * 64])
+@pytest.mark.parametrize(
+    "hash", ["../../etc/passwd", "", "ab" * 31, "AB" * 32, "ab" * 32 + "/", "ab" * 32 + "\n", "٣" * 64]
+)
 def test_a_malformed_hash_is_no_file_name(hash):
     for key in (Digest(hash, 3), ActionKey(hash, 3)):
         with pytest.raises(InvalidRequestError, match="64 lower-case hex"):
