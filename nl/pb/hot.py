@@ -174,37 +174,43 @@ class BatchReadReply:
 
     def __init__(self) -> None:
         self._parts: list[Buffer] = []
-        self._open = bytearray()
+        self._open: list[Buffer] = []  # to be joined with the head that comes next
         self.size = 0
 
     def add_blob(self, pair: Pair, data: Buffer, *, compressor: int = 0) -> None:
         """A blob that was found; `data` must not change until the reply has been sent."""
-        payload = b"\x12" + varint(len(data))
-        encoded = b"\x20" + varint(compressor) + payload if compressor else payload
-        self._add_head(pair, encoded, following=len(data))
-        if len(data) < self._JOIN_BELOW:
-            self._open += data
+        length = len(data)
+        payload = b"\x12" + varint(length)
+        if compressor:
+            payload = b"\x20" + varint(compressor) + payload
+        head = self._head(pair, payload, following=length)
+        self.size += len(head) + length
+        self._open.append(head)
+        if length < self._JOIN_BELOW:
+            self._open.append(data)
             return
-        self._parts += (bytes(self._open), data)
-        self._open = bytearray()
+        self._parts += (b"".join(self._open), data)
+        self._open.clear()
 
     def add_status(self, pair: Pair, *, code: int, message: str) -> None:
         """A blob that was not: why, as a google.rpc.Status."""
         text = message.encode()
         status = b"\x08" + varint(code) + b"\x12" + varint(len(text)) + text
-        self._add_head(pair, b"\x1a" + varint(len(status)) + status, following=0)
+        head = self._head(pair, b"\x1a" + varint(len(status)) + status, following=0)
+        self.size += len(head)
+        self._open.append(head)
 
     def encode_parts(self) -> list[Buffer]:
         """The encoded response."""
-        return [*self._parts, bytes(self._open)] if self._open else list(self._parts)
+        return [*self._parts, b"".join(self._open)] if self._open else list(self._parts)
 
-    def _add_head(self, pair: Pair, encoded: bytes, *, following: int) -> None:
+    @staticmethod
+    def _head(pair: Pair, encoded: bytes, *, following: int) -> bytes:
+        """What stands before `following` bytes of payload: tag and length, the digest, and what else is encoded."""
         name = pair[0].encode()
         digest = b"\x0a" + varint(len(name)) + name + (b"\x10" + varint(pair[1]) if pair[1] else b"")
         body = b"\x0a" + varint(len(digest)) + digest + encoded
-        head = b"\x0a" + varint(len(body) + following) + body
-        self._open += head
-        self.size += len(head) + following
+        return b"\x0a" + varint(len(body) + following) + body
 
 
 class WriteHead(NamedTuple):

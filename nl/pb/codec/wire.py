@@ -43,6 +43,10 @@ def varint(number: int) -> bytes:
     """The varint of a number that no table holds: a length or an unsigned 64-bit value."""
     if 0 <= number < SHORT:
         return VARINTS[number]
+    if SHORT <= number < 1 << 14:
+        return bytes((number & 127 | 128, number >> 7))
+    if 0 < number < 1 << 21:  # most payloads are no longer
+        return bytes((number & 127 | 128, number >> 7 & 127 | 128, number >> 14))
     if not 0 <= number <= _MASK64:
         raise ValueError(f"{number} is not an unsigned 64-bit integer")
     return build_varint(number)
