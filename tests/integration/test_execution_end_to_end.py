@@ -135,10 +135,9 @@ async def test_a_client_that_comes_back_gets_the_result(tmp_path):
 
 async def test_resources_bound_what_runs_at_once(tmp_path):
     async with house(tmp_path, max_inflight=0) as here:
-        script = (
-            f"mkdir {tmp_path}/slot1 2>/dev/null && mine=slot1 || {{ mkdir {tmp_path}/slot2 && mine=slot2; }} || exit 9; "
-            f"sleep 0.05; rmdir {tmp_path}/$mine; exit 0; # "
-        )
+        one, two = tmp_path / "slot1", tmp_path / "slot2"
+        take = f"mkdir {one} 2>/dev/null && mine={one} || {{ mkdir {two} && mine={two}; }} || exit 9"
+        script = f"{take}; sleep 0.05; rmdir $mine; exit 0; # "
         codes = []
 
         async def run(number):
