@@ -23,6 +23,7 @@ from nl.model.digest import Digest, DigestFunction
 from nl.pb import reapi, rpc_status
 from nl.pb.hot import BatchReadReply, FindMissingRequest, Pair
 from nl.rpc.contract import ServerStream
+from nl.services.bounded import BoundedBatchRead, BoundedBatchUpdate, BoundedFindMissing
 from nl.services.requests import Instances, parse_digest, parse_function, receive_request
 from nl.services.tree_pages import tree_pages
 from nl.storage.contract import Store
@@ -159,13 +160,13 @@ class CasService:
         handler = grpclib.const.Handler
         return {
             _PREFIX + "FindMissingBlobs": handler(
-                self.find_missing_blobs, unary, FindMissingRequest, reapi.FindMissingBlobsResponse
+                self.find_missing_blobs, unary, BoundedFindMissing, reapi.FindMissingBlobsResponse
             ),
             _PREFIX + "BatchUpdateBlobs": handler(
-                self.batch_update_blobs, unary, reapi.BatchUpdateBlobsRequest, reapi.BatchUpdateBlobsResponse
+                self.batch_update_blobs, unary, BoundedBatchUpdate, reapi.BatchUpdateBlobsResponse
             ),
             _PREFIX + "BatchReadBlobs": handler(
-                self.batch_read_blobs, unary, reapi.BatchReadBlobsRequest, reapi.BatchReadBlobsResponse
+                self.batch_read_blobs, unary, BoundedBatchRead, reapi.BatchReadBlobsResponse
             ),
             _PREFIX + "GetTree": handler(self.get_tree, streaming, reapi.GetTreeRequest, reapi.GetTreeResponse),
             _PREFIX + "SplitBlob": handler(self.split_blob, unary, reapi.SplitBlobRequest, reapi.SplitBlobResponse),

@@ -38,17 +38,18 @@ class DescriptorIndex:
                 self._add_file(encoded)
 
     def file(self, name: str) -> list[FileDescriptor] | None:
-        """A file and all that it imports, itself first, each once; None if it is unknown."""
+        """A file and all that it imports, itself first, the others in an order to load them; None if it is unknown."""
         if name not in self._files:
             return None
-        found: dict[str, FileDescriptor] = {}
+        found: set[str] = set()
         wanted = [name]
         while wanted:
-            at = wanted.pop(0)
+            at = wanted.pop()
             if at not in found and at in self._files:
-                found[at] = self._files[at]
-                wanted.extend(found[at].dependencies)
-        return list(found.values())
+                found.add(at)
+                wanted.extend(self._files[at].dependencies)
+        # protoc puts imported files first.
+        return [self._files[name], *(file for file in self._files.values() if file.name in found - {name})]
 
     def file_of_symbol(self, symbol: str) -> list[FileDescriptor] | None:
         """The file that defines a fully qualified name (no leading dot needed) and all that it imports, or None."""

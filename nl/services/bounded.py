@@ -1,0 +1,83 @@
+"""Requests whose number of entries is bounded before they are decoded.
+
+A message of 4 MiB can hold two million empty entries, and as objects they would take half a gigabyte and seconds. All
+three requests here keep their entries in field 2, so counting the tag's byte bounds their number from above at the
+speed of memory; only where that is too many, entries are counted exactly. Nothing that a real client sends is refused.
+"""
+
+from __future__ import annotations
+
+from typing import Final
+
+from nl.blob.reader import Buffer
+from nl.errors import InvalidRequestError
+from nl.pb import reapi
+from nl.pb.codec import decode
+from nl.pb.codec.wire import skip_field
+from nl.pb.hot import FindMissingRequest
+
+MAX_ENTRIES: Final = 40_000
+"""Most blobs in a batch: with their digests alone, replies about more would come near the limit of a message."""
+_LEAST_ENTRY_BYTES: Final = 68
+"""A valid digest has a hash of 64 characters, and tags and lengths around it."""
+_TAG: Final = b"\x12"
+
+
+class BoundedFindMissing:
+    """Decodes to a FindMissingRequest. More digests than could be valid ones in so many bytes are refused."""
+
+    @staticmethod
+    def decode(data: Buffer) -> FindMissingRequest:
+        """Raises DecodeError, or InvalidRequestError for too many entries."""
+        _check_entries(data, most=MAX_ENTRIES + len(data) // _LEAST_ENTRY_BYTES)
+        return FindMissingRequest.decode(data)
+
+
+class BoundedBatchUpdate:
+    """Decodes to a BatchUpdateBlobsRequest."""
+
+    @staticmethod
+    def decode(data: Buffer) -> reapi.BatchUpdateBlobsRequest:
+        """Raises DecodeError, or InvalidRequestError for too many entries."""
+        _check_entries(data, most=MAX_ENTRIES)
+        return decode(reapi.BatchUpdateBlobsRequest, data)
+
+
+class BoundedBatchRead:
+    """Decodes to a BatchReadBlobsRequest."""
+
+    @staticmethod
+    def decode(data: Buffer) -> reapi.BatchReadBlobsRequest:
+        """Raises DecodeError, or InvalidRequestError for too many entries."""
+        _check_entries(data, most=MAX_ENTRIES)
+        return decode(reapi.BatchReadBlobsRequest, data)
+
+
+def _check_entries(data: Buffer, *, most: int) -> None:
+    if len(data) < 2 * most:
+        return
+    whole = _searchable(data)
+    if whole.count(_TAG) > most and _has_more_entries(whole, most):
+        raise InvalidRequestError(f"the request has more than {most} entries")
+
+
+def _searchable(data: Buffer) -> bytes | bytearray:
+    """The same bytes as an object that can count, without a copy if it is a view of all of one."""
+    if isinstance(data, memoryview):
+        whole = data.obj
+        return whole if isinstance(whole, bytes | bytearray) and len(whole) == len(data) else bytes(data)
+    return data
+
+
+def _has_more_entries(data: bytes | bytearray, most: int) -> bool:
+    """Whether field 2 occurs more often than `most`. Malformed bytes are left to the decoder."""
+    at, end, count = 0, len(data), 0
+    try:
+        while at < end:
+            count += data[at] == _TAG[0]
+            if count > most:
+                return True
+            at = skip_field(data, at, end)
+    except (ValueError, IndexError):
+        pass
+    return False
