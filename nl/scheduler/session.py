@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
 import trio
@@ -45,6 +45,23 @@ class Disconnect:
 
 
 Update = StartAction | KillOperation | Disconnect
+
+
+@dataclass(frozen=True, slots=True)
+class WorkerState:
+    """A connected worker as logs and pages show it."""
+
+    worker_id: str
+    state: str
+    """`working`, `idle`, `paused`, or `draining`."""
+    running: int
+    max_inflight: int
+    """0: unlimited."""
+    free: Mapping[str, int]
+    """What is left of its `minimum` properties."""
+    properties: Mapping[str, frozenset[str]]
+    silent_s: float
+    """How long ago it was last heard of."""
 
 
 class WorkerSession:
@@ -110,6 +127,18 @@ class WorkerSession:
         """The worker wants no more work. It may finish what it has; what it leaves costs no attempt."""
         self.keep_alive()
         self._core.drain(self.worker, leaving=True)
+
+    @property
+    def state(self) -> WorkerState:
+        """A snapshot."""
+        worker = self.worker
+        state = "working" if worker.leases else "idle"
+        state = "draining" if worker.draining else "paused" if worker.paused_until is not None else state
+        silent_s = self._clock() - worker.last_seen
+        running = len(worker.leases)
+        return WorkerState(
+            worker.id, state, running, worker.max_inflight, dict(worker.free), worker.offer.values, silent_s
+        )
 
     def push(self, order: Order, lease: Lease) -> None:
         """For the scheduler: queues an order."""

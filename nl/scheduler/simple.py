@@ -21,6 +21,7 @@ from nl.errors import (
     Code,
     ExhaustedError,
     InternalError,
+    InvalidRequestError,
     NlError,
     NotFoundError,
     PreconditionError,
@@ -30,13 +31,15 @@ from nl.model.execution import ActionRequest, Outcome
 from nl.scheduler.core import SchedulerCore
 from nl.scheduler.operation import Interest, Operation
 from nl.scheduler.options import SimpleSchedulerOptions
-from nl.scheduler.session import WorkerSession
+from nl.scheduler.session import WorkerSession, WorkerState
 from nl.scheduler.state import Execution
 
 log = logging.getLogger("nl.scheduler")
 
 TICK_S = 1.0
 """How finely time-outs are looked at."""
+
+MAX_PREFIX_CHARS = 256
 
 _OPERATION_BYTES = 1024
 """What a retained operation weighs besides its response, roughly."""
@@ -182,8 +185,11 @@ class SimpleScheduler:
     ) -> Iterator[WorkerSession]:
         """A worker is connected for the length of the block; what it has not finished at the end is tried elsewhere.
 
-        Raises InvalidRequestError for a `minimum` property that is not a number, UnavailableError during a shutdown.
+        Raises InvalidRequestError for a `minimum` property that is not a number and for a prefix that is no name,
+        UnavailableError during a shutdown.
         """
+        if len(prefix) > MAX_PREFIX_CHARS or not (prefix.isprintable() and "/" not in prefix):
+            raise InvalidRequestError(f"worker id prefix {prefix[:80]!r} is not a name of up to {MAX_PREFIX_CHARS}")
         if self._stopping or self._nursery is None:
             raise UnavailableError("the scheduler is shutting down")
         offer = self._core.rules.offer(properties)
@@ -202,6 +208,10 @@ class SimpleScheduler:
                 text = f"worker {worker_id} disconnected while executing this action (out of memory, or evicted?)"
                 self._core.detach(worker, error=UnavailableError(text), now=self._clock())
                 self._deliver()
+
+    def workers(self) -> list[WorkerState]:
+        """The connected workers, the longest connected first."""
+        return [session.state for session in self._sessions.values()]
 
     def drain(self, worker_id: str) -> None:
         """No new work for this worker; what it has goes on. Raises NotFoundError."""

@@ -6,8 +6,10 @@ Not here: errors as the status of a call (rpc).
 
 from __future__ import annotations
 
+from contextlib import suppress
+
 from nl.blob.reader import Buffer
-from nl.errors import Code, Detail, InvalidRequestError, NlError, Violation
+from nl.errors import Code, Detail, NlError, Violation
 from nl.model.execution import OperationState, Outcome
 from nl.pb import longrunning, reapi, rpc_status, wkt
 from nl.pb.codec import DecodeError, decode, encode, encode_parts
@@ -71,17 +73,15 @@ def status_from_error(error: NlError) -> rpc_status.Status:
 
 
 def error_from_status(status: rpc_status.Status) -> NlError:
-    """What a peer reported, as an error of ours; details that we do not know are dropped."""
+    """What a peer reported, as an error of ours; details that are unknown or malformed are dropped."""
     try:
         code = Code(status.code)
     except ValueError:
         code = Code.UNKNOWN
     details: list[Detail] = []
-    try:
-        for packed in status.details:
+    for packed in status.details:
+        with suppress(DecodeError):
             failure = wkt.unpack(packed, rpc_status.PreconditionFailure)
             if failure is not None:
                 details += [Violation(each.type, each.subject, each.description) for each in failure.violations]
-    except DecodeError as exc:
-        raise InvalidRequestError(f"status details are malformed: {exc}") from exc
     return NlError(status.message, details=tuple(details), code=Code.UNKNOWN if code is Code.OK else code)

@@ -447,6 +447,29 @@ async def test_a_drained_worker_gets_nothing_new():
             scheduler.drain(session.worker_id)
 
 
+async def test_workers_can_be_listed(autojump_clock):
+    async with running(supported_platform_properties={"cpu": "minimum"}) as scheduler:
+        with (
+            scheduler.attach_worker([("cpu", "4")], prefix="a") as busy,
+            scheduler.attach_worker([], prefix="b", max_inflight=2) as other,
+        ):
+            await scheduler.submit(request(1, ("cpu", "3")))
+            scheduler.drain(other.worker_id)
+            await trio.sleep(2)
+            one, two = scheduler.workers()
+        assert (one.worker_id, one.state, one.running, one.free) == (busy.worker_id, "working", 1, {"cpu": 1})
+        assert one.properties["cpu"] == {"4"}
+        assert (two.worker_id, two.state, two.max_inflight, two.silent_s) == (other.worker_id, "draining", 2, 2.0)
+        assert scheduler.workers() == []
+
+
+@pytest.mark.parametrize("prefix", ["x" * 257, "a/b", "a\nb"])
+async def test_a_prefix_that_is_no_name_is_refused(prefix):
+    async with running() as scheduler:
+        with pytest.raises(InvalidRequestError, match="prefix"), scheduler.attach_worker([], prefix=prefix):
+            pass
+
+
 async def test_an_action_no_worker_could_ever_run_fails_after_the_grace_period_naming_why(autojump_clock):
     async with running(supported_platform_properties={"ISA": "exact"}, unmatched_grace_s=300) as scheduler:
         with scheduler.attach_worker([("ISA", "x86")]):

@@ -100,6 +100,17 @@ async def test_reports_that_make_no_sense_are_ignored_and_the_stream_goes_on(cap
     assert "an unknown update" in caplog.text
 
 
+async def test_an_error_with_malformed_details_is_still_an_error():
+    broken = wkt.Any(type_url=wkt.type_url(rpc_status.PreconditionFailure), value=b"\xff\xff")
+    async with house(max_job_retries=0) as at, at.worker() as worker, at.executing(await at.action()) as stream:
+        start = (await worker.receive()).start_action
+        error = rpc_status.Status(code=Code.INTERNAL, message="odd", details=[broken])
+        await worker.stream.send(result_for(start.operation_id, error=error))
+        while not (operation := await stream.receive()).done:
+            pass
+        assert "odd" in response_of(operation).status.message
+
+
 async def test_a_result_without_a_result_is_a_failed_attempt():
     async with house(max_job_retries=0) as at, at.worker() as worker, at.executing(await at.action()) as stream:
         start = (await worker.receive()).start_action
