@@ -18,11 +18,11 @@ from contextlib import contextmanager
 
 import trio
 
-from nl.plugin import Digest, EvictionPolicy, ExhaustedError, Key, UnavailableError
+from nl.plugin import Digest, EvictionPolicy, ExhaustedError, UnavailableError
 from nl.stores.filesystem.index import Entry
 from nl.stores.filesystem.layout import Folder
 from nl.stores.filesystem.mirror import Mirror
-from nl.stores.filesystem.names import LEGACY, name_of
+from nl.stores.filesystem.names import LEGACY, IndexKey, name_of
 
 _log = logging.getLogger(__name__)
 
@@ -141,7 +141,7 @@ class Committer:
         return True
 
     async def commit(
-        self, temp_name: str, folder: Folder, name: str, *, key: Key, facts: os.stat_result, is_known: bool = True
+        self, temp_name: str, folder: Folder, name: str, *, key: IndexKey, facts: os.stat_result, is_known: bool = True
     ) -> None:
         """Renames a finished file of `temp` to its place, for which it makes room before.
 
@@ -212,7 +212,7 @@ class Committer:
         self.evicted_bytes += entry.size
         return True
 
-    def delete(self, key: Key, *, facts: os.stat_result) -> None:
+    def delete(self, key: IndexKey, *, facts: os.stat_result) -> None:
         """Deletes a blob and its executable variant. Under the lock."""
         folder, name = self.place_of(key)
         if facts.st_size >= _LARGE and facts.st_nlink == 1 and len(self._closing) < 64:
@@ -226,18 +226,18 @@ class Committer:
         except FileNotFoundError:
             pass
         self.mirror.removed(folder, name, key=key)
-        if isinstance(key, Digest):
+        if folder is self.mirror.layout.blobs:
             self.delete_executable(key)
 
-    def delete_executable(self, digest: Digest) -> None:
+    def delete_executable(self, key: IndexKey) -> None:
         """Deletes the executable variant of a blob, if there is one. Under the lock."""
-        if digest in self.mirror.index.executables:
-            folder = self.mirror.layout.executables
+        if not isinstance(key, str) and key in self.mirror.index.executables:
+            folder, name = self.mirror.layout.executables, name_of(key)
             try:
-                os.unlink(str(digest), dir_fd=folder.fd)
+                os.unlink(name, dir_fd=folder.fd)
             except FileNotFoundError:
                 pass
-            self.mirror.removed(folder, str(digest), key=digest)
+            self.mirror.removed(folder, name, key=key)
 
     async def free_large(self) -> None:
         """Lets go of large files that were evicted."""
@@ -250,14 +250,13 @@ class Committer:
         _close_all(self._closing)
         self._closing.clear()
 
-    def place_of(self, key: Key) -> tuple[Folder, str]:
+    def place_of(self, key: IndexKey) -> tuple[Folder, str]:
         """Where a key of the index has its file."""
         layout = self.mirror.layout
-        if isinstance(key, Digest):
-            return layout.blobs, name_of(key)
         if isinstance(key, str):
             return layout.texts, key
-        return layout.blobs if key.tag == LEGACY else layout.actions, name_of(key)
+        in_blobs = len(key) == 2 or key[2] == LEGACY
+        return layout.blobs if in_blobs else layout.actions, name_of(key)
 
     def _evict_orphan(self) -> bool:
         for digest in self.mirror.index.executables:
@@ -293,7 +292,7 @@ class Committer:
 class Room:
     """Making room for one file: remembers, from slice to slice, how far down the eviction is to go."""
 
-    def __init__(self, committer: Committer, cost: int, *, count: int = 1, replaced: Key | None = None) -> None:
+    def __init__(self, committer: Committer, cost: int, *, count: int = 1, replaced: IndexKey | None = None) -> None:
         self._committer = committer
         self._cost = cost
         self._count = count

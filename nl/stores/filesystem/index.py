@@ -8,40 +8,38 @@ from __future__ import annotations
 
 from collections import OrderedDict
 
-from nl.plugin import Digest, Key
+import msgspec
+
+from nl.stores.filesystem.names import IndexKey
 
 
-class Entry:
+class Entry(msgspec.Struct, gc=False, eq=False):
     """What is known of one file.
 
     `inode` and `mtime_ns` are those of the file when this process last wrote it or found its hash right; `inode` 0
     means that nobody has. `used` is when it was last used, in Unix seconds: positive if by this process (and then
     the time is yet to be written to the file's atime), negative if that is already known to all, or was the doing of
     another process.
+
+    A Struct that the garbage collector does not track: there may be millions, and its pauses grow with their number.
     """
 
-    __slots__ = ("inode", "mtime_ns", "size", "used")
-
-    def __init__(self, size: int, *, used: float, inode: int = 0, mtime_ns: int = 0) -> None:
-        self.size = size
-        self.used = used
-        self.inode = inode
-        self.mtime_ns = mtime_ns
+    size: int
+    used: float
+    inode: int = 0
+    mtime_ns: int = 0
 
     def is_known_as(self, inode: int, mtime_ns: int, size: int) -> bool:
         """Whether a file with this identity is the one whose bytes were last known to be right."""
         return self.inode == inode and self.mtime_ns == mtime_ns and self.size == size
-
-    def __repr__(self) -> str:
-        return f"<Entry {self.size} bytes, inode {self.inode}, used {self.used}>"
 
 
 class Index:
     """All entries. `block_size` is what sizes are rounded up to when they are added up."""
 
     def __init__(self, block_size: int) -> None:
-        self.blobs: OrderedDict[Key, Entry] = OrderedDict()
-        self.executables: dict[Digest, Entry] = {}
+        self.blobs: OrderedDict[IndexKey, Entry] = OrderedDict()
+        self.executables: dict[IndexKey, Entry] = {}
         self.bytes = 0
         self._block_size = block_size
 
@@ -52,43 +50,43 @@ class Index:
         """What a file of `size` bytes counts for."""
         return -(-size // self._block_size) * self._block_size
 
-    def add(self, key: Key, entry: Entry, *, oldest: bool = False) -> None:
+    def add(self, key: IndexKey, entry: Entry, *, oldest: bool = False) -> None:
         """Adds or replaces an entry, as the most (or least) recently used."""
         old = self.blobs.pop(key, None)
         if old is not None:
             self.bytes -= self.cost(old.size)
-        self.blobs[key] = entry
+        self.blobs[_plain(key)] = entry
         if oldest:
             self.blobs.move_to_end(key, last=False)
         self.bytes += self.cost(entry.size)
 
-    def remove(self, key: Key) -> Entry | None:
+    def remove(self, key: IndexKey) -> Entry | None:
         """Takes an entry out; None if there is none."""
         entry = self.blobs.pop(key, None)
         if entry is not None:
             self.bytes -= self.cost(entry.size)
         return entry
 
-    def add_executable(self, digest: Digest, entry: Entry) -> None:
+    def add_executable(self, key: IndexKey, entry: Entry) -> None:
         """Adds or replaces the executable variant of a blob."""
-        self.remove_executable(digest)
-        self.executables[digest] = entry
+        self.remove_executable(key)
+        self.executables[_plain(key)] = entry
         self.bytes += self.cost(entry.size)
 
-    def remove_executable(self, digest: Digest) -> bool:
+    def remove_executable(self, key: IndexKey) -> bool:
         """Takes an executable variant out; False if there is none."""
-        entry = self.executables.pop(digest, None)
+        entry = self.executables.pop(key, None)
         if entry is not None:
             self.bytes -= self.cost(entry.size)
         return entry is not None
 
-    def touch(self, key: Key, entry: Entry, now: float) -> None:
+    def touch(self, key: IndexKey, entry: Entry, now: float) -> None:
         """Makes an entry the most recently used, by this process; nothing if it has gone meanwhile."""
         if key in self.blobs:
             entry.used = now
             self.blobs.move_to_end(key)
 
-    def oldest(self) -> tuple[Key, Entry] | None:
+    def oldest(self) -> tuple[IndexKey, Entry] | None:
         """The least recently used entry."""
         for item in self.blobs.items():
             return item
@@ -102,3 +100,7 @@ class Index:
 
     def __repr__(self) -> str:
         return f"<Index {len(self.blobs)} blobs, {len(self.executables)} executables, {self.bytes} bytes>"
+
+
+def _plain(key: IndexKey) -> IndexKey:
+    return key if isinstance(key, str) else (*key,)

@@ -21,7 +21,7 @@ import stat
 import time
 from collections.abc import Callable
 
-from nl.plugin import ConfigError, Digest, Key
+from nl.plugin import ConfigError, Digest
 from nl.stores.filesystem import names
 from nl.stores.filesystem.oserrors import translate
 
@@ -38,7 +38,7 @@ class Folder:
 
     __slots__ = ("fd", "key_of", "path", "watch")
 
-    def __init__(self, path: str, key_of: Callable[[str, int], Key | None]) -> None:
+    def __init__(self, path: str, key_of: Callable[[str, int], names.IndexKey | None]) -> None:
         self.path = path
         self.key_of = key_of
         self.fd = -1

@@ -15,15 +15,15 @@ import logging
 import os
 import stat
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from itertools import islice
 
 import trio
 
-from nl.plugin import ActionKey, Digest, Key
+from nl.plugin import Digest
 from nl.stores.filesystem.index import Entry, Index
 from nl.stores.filesystem.layout import Folder, Layout
-from nl.stores.filesystem.names import LEGACY
+from nl.stores.filesystem.names import LEGACY, IndexKey
 from nl.stores.filesystem.watch import (
     FOLDER_GONE,
     GONE,
@@ -113,7 +113,7 @@ class Mirror:
                 unsettled.add((folder, name))
             self._reconcile(folder, name, may_exist=may_exist)
 
-    def placed(self, folder: Folder, name: str, *, key: Key, entry: Entry) -> None:
+    def placed(self, folder: Folder, name: str, *, key: IndexKey, entry: Entry) -> None:
         """Notes that this process has just renamed a file into a folder, while the lock was held."""
         if self._watch is not None:
             expected = (folder.watch, name)
@@ -121,13 +121,12 @@ class Mirror:
         if self._unsettled is not None:
             self._unsettled.add((folder, name))
         if folder is self.layout.executables:
-            assert isinstance(key, Digest)
             self.index.add_executable(key, entry)
         else:
             self._forget(folder, key)
             self.index.add(key, entry)
 
-    def removed(self, folder: Folder, name: str, *, key: Key) -> None:
+    def removed(self, folder: Folder, name: str, *, key: IndexKey) -> None:
         """Notes that this process has just removed a file, or found it gone."""
         if self._unsettled is not None:
             self._unsettled.add((folder, name))
@@ -151,8 +150,8 @@ class Mirror:
         try:
             self.refresh()
             was_empty = not self.index.blobs
-            seen: set[Key] = set()
-            executables: set[Digest] = set()
+            seen: set[IndexKey] = set()
+            executables: set[IndexKey] = set()
             ordered = heapq.merge(*await self._list(), key=_by_atime, reverse=True)
             while piece := await trio.to_thread.run_sync(_take, ordered):
                 self.refresh()
@@ -205,8 +204,7 @@ class Mirror:
 
     def _reconcile(self, folder: Folder, name: str, *, may_exist: bool) -> None:
         """Makes the index say of one name what the file system says."""
-        stem = Digest.parse_name(name) if folder is not self.layout.texts else None
-        known = self._known(folder, name, stem)
+        known = self._known(folder, name)
         if known is None and not may_exist:
             return
         try:
@@ -227,40 +225,35 @@ class Mirror:
             return
         entry = Entry(facts.st_size, used=-time.time())
         if folder is self.layout.executables:
-            assert isinstance(key, Digest)
             self.index.add_executable(key, entry)
         else:
             self.index.add(key, entry)
 
-    def _known(self, folder: Folder, name: str, digest: Digest | None) -> tuple[Key, Entry] | None:
+    def _known(self, folder: Folder, name: str) -> tuple[IndexKey, Entry] | None:
         """What the index has for a file name."""
-        blobs = self.index.blobs
-        if folder is self.layout.texts:
-            candidates: tuple[Key | None, ...] = (name,)
-        elif digest is None:
-            return None
-        elif folder is self.layout.executables:
-            entry = self.index.executables.get(digest)
-            return None if entry is None else (digest, entry)
-        elif folder is self.layout.blobs:
-            candidates = (digest, folder.key_of(name, -1))
+        entries: Mapping[IndexKey, Entry] = self.index.blobs
+        if folder is self.layout.blobs or folder is self.layout.executables:
+            digest = Digest.parse_name(name)
+            candidates: tuple[IndexKey, ...] = () if digest is None else (digest, (*digest, LEGACY))
+            if folder is self.layout.executables:
+                entries = self.index.executables
         else:
-            candidates = (folder.key_of(name, -1),)
+            key = folder.key_of(name, -1)
+            candidates = () if key is None else (key,)
         for key in candidates:
-            if key is not None and (entry := blobs.get(key)) is not None:
+            if (entry := entries.get(key)) is not None:
                 return key, entry
         return None
 
-    def _forget(self, folder: Folder, key: Key) -> None:
+    def _forget(self, folder: Folder, key: IndexKey) -> None:
         if folder is self.layout.executables:
-            assert isinstance(key, Digest)
             self.index.remove_executable(key)
             return
         self.index.remove(key)
-        if type(key) is Digest:  # One file, two keys: which of them depends on its size.
-            self.index.remove(ActionKey(key.hash, key.size, LEGACY))
+        if folder is self.layout.blobs and len(key) == 2:  # One file, two keys: which of them depends on its size.
+            self.index.remove((*key, LEGACY))
 
-    def _merge(self, piece: list[Found], *, seen: set[Key], executables: set[Digest], oldest_last: bool) -> None:
+    def _merge(self, piece: list[Found], *, seen: set[IndexKey], executables: set[IndexKey], oldest_last: bool) -> None:
         """Adds what a scan found, latest first; names that have changed since then speak for themselves."""
         unsettled = self._unsettled
         assert unsettled is not None
@@ -270,7 +263,6 @@ class Mirror:
             if key is None:
                 self._report_stranger(folder, name)
             elif folder is self.layout.executables:
-                assert isinstance(key, Digest)
                 executables.add(key)
                 if key not in index.executables and (folder, name) not in unsettled:
                     index.add_executable(key, Entry(size, used=-atime))
@@ -297,11 +289,11 @@ class Mirror:
                     self.refresh()  # So that the kernel's queue does not run over meanwhile.
         return pieces
 
-    async def _drop_unseen(self, seen: set[Key], executables: set[Digest]) -> None:
+    async def _drop_unseen(self, seen: set[IndexKey], executables: set[IndexKey]) -> None:
         """Forgets what a scan did not find, unless it came after the scan had passed."""
         unsettled = self._unsettled
         assert unsettled is not None
-        settled = {folder.key_of(name, -1) for folder, name in unsettled}
+        settled: set[IndexKey | None] = {folder.key_of(name, -1) for folder, name in unsettled}
         settled |= {Digest.parse_name(name) for folder, name in unsettled if folder is not self.layout.texts}
         for number, key in enumerate(list(self.index.blobs)):
             if key not in seen and key not in settled:
@@ -321,7 +313,7 @@ class Mirror:
             if digest in self.index.blobs or digest not in self.index.executables:
                 continue
             try:
-                os.unlink(str(digest), dir_fd=folder.fd)
+                os.unlink(f"{digest[0]}-{digest[1]}", dir_fd=folder.fd)
             except FileNotFoundError:
                 pass
             self.index.remove_executable(digest)

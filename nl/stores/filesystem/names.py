@@ -12,19 +12,27 @@ import hashlib
 import re
 from urllib.parse import quote
 
-from nl.plugin import ActionKey, Digest, InvalidRequestError, Key
+from nl.plugin import ActionKey, Digest, InvalidRequestError
 
 LEGACY = "in d"
 """The tag of keys for files in `d` whose size is not what their name says."""
+
+IndexKey = tuple[str, int] | tuple[str, int, str] | str
+"""A key as the index has it: the content of a Digest or an ActionKey, or the file name of a string key.
+
+Digests and ActionKeys are equal to the plain tuples that the index keeps, and find them. Plain ones are kept because
+the garbage collector stops looking at those, and there may be millions.
+"""
+_ACTION_TAG = ActionKey("", 0).tag
 _MAX_NAME = 255
 _HEX = re.compile(r"[0-9a-f]{64}").fullmatch
 
 
-def name_of(key: Digest | ActionKey) -> str:
+def name_of(key: tuple[str, int] | tuple[str, int, str]) -> str:
     """The file name of a digest or an action key. Raises InvalidRequestError if it is not well-formed."""
-    if not _HEX(key.hash):
-        raise InvalidRequestError(f"invalid digest hash {key.hash[:80]!r}: expected 64 lower-case hex digits")
-    return f"{key.hash}-{key.size}"
+    if not _HEX(key[0]):
+        raise InvalidRequestError(f"invalid digest hash {key[0][:80]!r}: expected 64 lower-case hex digits")
+    return f"{key[0]}-{key[1]}"
 
 
 def name_of_text(key: str) -> str:
@@ -43,26 +51,27 @@ def name_of_text(key: str) -> str:
     return name
 
 
-def key_in_blobs(name: str, size: int) -> Key | None:
+def key_in_blobs(name: str, size: int) -> IndexKey | None:
     """The index key of a file in `d` that has `size` bytes; None if its name is not of ours."""
     digest = Digest.parse_name(name)
-    if digest is None or digest.size == size:
-        return digest
-    return ActionKey(digest.hash, digest.size, LEGACY)
+    if digest is None:
+        return None
+    hash, length = digest
+    return (hash, length) if length == size else (hash, length, LEGACY)
 
 
-def key_in_actions(name: str, size: int) -> Key | None:
+def key_in_actions(name: str, size: int) -> IndexKey | None:
     """The index key of a file in `a`."""
     digest = Digest.parse_name(name)
-    return None if digest is None else ActionKey(digest.hash, digest.size)
+    return None if digest is None else (*digest, _ACTION_TAG)
 
 
-def key_in_texts(name: str, size: int) -> Key | None:
+def key_in_texts(name: str, size: int) -> IndexKey | None:
     """The index key of a file in `s`: the file name itself, as long names cannot be turned back."""
     return None if name.startswith(".") else name
 
 
-def key_in_executables(name: str, size: int) -> Key | None:
-    """The key of an executable variant, in an index of their own."""
+def key_in_executables(name: str, size: int) -> IndexKey | None:
+    """The key of an executable variant: that of its blob."""
     digest = Digest.parse_name(name)
-    return digest if digest is not None and digest.size == size else None
+    return (*digest,) if digest is not None and digest.size == size else None

@@ -13,8 +13,8 @@ import time
 
 import trio
 
-from nl.plugin import Key
 from nl.stores.filesystem.commit import Committer
+from nl.stores.filesystem.names import IndexKey
 
 _log = logging.getLogger(__name__)
 
@@ -77,7 +77,7 @@ class Recency:
                 break
         return found
 
-    def _place(self, key: Key, used: float) -> tuple[int, bytes, float]:
+    def _place(self, key: IndexKey, used: float) -> tuple[int, bytes, float]:
         folder, name = self._committer.place_of(key)
         return folder.fd, os.fsencode(name), used
 

@@ -49,7 +49,7 @@ from nl.stores.filesystem.layout import Folder, Layout
 from nl.stores.filesystem.links import Linker
 from nl.stores.filesystem.local_files import StoredFiles
 from nl.stores.filesystem.mirror import Mirror
-from nl.stores.filesystem.names import LEGACY, name_of, name_of_text
+from nl.stores.filesystem.names import LEGACY, IndexKey, name_of, name_of_text
 from nl.stores.filesystem.options import FilesystemOptions
 from nl.stores.filesystem.oserrors import translate
 from nl.stores.filesystem.quarantine import Quarantine
@@ -165,11 +165,11 @@ class FilesystemStore(Store):
                 self._index.touch(self._place(key)[2], entry, now)
         return sizes
 
-    def _size_if_young(self, key: Key) -> int | None:
+    def _size_if_young(self, key: IndexKey) -> int | None:
         entry = self._index.blobs.get(key)
         return None if entry is None or self._is_expired(key, entry) else entry.size
 
-    def _stat_all(self, places: Sequence[tuple[Folder, str, Key]]) -> list[int | None]:
+    def _stat_all(self, places: Sequence[tuple[Folder, str, IndexKey]]) -> list[int | None]:
         """In a thread, too: reads nothing but the file system."""
         sizes: list[int | None] = []
         horizon = time.time() - self._max_age_s if self._max_age_s else 0
@@ -181,7 +181,7 @@ class FilesystemStore(Store):
                 continue
             except OSError as error:
                 raise self._translated(error, folder, name, "look at") from error
-            wrong = type(key) is Digest and facts.st_size != key.size
+            wrong = len(key) == 2 and folder is self._layout.blobs and facts.st_size != key[1]
             sizes.append(None if wrong or facts.st_atime < horizon else facts.st_size)
         return sizes
 
@@ -252,7 +252,7 @@ class FilesystemStore(Store):
             raise self._missing(digest)
         return facts
 
-    async def _look_harder(self, key: Key) -> tuple[Folder, Key, Entry | None]:
+    async def _look_harder(self, key: Key) -> tuple[Folder, IndexKey, Entry | None]:
         """Where a key that is not simply in the index may be found. Raises BlobNotFoundError if nowhere."""
         folder, _, index_key = self._place(key)
         entry = self._index.blobs.get(index_key)
@@ -337,7 +337,7 @@ class FilesystemStore(Store):
         if self._options.evict_page_cache and file.size > SMALL:
             await trio.to_thread.run_sync(file.flush_and_drop, limiter=self._write_threads)
 
-    async def _commit(self, file: TempFile, folder: Folder, name: str, index_key: Key) -> None:
+    async def _commit(self, file: TempFile, folder: Folder, name: str, index_key: IndexKey) -> None:
         facts = file.finish()
         await self._committer.commit(file.name, folder, name, key=index_key, facts=facts)
         file.committed = True
@@ -441,7 +441,7 @@ class FilesystemStore(Store):
             return "not running"
         return "exact" if self._mirror.is_exact else self._mirror.why_inexact or "scanning"
 
-    def _place(self, key: Key) -> tuple[Folder, str, Key]:
+    def _place(self, key: Key) -> tuple[Folder, str, IndexKey]:
         """Folder, file name and index key of a key."""
         if type(key) is Digest:
             return self._layout.blobs, name_of(key), key
@@ -450,7 +450,7 @@ class FilesystemStore(Store):
         name = name_of_text(str(key))
         return self._layout.texts, name, name
 
-    def _is_expired(self, key: Key, entry: Entry) -> bool:
+    def _is_expired(self, key: IndexKey, entry: Entry) -> bool:
         """Whether nobody, in any process, has used a blob for `max_seconds`."""
         horizon = time.time() - self._max_age_s
         if abs(entry.used) >= horizon:
