@@ -123,6 +123,7 @@ class ClientStream:
         self._scope = trio.CancelScope()
         self._sent = False
         self._ended = False
+        self._cancelled = False
         self.initial_metadata: MultiDict[str | bytes] | None = None
         self.trailing_metadata: MultiDict[str | bytes] | None = None
 
@@ -153,7 +154,8 @@ class ClientStream:
             raised = exc
         finally:
             self._release()
-        swallowed = self._scope.__exit__(type(raised) if raised else None, raised, raised.__traceback__ if raised else None)
+        where = raised.__traceback__ if raised is not None else None
+        swallowed = self._scope.__exit__(type(raised) if raised is not None else None, raised, where)
         if self._scope.cancelled_caught:
             raise GRPCError(Status.DEADLINE_EXCEEDED, "the deadline has passed") from None
         if raised is not None and raised is not error and not swallowed:
@@ -164,6 +166,8 @@ class ClientStream:
         """After the body of the context: the status, if everything was sent and received."""
         call = self._call
         assert call is not None
+        if self._cancelled:
+            return
         if self._ended and not self._cardinality.server_streaming:
             await self.recv_trailing_metadata()
         call.raise_if_over()
@@ -216,8 +220,10 @@ class ClientStream:
         self._sent = True
         end = end or not self._cardinality.client_streaming
         packed = self._channel.options.send_compression == messages.GZIP
+        if packed:
+            parts = (messages.compress(b"".join(parts)),)
         try:
-            await call.send_framed((messages.compress(b"".join(parts)),) if packed else parts, compressed=packed, end_stream=end)
+            await call.send_framed(parts, compressed=packed, end_stream=end)
         except TransportLost:
             call.raise_if_over()
             raise GRPCError(Status.UNAVAILABLE, "connection lost") from None
@@ -300,6 +306,7 @@ class ClientStream:
     async def cancel(self) -> None:
         """Gives the call up: RST_STREAM(CANCEL)."""
         call = self._require()
+        self._cancelled = True
         if call.error is None:
             call.error = GRPCError(Status.CANCELLED, "cancelled")
         if call.reset_code is None and not call.core.lost:

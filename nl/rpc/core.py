@@ -37,7 +37,8 @@ class Limits:
     """Bytes of unread DATA per stream."""
     connection_window: int = 16 << 20
     """Bytes of unread DATA per connection."""
-    max_frame_size: int = 65_536
+    max_frame_size: int = 16_384
+    """Largest frame taken. Most clients never send larger ones, and header blocks are frames, too."""
     max_concurrent_streams: int = 1000
     max_header_list_size: int = 16_384
     """Sum of names, values and 32 bytes for each field of a message."""
@@ -184,12 +185,14 @@ class Core:
         self.peer_max_streams = fr.MAX_STREAM_ID
         self.got_settings = False
         self.goodwill = 0
+        self.sent_since_ping = True
+        """DATA or HEADERS have been sent since the peer's last PING."""
         self.zombies = 0
         """Streams that are gone while their handlers are still winding down: they count as concurrent."""
         self._decoder = HeaderDecoder(max_list_size=limits.max_header_list_size)
         self._chatter = Budget(limits.chatter_burst, limits.chatter_per_s)
         self.resets = Budget(limits.reset_burst, limits.reset_per_s)
-        self._max_block = 4 * limits.max_header_list_size
+        self._max_block = 2 * limits.max_header_list_size
         self._block = b""
         self._block_sid = 0
         self._block_flags = 0
@@ -353,7 +356,7 @@ class Core:
                 pos = body
                 continue
             if length > self._max_block:
-                raise ConnectionFault(ErrorCode.ENHANCE_YOUR_CALM, f"frame of type {kind} with {length} bytes")
+                raise ConnectionFault(ErrorCode.FRAME_SIZE_ERROR, f"frame of type {kind} with {length} bytes")
             if stop > end:
                 return pos
             pos = stop
@@ -525,8 +528,7 @@ class Core:
             self.streams[sid] = stream
             if ended:
                 stream.recv_closed = True
-                if stream.content_left:
-                    self._stream_fault(sid, ErrorCode.PROTOCOL_ERROR)
+                stream.on_data()
 
     def _refuse(self, sid: int) -> None:
         if not self.resets.spend(self.now):
@@ -588,7 +590,9 @@ class Core:
             if payload:
                 raise ConnectionFault(ErrorCode.FRAME_SIZE_ERROR, "SETTINGS acknowledgement with a payload")
             return
-        for key, value in fr.parse_settings(payload):
+        changes = fr.parse_settings(payload)
+        self.emit(fr.SETTINGS_ACK)  # before any DATA that new windows allow
+        for key, value in changes:
             if key == Setting.INITIAL_WINDOW_SIZE:
                 self._change_initial_window(value)
             elif key == Setting.MAX_FRAME_SIZE:
@@ -596,7 +600,6 @@ class Core:
             elif key == Setting.MAX_CONCURRENT_STREAMS:
                 self.peer_max_streams = value
         self.got_settings = True
-        self.emit(fr.SETTINGS_ACK)
         self.on_settings()
 
     def _change_initial_window(self, size: int) -> None:

@@ -46,9 +46,8 @@ def encode_timeout(seconds: float) -> bytes:
 def decode_binary(value: bytes) -> bytes:
     """A `-bin` value: base64 with or without padding, several joined by commas are joined."""
     try:
-        return b"".join(
-            base64.b64decode(part + b"=" * (-len(part) % 4), validate=True) for part in value.replace(b" ", b"").split(b",")
-        )
+        parts = value.replace(b" ", b"").split(b",")
+        return b"".join(base64.b64decode(part + b"=" * (-len(part) % 4), validate=True) for part in parts)
     except (binascii.Error, ValueError) as exc:
         raise InvalidRequestError("binary metadata is not base64") from exc
 

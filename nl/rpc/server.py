@@ -15,6 +15,7 @@ from typing import TypeVar
 import trio
 
 from nl.rpc import frames as fr
+from nl.rpc.connection import LINGER_S
 from nl.rpc.method import Service, table_of
 from nl.rpc.options import ServerOptions
 from nl.rpc.server_connection import ServerConnection
@@ -145,6 +146,7 @@ class Server:
                 sock.close()
                 raise
         if scope.cancelled_caught or not first:
+            trio.lowlevel.notify_closing(sock)
             sock.close()
             return
         if first == fr.PREFACE:
@@ -191,6 +193,8 @@ class Server:
             try:
                 if self._http1 is not None:
                     await self._http1(stream, first)
+                else:
+                    await _turn_away(stream)
             finally:
                 self._others.discard(scope)
                 self._notify()
@@ -207,3 +211,12 @@ async def _first_bytes(sock: socket.socket) -> bytes:
             return b""
         first += data
     return first
+
+
+async def _turn_away(stream: trio.abc.Stream) -> None:
+    """Ends a connection that speaks nothing we know: politely, or closing would look like a reset."""
+    with trio.move_on_after(LINGER_S):
+        if isinstance(stream, trio.SocketStream):
+            await stream.send_eof()
+            while await stream.receive_some(4096):
+                pass

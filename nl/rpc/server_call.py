@@ -32,8 +32,8 @@ class ServerCall(Call):
     """`nl.rpc.contract.ServerStream`."""
 
     __slots__ = (
-        "_fields", "_headers_sent", "_metadata", "_reply", "_trailers_sent", "accepts_gzip", "cancel_reason", "definition",
-        "expires", "received", "scope", "zombie",
+        "_fields", "_headers_sent", "_metadata", "_reply", "_trailers_sent", "accepts_gzip", "cancel_reason",
+        "definition", "expires", "received", "scope", "zombie",
     )  # fmt: skip
 
     core: ServerConnection

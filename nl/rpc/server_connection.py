@@ -29,6 +29,7 @@ from nl.rpc.hpack import Field
 from nl.rpc.metadata import decode_timeout
 from nl.rpc.method import Method
 from nl.rpc.options import ServerOptions
+from nl.rpc.plain_answer import PlainAnswer
 from nl.rpc.server_call import ServerCall
 from nl.rpc.status import OK, Outcome, outcome_of, trailers
 from nl.rpc.transport import Transport, TransportLost
@@ -37,6 +38,7 @@ log = logging.getLogger(__name__)
 _DEADLINE = Outcome(Code.DEADLINE_EXCEEDED, "the deadline has passed")
 _SHUTDOWN = Outcome(Code.UNAVAILABLE, "the server is shutting down")
 _CANCELLED = Outcome(Code.CANCELLED, "the call was cancelled")
+_HINT = " (pages and metrics are served over HTTP/1.1)"
 _EAGER = hpack.ACCEPT_ENCODING
 _CONTENT_TYPES = frozenset((b"application/grpc", b"application/grpc+proto"))
 _CONTENT_TYPE_PREFIXES = (b"application/grpc;", b"application/grpc+proto;")
@@ -220,9 +222,9 @@ class ServerConnection(Connection):
     ) -> Stream | None:
         content_type = eager[hpack.CONTENT_TYPE]
         if eager[hpack.METHOD] != b"POST":
-            return self._answer(sid, _http(405, b"POST only", (b"allow", b"POST")), ended=ended)
+            return self._plain(sid, 405, f"this is gRPC: POST only{_HINT}", length=length)
         if content_type not in _CONTENT_TYPES and not (content_type or b"").startswith(_CONTENT_TYPE_PREFIXES):
-            return self._answer(sid, _http(415, b"content-type must be application/grpc"), ended=ended)
+            return self._plain(sid, 415, f"content-type must be application/grpc{_HINT}", length=length)
         path = eager[hpack.PATH] or b""
         method = self.methods.get(path)
         if method is None:
@@ -250,6 +252,17 @@ class ServerConnection(Connection):
         outcome = Outcome(Code.UNIMPLEMENTED, f"grpc-encoding {encoding[:100]} is not supported")
         accepted = ",".join((messages.IDENTITY, *self.options.accepted_compression)).encode()
         return hpack.RESPONSE + hpack.encode([(b"grpc-accept-encoding", accepted)]) + trailers(outcome)
+
+    def _plain(self, sid: int, status: int, text: str, *, length: int | None) -> Stream:
+        answer = PlainAnswer(self, sid, status=status, text=text)
+        answer.content_left = length
+        return answer
+
+    def on_window(self) -> None:
+        """Credit for everybody: calls wait for it, plain answers are told."""
+        super().on_window()
+        for stream in [each for each in self.streams.values() if type(each) is PlainAnswer]:
+            stream.on_window()
 
     def _malformed(self, sid: int) -> Stream | None:
         self._stream_fault(sid, ErrorCode.PROTOCOL_ERROR)
@@ -319,10 +332,6 @@ class ServerConnection(Connection):
         idle = options.idle_timeout
         if idle is not None and not self.streams and not self._running and now - self.idle_since > idle:
             self.drain()
-
-
-def _http(status: int, text: bytes, *fields: tuple[bytes, bytes]) -> bytes:
-    return hpack.encode_status(status) + hpack.encode([(b"content-length", b"0"), (b"x-reason", text), *fields])
 
 
 def _status(outcome: Outcome) -> bytes:

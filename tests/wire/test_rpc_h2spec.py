@@ -1,0 +1,25 @@
+"""h2spec, an independent judge of HTTP/2: all of its cases, on a server with one gRPC service."""
+
+import re
+import shutil
+import subprocess
+from pathlib import Path
+
+import pytest
+
+from tests.wire.rpc_hosting import in_thread, serving
+from tests.wire.rpc_service import RawService
+
+H2SPEC = shutil.which("h2spec") or str(Path.home() / "go/bin/h2spec")
+
+
+@pytest.mark.skipif(not Path(H2SPEC).exists(), reason="h2spec is not installed: HTTP/2 conformance is NOT being tested")
+async def test_h2spec_finds_nothing_wrong():
+    async with serving(RawService()) as (_, port):
+        command = [H2SPEC, "-h", "127.0.0.1", "-p", str(port), "-o", "5"]
+        done = await in_thread(lambda: subprocess.run(command, capture_output=True, text=True, timeout=200))
+    summary = re.search(r"(\d+) tests, (\d+) passed, (\d+) skipped, (\d+) failed", done.stdout)
+    assert summary, done.stdout[-3000:]
+    tests, passed, skipped, failed = map(int, summary.groups())
+    assert (failed, skipped) == (0, 0), done.stdout[done.stdout.find("Failures") :]
+    assert passed == tests >= 145
