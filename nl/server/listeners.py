@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import socket
 from dataclasses import replace
+from typing import Any
 
 import trio
 
@@ -45,7 +46,7 @@ async def bind(listener: HttpListener, *, path: str) -> list[trio.SocketListener
     return listeners
 
 
-def _listen(family: int, address: tuple[str, int], *, freebind: bool) -> trio.socket.SocketType:
+def _listen(family: int, address: tuple[Any, ...], *, freebind: bool) -> trio.socket.SocketType:
     sock = socket.socket(family, socket.SOCK_STREAM)
     try:
         sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
@@ -89,7 +90,12 @@ def transport_options(listener: HttpListener) -> ServerOptions:
         )
     if listener.tls is not None:
         tls = listener.tls
-        context = server_context(tls.cert_file, tls.key_file, client_ca=tls.client_ca_file, client_crl=tls.client_crl_file)
+        context = server_context(
+            cert_file=tls.cert_file,
+            key_file=tls.key_file,
+            client_ca_file=tls.client_ca_file,
+            client_crl_file=tls.client_crl_file,
+        )
         options = replace(options, tls=context)
     return options
 

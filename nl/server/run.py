@@ -26,11 +26,11 @@ from nl.server.listeners import bind, bound_address, transport_options
 from nl.server.lookup import lookup_by_instance
 from nl.server.services import Mounted, action_caches, mount
 from nl.server.status import StatusPage
-from nl.server.workers import local_worker
 from nl.services.health import HealthRegistry
 from nl.storage.builder import StoreGraph, build_stores
-from nl.web.server import HttpSite
+from nl.web.server import HttpServer, Route
 from nl.worker.agent import Worker
+from nl.worker.local import local_worker
 
 log = logging.getLogger("nl.server")
 
@@ -112,7 +112,7 @@ def _endpoints(
         mounted = mount(server, config=config, graph=graph, schedulers=schedulers, health=health)
         page = StatusPage(health, graph)
         options = server.services.health
-        site = HttpSite({options.path if options is not None else "/status": page.answer})
+        site = HttpServer({options.path if options is not None else "/status": Route(page.answer)})
         rpc = Server(mounted.services, options=transport_options(server.listener.http), http1=site.serve)
         endpoints.append(Endpoint(server, listeners, rpc, mounted))
     return endpoints
@@ -164,7 +164,7 @@ async def _start_workers(
         elif port == 0:
             path = f"workers[{index}].local.worker_api_endpoint.uri"
             raise ConfigError(path, f'"{options.worker_api_endpoint.uri}" has no port; expected one, or a listener here')
-        worker = local_worker(options, index=index, graph=graph)
+        worker = local_worker(options, index=index, store_named=graph.__getitem__)
         await nursery.start(worker.run)
         workers.append(worker)
     return workers

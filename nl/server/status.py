@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import json
+from http import HTTPStatus
 
 from nl.services.health import HealthRegistry
 from nl.storage.builder import StoreGraph
+from nl.web.server import Request, Response
 
 
 class StatusPage:
@@ -15,12 +17,16 @@ class StatusPage:
         self._health = health
         self._graph = graph
 
-    def text(self) -> tuple[int, str]:
-        """(HTTP status, JSON)."""
+    async def answer(self, request: Request) -> Response:
+        """The page; it asks nobody, so it answers while everything else is slow."""
         serving = bool(self._health.is_serving())
         body = {
             "status": "SERVING" if serving else "NOT_SERVING",
             "services": self._health.snapshot(),
             "stores": {built.name: {"kind": built.kind, **built.store.statistics()} for built in self._graph},
         }
-        return (200 if serving else 503), json.dumps(body, indent=2)
+        return Response(
+            status=HTTPStatus.OK if serving else HTTPStatus.SERVICE_UNAVAILABLE,
+            body=json.dumps(body, indent=2).encode(),
+            content_type="application/json; charset=utf-8",
+        )

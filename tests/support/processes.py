@@ -26,7 +26,7 @@ def free_port() -> int:
 
 
 def nl_command() -> list[str]:
-    return [sys.executable, "-m", "nl.cli.main"]
+    return [sys.executable, "-m", "nl.cli"]
 
 
 class Server:
