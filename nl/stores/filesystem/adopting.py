@@ -14,6 +14,7 @@ import fcntl
 import os
 import signal
 import stat
+from contextlib import suppress
 
 import trio
 
@@ -90,7 +91,8 @@ class Adopter:
                 os.close(fd)
         finally:
             if not committed:
-                os.rename(name, path, src_dir_fd=temp_fd)
+                with suppress(FileNotFoundError):
+                    os.rename(name, path, src_dir_fd=temp_fd)
 
     async def _copy(self, digest: Digest, fd: int, path: str) -> None:
         """Commits a copy of an open file, whoever else may write to that."""

@@ -18,6 +18,7 @@ _BROKEN = {
     errno.EPERM: "operation not permitted: the folder must belong to the user that this process runs as",
     errno.EMFILE: "this process has too many files open: raise its limit (ulimit -n)",
     errno.ENFILE: "the system has too many files open: raise fs.file-max",
+    errno.ENOLCK: "the file system has no locks: mount it with them (NFS: version 4, or with lockd running)",
     errno.ESTALE: "the network file system lost the file",
     errno.ENOENT: "the folder has been deleted while the store was running; it is made again within a second",
     errno.ENOMEM: "the system is out of memory",

@@ -113,11 +113,12 @@ class FilesystemStore(Store):
     async def has(self, keys: Sequence[Key]) -> list[int | None]:
         mirror = self._mirror
         mirror.refresh()
-        if not mirror.is_exact or self._max_age_s:
+        if not mirror.is_exact:
             return await self._has_slowly(keys)
         blobs = self._index.blobs
         get, touch = blobs.get, blobs.move_to_end
         now = time.time()
+        max_age = self._max_age_s
         sizes: list[int | None] = []
         append = sizes.append
         for key in keys:
@@ -126,6 +127,8 @@ class FilesystemStore(Store):
             entry = get(key)
             if entry is None:
                 append(self._size_without_entry(key, now))
+            elif max_age and self._is_expired(key, entry, now - max_age):
+                append(None)
             else:
                 entry.used = now
                 touch(key)
@@ -145,29 +148,20 @@ class FilesystemStore(Store):
         return None
 
     async def _has_slowly(self, keys: Sequence[Key]) -> list[int | None]:
-        """Asks the file system where the index may be wrong, and looks at the age where it matters."""
+        """Asks the file system, because the index may be wrong."""
         self._require_running()
-        sizes: list[int | None] = []
-        in_thread = len(keys) > _INLINE_STATS and not self._mirror.is_exact
-        for start in range(0, len(keys), 1000):
-            places = [self._place(key) for key in keys[start : start + 1000]]
-            if in_thread:
-                sizes += await trio.to_thread.run_sync(self._stat_all, places)
-            elif self._mirror.is_exact:
-                sizes += [self._size_if_young(index_key) for _, _, index_key in places]
-            else:
-                sizes += self._stat_all(places)
+        places = [self._place(key) for key in keys]
+        if len(places) <= _INLINE_STATS:
+            sizes = self._stat_all(places)
+        else:
+            sizes = await trio.to_thread.run_sync(self._stat_all, places)
         now = time.time()
-        for number, key in enumerate(keys):
+        for number, (_, _, index_key) in enumerate(places):
             if sizes[number] is None:
-                sizes[number] = self._size_without_entry(key, now)
-            elif (entry := self._index.blobs.get(self._place(key)[2])) is not None:
-                self._index.touch(self._place(key)[2], entry, now)
+                sizes[number] = self._size_without_entry(keys[number], now)
+            elif (entry := self._index.blobs.get(index_key)) is not None:
+                self._index.touch(index_key, entry, now)
         return sizes
-
-    def _size_if_young(self, key: IndexKey) -> int | None:
-        entry = self._index.blobs.get(key)
-        return None if entry is None or self._is_expired(key, entry) else entry.size
 
     def _stat_all(self, places: Sequence[tuple[Folder, str, IndexKey]]) -> list[int | None]:
         """In a thread, too: reads nothing but the file system."""
@@ -266,7 +260,7 @@ class FilesystemStore(Store):
                 await self._set_misfit_aside(key)
         if entry is None and self._mirror.is_exact:
             raise self._missing(key)
-        if entry is not None and self._max_age_s and self._is_expired(index_key, entry):
+        if entry is not None and self._max_age_s and self._is_expired(index_key, entry, time.time() - self._max_age_s):
             raise self._missing(key)
         return folder, index_key, entry
 
@@ -450,9 +444,8 @@ class FilesystemStore(Store):
         name = name_of_text(str(key))
         return self._layout.texts, name, name
 
-    def _is_expired(self, key: IndexKey, entry: Entry) -> bool:
-        """Whether nobody, in any process, has used a blob for `max_seconds`."""
-        horizon = time.time() - self._max_age_s
+    def _is_expired(self, key: IndexKey, entry: Entry, horizon: float) -> bool:
+        """Whether nobody, in any process, has used a blob since `horizon`."""
         if abs(entry.used) >= horizon:
             return False
         folder, name = self._committer.place_of(key)

@@ -6,6 +6,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Sequence
+from contextlib import suppress
 from types import TracebackType
 
 import trio
@@ -41,7 +42,8 @@ class TempFile:
     ) -> None:
         self._close()
         if not self.committed:
-            os.unlink(self.name, dir_fd=self._folder_fd)
+            with suppress(FileNotFoundError):  # If somebody wiped the folder, what brought us here is the better news.
+                os.unlink(self.name, dir_fd=self._folder_fd)
 
     def append(self, parts: Sequence[Buffer]) -> None:
         """Writes all parts, on the spot."""
