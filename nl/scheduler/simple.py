@@ -193,7 +193,7 @@ class SimpleScheduler:
         if self._stopping or self._nursery is None:
             raise UnavailableError("the scheduler is shutting down")
         offer = self._core.rules.offer(properties)
-        worker_id = prefix + _new_id()
+        worker_id = f"{prefix}-{_new_id()}" if prefix[-1:].isalnum() else prefix + _new_id()
         worker = self._core.attach(worker_id, offer=offer, max_inflight=max_inflight, now=self._clock())
         session = WorkerSession(worker, core=self._core, deliver=self._deliver, clock=self._clock)
         self._sessions[worker_id] = session
