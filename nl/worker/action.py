@@ -4,10 +4,11 @@ Called by the agent with what the scheduler sent; answers with what goes back. I
 action lies in a directory of its own, `{work_directory}/{operation_id}`: `work` is the input root, `stdout` and
 `stderr` are what it printed. The directory is removed after the report was handed over.
 
-What ends how: the caller's faults, missing inputs, time limits and kills are an ExecuteResponse with a status that is
-not OK (REAPI A.7 rule 2); the worker's own faults and a full disk are an `internal_error`, so that the scheduler tries
-another worker. A command that cannot be executed ends like in a shell: exit code 127 (not found) or 126, and a line
-on stderr. Death by signal n is exit code 128 + n.
+What ends how: the caller's faults, missing inputs, time limits, kills and a full disk are an ExecuteResponse with a
+status that is not OK (REAPI, ExecuteResponse.status); the worker's own faults are an `internal_error`, which the
+scheduler tries again elsewhere. A full disk is not one of them: schedulers count no attempt for RESOURCE_EXHAUSTED, so
+the action would come back for ever, while a client can wait or tell its user. A command that cannot be executed ends
+like in a shell: exit code 127 (not found) or 126, and a line on stderr. Death by signal n is exit code 128 + n.
 """
 
 from __future__ import annotations
@@ -19,6 +20,7 @@ import shlex
 import time
 from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from typing import NamedTuple, TypeVar
 
 import trio
@@ -29,6 +31,8 @@ from nl.errors import (
     BlobNotFoundError,
     CancelledError,
     Code,
+    ConfigError,
+    CorruptBlobError,
     DeadlineError,
     ExhaustedError,
     InternalError,
@@ -47,7 +51,7 @@ from nl.worker.environment import action_environment, says_timeout, static_envir
 from nl.worker.failures import missing_blobs, os_errors
 from nl.worker.files import local_files
 from nl.worker.inputs import Listings, materialise
-from nl.worker.outputs import Outputs, scan, upload
+from nl.worker.outputs import INLINE_OUTPUTS, Outputs, scan, upload
 from nl.worker.processes import CannotExecuteError, Ended, Job, KillSwitch, Supervisor
 from nl.worker.results import ResultKeeper
 from nl.worker.statuses import to_status
@@ -61,9 +65,20 @@ MAX_PRINTED_BYTES = 1024 * 1024 * 1024
 MAX_INLINE_BYTES = 1024 * 1024
 """What a request to inline may add to a response, in all."""
 PRECONDITION_LIMIT_S = 60.0
-_OF_THE_CALLER = frozenset(
-    {Code.INVALID_ARGUMENT, Code.FAILED_PRECONDITION, Code.DEADLINE_EXCEEDED, Code.CANCELLED, Code.OUT_OF_RANGE}
+_FOR_THE_CLIENT = frozenset(
+    {
+        Code.INVALID_ARGUMENT,
+        Code.FAILED_PRECONDITION,
+        Code.DEADLINE_EXCEEDED,
+        Code.CANCELLED,
+        Code.OUT_OF_RANGE,
+        Code.RESOURCE_EXHAUSTED,
+    }
 )
+
+
+class NotNowError(ExhaustedError):
+    """The worker, not the action, is in no state to run it: the scheduler is to find another, or wait."""
 
 
 class Report(NamedTuple):
@@ -183,10 +198,15 @@ class ActionRunner:
         return {**self._supervisor.statistics(), **self._listings.statistics()}
 
     async def prepare(self) -> None:
-        """Makes the work directory and removes what an earlier process left in it."""
-        with os_errors("cannot make the work directory"):
+        """Makes the work directory and removes what an earlier process left in it. Raises ConfigError."""
+        if self._work_directory == "/":
+            raise ConfigError("work_directory", "is the root directory; expected one that may be emptied")
+        try:
             os.makedirs(self._work_directory, exist_ok=True)
             stale = await trio.to_thread.run_sync(_empty_but_for_directories, self._work_directory)
+        except OSError as exc:
+            problem = f"{self._work_directory} cannot be made and emptied: {exc.strerror}"
+            raise ConfigError("work_directory", problem) from exc
         for path in stale:
             await self._supervisor.remove_tree(path)
 
@@ -260,7 +280,7 @@ class ActionRunner:
             with running.scope:
                 await self._attempt(attempt, running, executed)
             if running.scope.cancelled_caught:
-                raise CancelledError("killed by the scheduler before its command had run")
+                raise CancelledError("the action was killed by the scheduler")
         except NlError as exc:
             return _failed(exc, attempt)
         except Exception as exc:
@@ -313,7 +333,10 @@ class ActionRunner:
             function=request.function,
         )
         with os_errors("cannot make the directories of the outputs"):
-            make_parents(attempt.root, plan, linked=linked)
+            if len(plan.outputs) > INLINE_OUTPUTS:
+                await trio.to_thread.run_sync(partial(make_parents, attempt.root, plan, linked=linked))
+            else:
+                make_parents(attempt.root, plan, linked=linked)
         metadata.input_fetch_completed_timestamp = _now()
         ended = await self._execute(attempt, plan, limit_s, running)
         if plan.outputs or ended.stdout_bytes or ended.stderr_bytes:
@@ -344,7 +367,7 @@ class ActionRunner:
             raise UnavailableError(f"the precondition script {script!r} cannot be run: {exc.message}") from exc
         if ended.why != "exit" or ended.exit_code:
             text = _read(printed, 1000).decode(errors="replace")
-            raise ExhaustedError(f"Preconditions script returned status {ended.exit_code} ({ended.why}) - {text}")
+            raise NotNowError(f"Preconditions script returned status {ended.exit_code} ({ended.why}) - {text}")
 
     async def _message(self, kind: type[M], digest: Digest, function: DigestFunction) -> M:
         """The message with this digest. PreconditionError if it is missing, InvalidRequestError if it is none."""
@@ -352,7 +375,7 @@ class ActionRunner:
             raise InvalidRequestError(f"{kind.__name__} {digest} is larger than the limit of {MAX_WHOLE} bytes")
         try:
             return decode(kind, bytes(await self._store.get(digest)) if digest not in EMPTY_DIGESTS else b"")
-        except BlobNotFoundError:
+        except (BlobNotFoundError, CorruptBlobError):  # an upload mends both
             raise missing_blobs([digest], function) from None
         except DecodeError as exc:
             raise InvalidRequestError(f"{digest} is not a valid {kind.__name__}: {exc}") from exc
@@ -503,8 +526,8 @@ def _not_executed(plan: CommandPlan, error: CannotExecuteError, stderr: str) -> 
 
 
 def _failed(error: NlError, attempt: _Attempt | None) -> Report:
-    """The report on an action without a result: to the client if it is the client's to mend, else to the scheduler."""
-    if error.code not in _OF_THE_CALLER:
+    """The report on an action without a result: for the client if it can do something, else for the scheduler."""
+    if error.code not in _FOR_THE_CLIENT or isinstance(error, NotNowError):
         log.warning("Error executing action: %s: %s", error.code.name, error.message)
         return Report(None, to_status(error), attempt.usage if attempt else None)
     response = reapi.ExecuteResponse(status=to_status(error))

@@ -22,7 +22,7 @@ from nl.config.workers import LocalWorkerOptions
 from nl.errors import Code, ExhaustedError, NlError, UnavailableError
 from nl.pb import reapi, worker_api
 from nl.pb.codec import encode
-from nl.worker.action import ActionRunner, Report, Running
+from nl.worker.action import ActionRunner, NotNowError, Report, Running
 from nl.worker.environment import query_properties
 from nl.worker.processes import Supervisor
 from nl.worker.statuses import to_status
@@ -47,6 +47,9 @@ class WorkerStream(Protocol):
     async def recv_message(self) -> worker_api.UpdateForWorker | None:
         """The next update, None at the end of the stream."""
 
+    async def end(self) -> None:
+        """Says that nothing more will be sent."""
+
 
 Connect = Callable[[], AbstractAsyncContextManager[WorkerStream]]
 """Opens one stream to the scheduler. Entering raises UnavailableError if that cannot be done now."""
@@ -60,6 +63,8 @@ class _Session:
         self.running: dict[str, Running] = {}
         self.nursery = nursery
         self.failure: NlError | None = None
+        self.over = trio.Event()
+        """Nothing more is received."""
         self._stream = stream
         self._turn = trio.Lock()
 
@@ -70,6 +75,16 @@ class _Session:
                 await self._stream.send_message(update)
         except NlError as exc:
             self.end(exc)
+
+    async def say_goodbye(self) -> None:
+        """The last words, and then the scheduler's turn to end the stream: so that all before them has arrived."""
+        await self.send(worker_api.UpdateForScheduler(going_away_request=worker_api.GoingAwayRequest()))
+        try:
+            async with self._turn:
+                await self._stream.end()
+        except NlError as exc:
+            self.end(exc)
+        await self.over.wait()
 
     async def receive(self) -> worker_api.UpdateForWorker | None:
         """The next order; None when the session is over."""
@@ -150,7 +165,7 @@ class Worker:
         session = self._session
         if session is not None:
             with trio.move_on_after(GOODBYE_S):
-                await session.send(worker_api.UpdateForScheduler(going_away_request=worker_api.GoingAwayRequest()))
+                await session.say_goodbye()
         self._connecting.cancel()
 
     async def _stay_connected(self) -> None:
@@ -179,6 +194,7 @@ class Worker:
                     await self._obey(session)
                     session.end(None)
                 finally:
+                    session.over.set()
                     self._session = None
             if not self._stopping:
                 why = session.failure.message if session.failure else "the scheduler ended the stream"
@@ -230,11 +246,11 @@ class Worker:
         refusal: NlError | None = None
         limit = self._options.max_inflight_tasks
         if self._stopping:
-            refusal = ExhaustedError("Worker shutting down")
+            refusal = NotNowError("Worker shutting down")
         elif start.operation_id in session.running:
             refusal = NlError(f"operation {start.operation_id} runs here already", code=Code.ALREADY_EXISTS)
         elif limit and len(session.running) >= limit:
-            refusal = ExhaustedError(f"Worker runs {limit} actions already, its max_inflight_tasks")
+            refusal = NotNowError(f"Worker runs {limit} actions already, its max_inflight_tasks")
         if refusal is not None:
             await session.send(_result(start, Report(None, to_status(refusal))))
             return

@@ -59,6 +59,10 @@ class _Stream:
             update: worker_api.UpdateForWorker | None = await self._stream.recv_message()
         return update
 
+    async def end(self) -> None:
+        with _call_errors(self._where):
+            await self._stream.end()
+
 
 def client_context(tls: ClientTlsOptions | None) -> ssl.SSLContext:
     """TLS towards the scheduler. Raises ConfigError if a file cannot be used."""

@@ -15,7 +15,7 @@ import trio
 
 from nl.blob.hashing import hash_bytes, new_hasher
 from nl.blob.reader import CHUNK, Buffer, Reader
-from nl.errors import BlobNotFoundError, UploadMismatchError
+from nl.errors import BlobNotFoundError, CorruptBlobError, UploadMismatchError
 from nl.model.digest import EMPTY, Digest, DigestFunction
 from nl.storage.contract import SMALL, Link, LocalFiles, Store
 from nl.worker.crew import run_crew
@@ -88,7 +88,7 @@ class CopiedFiles:
             for link in order:
                 try:
                     await self._fetch(link)
-                except BlobNotFoundError:
+                except (BlobNotFoundError, CorruptBlobError):
                     missing[link.digest] = None
 
         await run_crew(min(CONCURRENT, len(links)), fetch)

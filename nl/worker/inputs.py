@@ -22,7 +22,7 @@ import trio
 
 from nl.blob.reader import Buffer
 from nl.cas.directories import decode_directory, parse_digest
-from nl.errors import BlobNotFoundError, InvalidRequestError
+from nl.errors import BlobNotFoundError, CorruptBlobError, InvalidRequestError
 from nl.model.digest import EMPTY_DIGESTS, Digest, DigestFunction
 from nl.pb import reapi
 from nl.storage.contract import MAX_WHOLE, Link, LocalFiles, Store
@@ -146,7 +146,7 @@ class Listings:
             raise InvalidRequestError(f"directory {digest} is larger than the limit of {MAX_WHOLE} bytes")
         try:
             encoded = await self._store.get(digest)
-        except BlobNotFoundError:
+        except (BlobNotFoundError, CorruptBlobError):  # an upload mends both
             return None
         listing = read_listing(digest, encoded)
         if digest not in self._known:

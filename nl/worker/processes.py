@@ -23,16 +23,19 @@ from typing import Any, NamedTuple
 
 import trio
 
-from nl.errors import InternalError, NlError
+from nl.errors import InternalError, NlError, UnavailableError
+from nl.worker.failures import os_errors
 
 log = logging.getLogger("nl.worker.processes")
 
 REAPER = Path(__file__).with_name("reaper.py")
 MAX_IDLE = 32
-"""Wardens kept for later: what a machine runs at a time; one costs about 1 MiB of its own."""
+"""Wardens kept for later: what a machine runs at a time; one costs about 2 MiB of its own."""
 KILL_GRACE_S = 30.0
 """How long a killed action's processes may take to be gone before they are given up on (uninterruptible I/O)."""
 RESTART_S = 0.5
+START_S = 20.0
+_NO_ROOM = frozenset({errno.EAGAIN, errno.ENOMEM, errno.EMFILE, errno.ENFILE, errno.ENOSPC, errno.EDQUOT})
 _LENGTH = struct.Struct("<I")
 _KILL = _LENGTH.pack(13) + b'{"do":"kill"}'
 
@@ -229,7 +232,14 @@ class Supervisor:
         announced = False
         with trio.CancelScope(shield=True) as scope:
             while True:
-                process = await self._start_reaper()
+                try:
+                    process = await self._start_reaper()
+                except InternalError as exc:
+                    if not announced:
+                        raise
+                    log.error("%s; trying again", exc.message)
+                    await trio.sleep(RESTART_S)
+                    continue
                 if not announced:
                     announced = True
                     task_status.started(scope)
@@ -242,10 +252,16 @@ class Supervisor:
                 await trio.sleep(RESTART_S)
 
     async def _start_reaper(self) -> trio.Process:
-        ours, theirs = socket.socketpair()
+        """Starts one and waits until it says that it can do its work. Raises InternalError."""
+        try:
+            ours, theirs = socket.socketpair()
+        except OSError as exc:
+            raise InternalError(f"cannot start the reaper of the worker's processes: {exc}") from exc
         ours.setblocking(False)
-        with theirs:
-            try:
+        process: trio.Process | None = None
+        ready = False
+        try:
+            with theirs:
                 process = await trio.lowlevel.open_process(
                     [sys.executable, "-I", "-S", str(REAPER), str(theirs.fileno())],
                     stdin=subprocess.DEVNULL,
@@ -253,9 +269,18 @@ class Supervisor:
                     env={name: os.environ[name] for name in ("LD_LIBRARY_PATH",) if name in os.environ},
                     start_new_session=True,
                 )
-            except BaseException:
+            with trio.move_on_after(START_S):
+                await trio.lowlevel.wait_readable(ours)
+                ready = ours.recv(1) == b"r"
+        except OSError as exc:
+            raise InternalError(f"cannot start the reaper of the worker's processes: {exc}") from exc
+        finally:
+            if not ready:
                 ours.close()
-                raise
+                if process is not None:
+                    await _end(process)
+        if not ready:
+            raise InternalError("cannot supervise processes here; the reaper has said on stderr why")
         self._control = ours
         self._reapers += 1
         self._up.set()
@@ -282,7 +307,8 @@ class Supervisor:
             control = self._control
             if control is None:  # lost between the event and now
                 continue
-            ours, theirs = socket.socketpair()
+            with os_errors("cannot start a process"):
+                ours, theirs = socket.socketpair()
             with theirs:
                 try:
                     socket.send_fds(control, [b"w"], [theirs.fileno()])
@@ -363,8 +389,10 @@ class Supervisor:
     def _ended(self, reply: dict[str, Any]) -> Ended:
         if failed := reply.get("failed"):
             number = reply.get("errno") or errno.EINVAL
-            if failed == "exec":
+            if failed == "exec" and number not in _NO_ROOM:
                 raise CannotExecuteError(number)
+            if number in _NO_ROOM:
+                raise UnavailableError(f"cannot start the command: {os.strerror(number)}")
             raise InternalError(f"cannot prepare the command: {os.strerror(number)}: {reply.get('path')}")
         status = reply.pop("status")
         self._strays += reply["strays"]
@@ -376,7 +404,7 @@ class Supervisor:
         with self.held():
             try:
                 warden = await self._take()
-            except InternalError as exc:
+            except NlError as exc:
                 log.error("cannot remove %s: %s", path, exc.message)
                 return
             usable = False

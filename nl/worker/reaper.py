@@ -391,6 +391,7 @@ def main(fd: int) -> None:
     poller = select.poll()
     poller.register(control, select.POLLIN)
     poller.register(woken, select.POLLIN)
+    control.send(b"r")  # all that this needs of the kernel is there
     while True:
         ready = {number for number, _events in poller.poll()}
         if woken.fileno() in ready:
@@ -404,7 +405,10 @@ def main(fd: int) -> None:
             for number in fds:
                 os.set_inheritable(number, False)  # received ones are inheritable: no action may talk to its warden
                 with socket.socket(fileno=number) as sock:
-                    wardens.add(fork_warden(sock, (control, woken, wake)))
+                    try:
+                        wardens.add(fork_warden(sock, (control, woken, wake)))
+                    except OSError as exc:  # no more processes: the worker sees its socket closed
+                        print(f"nl reaper: cannot fork: {exc}", file=sys.stderr, flush=True)
 
 
 if __name__ == "__main__":

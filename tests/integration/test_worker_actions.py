@@ -467,7 +467,7 @@ async def test_an_entrypoint_that_handles_the_time_limit_says_so_in_the_side_cha
     )
     report = await site.run(await site.action(["true"], timeout_s=2), runner=runner)
     assert report.response.status.code == 4
-    assert report.response.status.message == "Command '{} true' timed out after 2 seconds".format(wrap)
+    assert report.response.status.message == f"Command '{wrap} true' timed out after 2 seconds"
     assert await site.text(report.response.result.stdout_digest) == b"limit 2000\n"
 
 
@@ -542,7 +542,7 @@ async def test_a_full_disk_is_resource_exhausted_and_leaves_nothing(tmp_path):
         async with site_with(tmp_path, "memory") as site:
             action = await site.action(["/bin/true"], inputs={"big": b"x" * (2 << 20)})
             report = await site.run(action)
-            assert report.error.code == 8 and "No space left" in report.error.message
+            assert report.response.status.code == 8 and "No space left" in report.response.status.message
             assert (await site.result(["/bin/true"])).exit_code == 0
     finally:
         subprocess.run(["umount", tmp_path], check=True)

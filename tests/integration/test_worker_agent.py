@@ -227,6 +227,34 @@ async def test_shutdown_finishes_what_runs_and_says_goodbye(house: House):
     await house.connected(0)
 
 
+async def test_a_result_that_no_message_can_hold_is_an_error_and_not_the_end_of_the_stream(house: House):
+    await house.nursery.start(house.worker().run)
+    names = [f"{n:05d}" + "x" * 200 for n in range(16_000)]
+    script = "for n in $(seq -f %05.0f 0 15999); do : > $n$TAIL; done"
+    response = await house.execute(["sh", "-c", script], env={"TAIL": "x" * 200}, output_paths=names)
+    assert response.status.code == 8
+    assert "16000 output files" in response.status.message
+    assert (await house.execute(["/bin/true"])).result.exit_code == 0
+    assert house.scheduler.statistics()["workers_connected_total"] == 1
+
+
+async def test_a_worker_that_shuts_down_refuses_new_actions_at_no_cost(house: House):
+    worker, other = house.worker(), house.worker(name="other-", work_directory=str(house.site.path / "others"))
+    await house.nursery.start(worker.run)
+    await house.connected()
+    flag, started = house.site.path / "flag", house.site.path / "started"
+    first = await house.submit(["sh", "-c", f"touch {started}; while [ ! -e {flag} ]; do sleep 0.02; done"])
+    await until(started.exists)
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(worker.shutdown, 60)
+        await until(lambda: worker._stopping)
+        second = await house.submit(["/bin/true"])
+        await house.nursery.start(other.run)
+        assert (await house.response(second)).result.execution_metadata.worker.startswith("other-")
+        flag.touch()
+        assert (await house.response(first)).result.exit_code == 0
+
+
 async def test_shutdown_kills_what_does_not_end_in_time(house: House):
     worker = house.worker()
     await house.nursery.start(worker.run)
