@@ -10,7 +10,7 @@ import trio
 from nl.blob.hashing import digest_of
 from nl.plugin import CHUNK, SMALL, BlobNotFoundError, BytesReader, Store, UnavailableError
 from nl.testing.observing import find, make_blob, read
-from nl.testing.readers import BlockingReader, FailingReader, PartsReader, drain, split
+from nl.testing.readers import BlockingReader, FailingReader, PartsReader, drain, split, write_blocked
 
 
 class ConcurrencyConformance:
@@ -26,7 +26,7 @@ class ConcurrencyConformance:
             digest = digest_of(data := make_blob(size))
             reader = BlockingReader(split(data[:-1], 9999), rest=data[-1:])
             async with trio.open_nursery() as nursery:
-                nursery.start_soon(store.write, digest, reader)
+                nursery.start_soon(write_blocked, store, digest, reader)
                 await reader.blocked.wait()
                 if self.hides_writes_under_way:
                     assert await store.has([digest]) == [None]
@@ -50,7 +50,7 @@ class ConcurrencyConformance:
         digest = digest_of(data := make_blob(2 * CHUNK))
         good = BlockingReader(split(data[:CHUNK], 9999), rest=data[CHUNK:])
         async with trio.open_nursery() as nursery:
-            nursery.start_soon(store.write, digest, good)
+            nursery.start_soon(write_blocked, store, digest, good)
             await good.blocked.wait()
             with pytest.raises(UnavailableError):
                 await store.write(digest, FailingReader([data[:5000]], UnavailableError("cut"), size=len(data)))
@@ -61,7 +61,7 @@ class ConcurrencyConformance:
         digest = digest_of(data := make_blob(2 * CHUNK))
         cut = BlockingReader(split(data[:CHUNK], 9999), rest=data[CHUNK:])
         async with trio.open_nursery() as nursery:
-            nursery.start_soon(store.write, digest, cut)
+            nursery.start_soon(write_blocked, store, digest, cut)
             await cut.blocked.wait()
             await store.write(digest, PartsReader(split(data, CHUNK)))
             nursery.cancel_scope.cancel()
@@ -102,7 +102,7 @@ class ConcurrencyConformance:
             digest = digest_of(data := make_blob(size))
             cut = BlockingReader(split(data[:-1], 9999), rest=data[-1:])
             async with trio.open_nursery() as nursery:
-                nursery.start_soon(store.write, digest, cut)
+                nursery.start_soon(write_blocked, store, digest, cut)
                 await cut.blocked.wait()
                 nursery.cancel_scope.cancel()
             await store.write(digest, BytesReader(data))

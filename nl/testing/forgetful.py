@@ -25,7 +25,7 @@ from nl.plugin import (
 )
 from nl.testing.context import BareContext, started
 from nl.testing.observing import find, make_blob, read
-from nl.testing.readers import BlockingReader, CancellingReader, FailingReader, PartsReader, split
+from nl.testing.readers import BlockingReader, CancellingReader, FailingReader, PartsReader, split, write_blocked
 
 
 class ForgetfulStoreConformance:
@@ -122,7 +122,7 @@ class ForgetfulStoreConformance:
         digest = digest_of(data := make_blob(2 * CHUNK))
         reader = BlockingReader(split(data[:delivered], 9999), rest=data[delivered:])
         async with trio.open_nursery() as nursery:
-            nursery.start_soon(store.write, digest, reader)
+            nursery.start_soon(write_blocked, store, digest, reader)
             await reader.blocked.wait()
             nursery.cancel_scope.cancel()
         assert await find(store, digest) is None

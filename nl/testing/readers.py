@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 import trio
 
-from nl.plugin import CHUNK, Buffer, Reader
+from nl.plugin import CHUNK, Buffer, Key, Reader, Store
 
 
 def split(data: bytes, size: int) -> list[bytes]:
@@ -85,6 +85,14 @@ class BlockingReader(PartsReader):
         await self.go_on.wait()
         self._parts, self._rest = [self._rest] if self._rest else [], b""
         return await super().receive_parts(max_bytes)
+
+
+async def write_blocked(store: Store, key: Key, reader: BlockingReader) -> None:
+    """A write whose reader blocks. Sets `reader.blocked` also when the store ends without asking so far."""
+    try:
+        await store.write(key, reader)
+    finally:
+        reader.blocked.set()
 
 
 class CancellingReader(PartsReader):
