@@ -44,7 +44,7 @@ class Place:
         return self.content / "d" / str(digest)
 
     def temp_files(self):
-        return os.listdir(self.temp / "d")
+        return [name for _, _, files in os.walk(self.temp / "d") for name in files]
 
     def used(self):
         """Bytes in blocks that the blobs and variants take."""
