@@ -15,7 +15,7 @@ from nl.pb.codec import decode
 from tests.integration.worker_site import Site, digest, message, site_with, violations
 
 
-@pytest.fixture(params=["memory", "filesystem"])
+@pytest.fixture(params=["memory", "filesystem", "fast_slow"])
 async def site(request, tmp_path):
     async with site_with(tmp_path, request.param) as made:
         yield made
@@ -546,3 +546,32 @@ async def test_a_full_disk_is_resource_exhausted_and_leaves_nothing(tmp_path):
             assert (await site.result(["/bin/true"])).exit_code == 0
     finally:
         subprocess.run(["umount", tmp_path], check=True)
+
+
+async def test_inputs_come_from_the_slow_store_and_outputs_go_to_it(tmp_path):
+    """Another worker has another fast side: only what is in the slow one is shared."""
+    async with site_with(tmp_path, "fast_slow") as site:
+        fast, slow = site.context.children
+        tool = (b"#!/bin/sh\ncat d/*\n",)
+        root = await site.tree({"d": {"small": b"small", "large": b"x" * (1 << 20)}, "tool": tool})
+        action = await site.action(["./tool"], inputs=root)
+        big = await site.action(["sh", "-c", "mkdir o; cp d/large o; echo 1 > o/f"], inputs=root, output_paths=["o"])
+        content = tmp_path / "content"
+        for file in content.rglob("*"):
+            if file.is_file():
+                file.unlink()
+        report = await site.run(action)
+        assert report.response.status is None, report.response.status
+        printed = digest(report.response.result.stdout_digest)
+        assert printed.size == (1 << 20) + 5
+        assert await slow.has([printed]) == [printed.size]
+        tree = digest((await site.run(big)).response.result.output_directories[0].tree_digest)
+        files = decode(reapi.Tree, bytes(await slow.get(tree))).root.files
+        assert None not in await slow.has([digest(node.digest) for node in files])
+
+
+async def test_the_end_of_the_command_is_told_before_its_result_if_there_is_something_to_upload(site: Site):
+    told = []
+    await site.run(await site.action(["echo", "text"]), executed=lambda: told.append("text"))
+    await site.run(await site.action(["/bin/true"]), executed=lambda: told.append("nothing"))
+    assert told == ["text"]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import random
 import signal
 from pathlib import Path
 
@@ -248,6 +249,62 @@ async def test_signals_have_their_default_meaning_in_a_command(site: Site):
     result = await site.result(["sh", "-c", "grep -E 'Sig(Ign|Blk)' /proc/self/status"])
     for line in (await site.text(result.stdout_digest)).decode().splitlines():
         assert int(line.split()[1], 16) & ~(3 << 31) == 0, f"{line}; 32 and 33 belong to the C library"
+
+
+async def test_whenever_actions_are_killed_or_cancelled_nothing_is_left(site: Site):
+    """Kills and cancellations at all sorts of moments of 60 actions that each leave daemons behind."""
+    chance = random.Random(7)
+    marker = f"nl-chaos-{os.getpid()}"
+    script = "setsid sleep 1000 & (setsid sh -c 'sleep 1000; true' &) ; echo $0 > out; sleep 0.$1; exit 0"
+    before = descriptors()
+
+    async def one(n: int) -> None:
+        running = Running()
+        action = await site.action(
+            ["sh", "-c", script, marker, str(chance.randrange(1, 4))],
+            env={"NL_MARKER": marker, "N": str(n)},
+            inputs={"in": {str(n): b"x"}},
+            output_paths=["out"],
+        )
+        with trio.move_on_after(chance.uniform(0, 1.5) if n % 3 == 0 else 60) as scope:
+            async with trio.open_nursery() as nursery:
+                nursery.start_soon(kill_later, running, n)
+                report = await site.run(action, running=running)
+                assert report.error is None, report.error
+                nursery.cancel_scope.cancel()
+        assert not scope.cancelled_caught or n % 3 == 0
+
+    async def kill_later(running: Running, n: int) -> None:
+        if n % 3 == 1:
+            await trio.sleep(chance.uniform(0, 1.5))
+            running.kill()
+
+    turns = trio.CapacityLimiter(12)
+
+    async def in_turn(n: int) -> None:
+        async with turns:
+            await one(n)
+
+    async with trio.open_nursery() as nursery:
+        for n in range(60):
+            nursery.start_soon(in_turn, n)
+    assert _marked(marker) == []
+    assert os.listdir(site.work) == []
+    idle = site.supervisor.statistics()["idle_wardens"]
+    assert descriptors() <= before + idle
+    assert idle <= 24
+
+
+def _marked(marker: str) -> list[str]:
+    """Processes with the marker in their environment."""
+    found = []
+    for path in Path("/proc").glob("[0-9]*"):
+        try:
+            if marker.encode() in (path / "environ").read_bytes():
+                found.append((path / "cmdline").read_text())
+        except (OSError, ProcessLookupError):
+            continue
+    return found
 
 
 WORKER = """

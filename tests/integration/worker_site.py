@@ -18,6 +18,7 @@ from nl.model.digest import Digest, DigestFunction
 from nl.pb import reapi, rpc_status, wkt, worker_api
 from nl.pb.codec import decode, encode
 from nl.storage.contract import Store
+from nl.stores.fast_slow import FastSlowStore
 from nl.stores.filesystem import FilesystemStore
 from nl.stores.memory import MemoryOptions, MemoryStore
 from nl.testing.context import BareContext, started
@@ -48,6 +49,7 @@ class Site:
         self.function = function
         self.work = path / "work"
         self.reports: list[Report] = []
+        self.context = BareContext()
         self._serial = 0
 
     def runner(self, **options: object) -> ActionRunner:
@@ -205,19 +207,25 @@ def descriptors() -> int:
 
 @asynccontextmanager
 async def site_with(path: Path, kind: str, function: DigestFunction = SHA256) -> AsyncIterator[Site]:
+    context = BareContext("CAS")
+    options = FilesystemStore.Options(
+        content_path=str(path / "content"), temp_path=str(path / "temp"), eviction_policy=EvictionPolicy()
+    )
     store: Store
-    if kind == "filesystem":
-        options = FilesystemStore.Options(
-            content_path=str(path / "content"), temp_path=str(path / "temp"), eviction_policy=EvictionPolicy()
-        )
-        store = FilesystemStore(options, BareContext("CAS"))
+    if kind == "memory":
+        store = MemoryStore(MemoryOptions(), context)
+    elif kind == "filesystem":
+        store = FilesystemStore(options, context)
     else:
-        store = MemoryStore(MemoryOptions(), BareContext("CAS"))
+        fast = context.spec(FilesystemStore(options, context))
+        slow = context.spec(MemoryStore(MemoryOptions(), context))
+        store = FastSlowStore(FastSlowStore.Options(fast=fast, slow=slow), context)
     ac = MemoryStore(MemoryOptions(), BareContext("AC"))
     supervisor = Supervisor()
-    async with started(store), started(ac), trio.open_nursery() as nursery:
+    async with started(store, context), started(ac), trio.open_nursery() as nursery:
         await nursery.start(supervisor.run)
         site = Site(path, store, ac, supervisor, function)
+        site.context = context
         site.work.mkdir()
         yield site
         assert os.listdir(site.work) == []
