@@ -1,4 +1,4 @@
-"""A store kind that `nl` does not know: installed with pip, found by its entry point, used, and tested by its author."""
+"""A store kind that `nl` does not know: installed with pip, found by entry point, used, tested by its author."""
 
 import os
 import shutil
@@ -9,13 +9,41 @@ from pathlib import Path
 import pytest
 
 TEMPLATE = Path(__file__).parents[2] / "plugins" / "template"
-USE_FROM_CONFIG = '''
+CONFIG = '''{
+  // A kind that nl does not bring, by itself and as a child.
+  stores: [
+    { name: "CAS", example_dict: { max_blobs: "2" } },
+    { name: "TIERED", fast_slow: { fast: { memory: {} }, slow: { ref_store: { name: "CAS" } } } },
+  ],
+  servers: [{
+    listener: { http: { socket_address: "127.0.0.1:0" } },
+    services: { cas: { "": { cas_store: "TIERED" } } },
+  }],
+}'''
+USE = '''
 import sys
 import trio
-from nl.config.document import read_config
+from nl.config.loader import load_file
+from nl.plugin import ExhaustedError
 from nl.storage.builder import build_stores
-from nl.testing import started
-from nl.plugin import BytesReader
+
+
+async def main():
+    graph = build_stores(load_file(sys.argv[1]).stores)
+    async with trio.open_nursery() as nursery:
+        for built in graph.stores:
+            await nursery.start(lambda task_status, store=built.store: store.run(task_status=task_status))
+        await graph["TIERED"].put("a", b"through the tiers")
+        print(bytes(await graph["CAS"].get("a")), graph["CAS"].statistics())
+        await graph["CAS"].put("b", b"")
+        try:
+            await graph["CAS"].put("c", b"")
+        except ExhaustedError as error:
+            print(error.message)
+        nursery.cancel_scope.cancel()
+
+
+trio.run(main)
 '''
 
 
@@ -49,12 +77,31 @@ def test_it_is_found_by_its_entry_point(installed):
     assert "nl-store-example" in done.stdout
 
 
+def test_it_is_built_from_a_config_and_used_through_other_stores(installed):
+    (installed[0] / "config.json5").write_text(CONFIG)
+    done = run_python(installed, "-c", USE, "config.json5")
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.splitlines() == [
+        "b'through the tiers' {'blobs': 1, 'max_blobs': 2}",
+        "c: 'CAS' holds 2 blobs already",
+    ]
+
+
+def test_a_wrong_option_of_it_is_told_with_its_path(installed):
+    (installed[0] / "wrong.json5").write_text(CONFIG.replace("max_blobs", "max_blob"))
+    done = run_python(installed, "-c", USE, "wrong.json5")
+    assert done.returncode != 0
+    assert "stores[0].example_dict" in done.stderr
+    assert "max_blob" in done.stderr
+
+
 def test_its_authors_six_lines_pass_the_conformance_suite(installed):
     tests = TEMPLATE / "tests" / "test_conformance.py"
     assert len([line for line in tests.read_text().splitlines() if line.strip()]) <= 6
     copy = installed[0] / "test_conformance.py"
     shutil.copy(tests, copy)
-    done = run_python(installed, "-m", "pytest", "-q", "-p", "no:cacheprovider", "--rootdir", str(installed[0]), str(copy))
+    options = ["-q", "-p", "no:cacheprovider", "--rootdir", str(installed[0])]
+    done = run_python(installed, "-m", "pytest", *options, str(copy))
     assert done.returncode == 0, done.stdout + done.stderr
     assert "passed" in done.stdout
     assert "skipped" not in done.stdout
