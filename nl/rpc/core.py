@@ -326,23 +326,27 @@ class Core:
             stop = body + length
             if kind == fr.DATA:
                 stream = streams.get(sid)
-                if (
-                    stop <= end
-                    and length
-                    and stream is not None
-                    and not flags & fr.PADDED
-                    and not stream.recv_closed
-                    and stream.content_left is None
-                ):  # by far the most frequent frame, taken whole
-                    pos = stop
-                    if self._take_credit(stream, length):
-                        if flags & fr.END_STREAM:
+                if stop <= end and length and stream is not None and not stream.recv_closed and not flags & fr.PADDED:
+                    content = stream.content_left
+                    if content is not None:
+                        content -= length
+                    connection_left = self.recv_window.left - length
+                    stream_left = stream.recv_window.left - length
+                    ended = flags & fr.END_STREAM
+                    declared = content is None or (content >= 0 and not (ended and content))
+                    if connection_left >= 0 <= stream_left and declared:
+                        # by far the most frequent frame, taken whole
+                        pos = stop
+                        self.recv_window.left = connection_left
+                        stream.recv_window.left = stream_left
+                        stream.content_left = content
+                        if ended:
                             stream.recv_closed = True
                         stream.add(view[body:stop], owner)
                         stream.on_data()
-                        if stream.recv_closed and stream.send_closed:
+                        if ended and stream.send_closed:
                             self.close_if_done(stream)
-                    continue
+                        continue
                 if flags & fr.PADDED and length and body >= end:
                     return pos
                 pos = body

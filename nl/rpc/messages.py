@@ -52,6 +52,16 @@ class Cutter:
         self.left -= count
         full = fr.header(max_frame, fr.DATA, 0, sid)
         while count > 0:
+            part = self._parts[self._index]
+            offset = self._offset
+            stop = min(len(part), offset + count - (1 if end_stream else 0))
+            if stop - offset > max_frame:  # whole frames out of one part: nearly all of a large payload
+                while offset + max_frame < stop:
+                    out += (full, part[offset : offset + max_frame])
+                    offset += max_frame
+                count -= offset - self._offset
+                self._offset = offset
+                continue
             size = min(count, max_frame)
             count -= size
             last = end_stream and not count and not self.left

@@ -21,7 +21,7 @@ class ServerOptions:
     """Encodings of requests that are taken besides `identity`: `gzip`."""
     compress_from: int = 1024
     """Replies smaller than this are not packed."""
-    max_send_buffer: int = 256 * 1024
+    max_send_buffer: int = 1 << 20
     """Unsent bytes that the kernel takes before a connection counts as full."""
     handshake_timeout: float = 10.0
     """For TLS, for the first bytes, and for the client's SETTINGS."""
@@ -51,7 +51,7 @@ class ChannelOptions:
     keepalive_interval: float | None = 60.0
     keepalive_timeout: float = 20.0
     stall_timeout: float = 60.0
-    max_send_buffer: int = 256 * 1024
+    max_send_buffer: int = 1 << 20
     backoff_initial: float = 0.1
     """After a failed attempt to connect, the next one waits at least this long; doubled every time ..."""
     backoff_max: float = 10.0

@@ -120,7 +120,8 @@ class ServerConnection(Connection):
             self.in_pass = False
             if self.out:
                 self.flush()
-            if self.more:
+            if self.more:  # twice, so that whoever has been woken has consumed what there is
+                await trio.lowlevel.checkpoint()
                 await trio.lowlevel.checkpoint()
             else:
                 self.rest()
