@@ -12,6 +12,7 @@ exists and whether a compressor is offered; that is for the service. Anything el
 
 from __future__ import annotations
 
+import functools
 import re
 from typing import NamedTuple, NoReturn
 
@@ -25,16 +26,21 @@ RESERVED = frozenset(
 COMPRESSORS = frozenset({"zstd", "deflate", "brotli"})
 FUNCTIONS = {"blake3": DigestFunction.BLAKE3, "sha256": DigestFunction.SHA256}
 _OTHER_FUNCTIONS = frozenset({"sha1", "md5", "vso", "sha384", "sha512", "murmur3", "sha256tree", "gitsha1"})
+_SHA256, _BLAKE3 = DigestFunction.SHA256, DigestFunction.BLAKE3
+_new = tuple.__new__
+"""Named tuples built through their own constructor cost twice as much."""
+_UNWANTED = frozenset({"", ".", ".."})
 _KINDS = ("blobs", "compressed-blobs", "uploads")
 _SHOWN = 200
+_REMEMBERED_CHARS = 200
+"""Longer instance names go the long way, so that remembering 256 of them costs nothing."""
 MAX_UUID = 256
 """Longest upload id taken, in characters: it is kept for as long as its upload."""
 
 # The names that clients really send, in one match; whatever does not fit goes the long way below, with one meaning.
-_INSTANCE = r"/?(?:([A-Za-z0-9_\-]+(?:/[A-Za-z0-9_\-]+)*)/)?"
 _BLOB = r"blobs/(?:(blake3)/)?([0-9a-f]{64})/(0|[1-9][0-9]{0,17})"
-_fast_read = re.compile(_INSTANCE + _BLOB).fullmatch
-_fast_write = re.compile(_INSTANCE + r"uploads/([A-Za-z0-9\-]{1,256})/" + _BLOB).fullmatch
+_fast_read = re.compile(_BLOB).fullmatch
+_fast_write = re.compile(r"uploads/([A-Za-z0-9\-]{1,256})/" + _BLOB).fullmatch
 
 
 class ReadName(NamedTuple):
@@ -69,29 +75,36 @@ class WriteName(NamedTuple):
 
 def parse_read(name: str) -> ReadName:
     """The blob that a Read's `resource_name` names; InvalidRequestError says what is wrong with it."""
-    found = _fast_read(name)
-    if found:
-        instance, function, hash, size = found.groups()
-        if not instance or RESERVED.isdisjoint(instance.split("/")):
-            return ReadName(
-                instance or "", Digest(hash, int(size)), DigestFunction.BLAKE3 if function else DigestFunction.SHA256
-            )
+    instance, rest = "", name
+    if not name.startswith("blobs/"):
+        cut = name.find("/blobs/")
+        instance, rest = name[: max(cut, 0)], name[cut + 1 :]
+    found = _fast_read(rest)
+    if found and len(instance) <= _REMEMBERED_CHARS and _is_plain_instance(instance):
+        function, hash, size = found.groups()
+        digest = _new(Digest, (hash, int(size)))
+        return _new(ReadName, (instance, digest, _BLAKE3 if function else _SHA256, ""))
     return _parse_read(name)
 
 
 def parse_write(name: str) -> WriteName:
     """The upload that a Write's `resource_name` names; InvalidRequestError says what is wrong with it."""
-    found = _fast_write(name)
-    if found:
-        instance, uuid, function, hash, size = found.groups()
-        if not instance or RESERVED.isdisjoint(instance.split("/")):
-            return WriteName(
-                instance or "",
-                uuid,
-                Digest(hash, int(size)),
-                DigestFunction.BLAKE3 if function else DigestFunction.SHA256,
-            )
+    instance, rest = "", name
+    if not name.startswith("uploads/"):
+        cut = name.find("/uploads/")
+        instance, rest = name[: max(cut, 0)], name[cut + 1 :]
+    found = _fast_write(rest)
+    if found and len(instance) <= _REMEMBERED_CHARS and _is_plain_instance(instance):
+        uuid, function, hash, size = found.groups()
+        digest = _new(Digest, (hash, int(size)))
+        return _new(WriteName, (instance, uuid, digest, _BLAKE3 if function else _SHA256, "", ""))
     return _parse_write(name)
+
+
+@functools.lru_cache(maxsize=256)
+def _is_plain_instance(instance: str) -> bool:
+    segments = instance.split("/")
+    return not instance or (RESERVED.isdisjoint(segments) and _UNWANTED.isdisjoint(segments))
 
 
 def _parse_read(name: str) -> ReadName:
@@ -126,7 +139,7 @@ def _split_instance(name: str) -> tuple[str, list[str]]:
             return "/".join(segments[:at]), segments[at:]
         if segment in RESERVED:
             _refuse(name, f"an instance name cannot have the segment {segment!r}")
-        if segment in ("", ".", ".."):
+        if segment in _UNWANTED:
             _refuse(name, f"an instance name cannot have the segment {segment!r}")
     _refuse(name, "there is none of 'blobs/', 'compressed-blobs/' and 'uploads/' in it")
 
