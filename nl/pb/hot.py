@@ -8,7 +8,6 @@ they stand for is for the layers above to say.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Final, NamedTuple
 
@@ -20,7 +19,6 @@ Pair = tuple[str, int]
 
 _HASH_AT, _HASH_END, _SIZE_AT = 4, 68, 69
 """In an encoded digest: tag, length, tag of the hash, 64, the hash, tag of the size, the size."""
-_HEX: Final = b"0123456789abcdef"
 _MAX_WRITE_HEAD: Final = 16 * 1024
 
 
@@ -49,11 +47,6 @@ def _size_at(data: bytes, at: int, end: int) -> int:
     return size if at == end and size < 1 << 63 else -1
 
 
-def _are_hex(hashes: Sequence[str]) -> bool:
-    """Whether only lower-case hex digits occur, looked at all at once."""
-    return not "".join(hashes).encode("latin-1").translate(None, _HEX)
-
-
 @dataclass(slots=True)
 class Raw:
     """A reply, or any message, that is encoded already."""
@@ -63,98 +56,6 @@ class Raw:
     def encode_parts(self) -> list[Buffer]:
         """The buffers to send."""
         return self.parts
-
-
-@dataclass(slots=True)
-class FindMissingRequest:
-    """FindMissingBlobsRequest with every digest as a pair and as the bytes that it came in."""
-
-    instance_name: str
-    digest_function: int
-    digests: list[Pair]
-    slices: list[bytes]
-    """For each digest its bytes, tag and length included: `FindMissingResponse` takes them as they are."""
-    is_plain: bool
-    """Every hash is 64 lower-case hex digits and every size is at least 0. If not, the pairs are as the client wrote
-    them and have to be checked one by one."""
-
-    @classmethod
-    def decode(cls, data: Buffer) -> FindMissingRequest:
-        """Raises DecodeError if the bytes are not a FindMissingBlobsRequest."""
-        whole = bytes(data)
-        return _find_missing_plain(whole) or _find_missing_any(whole)
-
-
-@dataclass(slots=True)
-class FindMissingResponse:
-    """FindMissingBlobsResponse made of slices of the request: the number of the field is the same in both."""
-
-    slices: Sequence[bytes]
-
-    def encode_parts(self) -> list[Buffer]:
-        """The encoded response."""
-        return [b"".join(self.slices)]
-
-
-def _find_missing_plain(data: bytes) -> FindMissingRequest | None:
-    """Instance name, digests, digest function, each as expected; None for anything else."""
-    i, end = 0, len(data)
-    instance = b""
-    if end > 1 and data[0] == 0x0A and data[1] < 128:
-        i = 2 + data[1]
-        instance = data[2:i]
-    text = str(data, "latin-1")
-    digests: list[Pair] = []
-    hashes: list[str] = []
-    slices: list[bytes] = []
-    length_of = _ENTRIES.get
-    while (length := length_of(data[i : i + 4])) is not None:
-        j = i + length
-        if j > end:
-            return None
-        # Sizes of one to three bytes, up to 2 MiB, are read here: a call for each would be half of the time.
-        size = -1
-        if length > _HASH_END and data[i + _HASH_END] == 0x10:
-            low = data[i + _SIZE_AT]
-            if length == _SIZE_AT + 1:
-                size = low if low < 128 else -1
-            elif length == _SIZE_AT + 2:
-                high = data[j - 1]
-                size = low & 127 | high << 7 if low > 127 > high else -1
-        if size < 0:
-            size = _size_at(data, i + _HASH_END, j)
-            if size < 0:
-                return None
-        name = text[i + _HASH_AT : i + _HASH_END]
-        hashes.append(name)
-        digests.append((name, size))
-        slices.append(data[i:j])
-        i = j
-    function = 0
-    if i + 2 == end and data[i] == 0x18 and data[i + 1] < 128:
-        function = data[i + 1]
-        i = end
-    if i != end or not _are_hex(hashes):
-        return None
-    try:
-        name = str(instance, "utf-8")
-    except UnicodeDecodeError:
-        return None
-    return FindMissingRequest(name, function, digests, slices, is_plain=True)
-
-
-def _find_missing_any(data: bytes) -> FindMissingRequest:
-    message = codec.decode(reapi.FindMissingBlobsRequest, data)
-    digests = [(digest.hash, digest.size_bytes) for digest in message.blob_digests]
-    encoded = [codec.encode(digest) for digest in message.blob_digests]
-    return FindMissingRequest(
-        instance_name=message.instance_name,
-        digest_function=int(message.digest_function),
-        digests=digests,
-        slices=[b"\x12" + varint(len(digest)) + digest for digest in encoded],
-        is_plain=all(len(name) == 64 and name.isascii() and size >= 0 for name, size in digests)
-        and _are_hex([name for name, _ in digests]),
-    )
 
 
 def read_response_parts(data: Buffer) -> list[Buffer]:

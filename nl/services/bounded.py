@@ -14,7 +14,7 @@ from nl.errors import InvalidRequestError
 from nl.pb import reapi
 from nl.pb.codec import decode
 from nl.pb.codec.wire import skip_field
-from nl.pb.hot import FindMissingRequest
+from nl.pb.find_missing import FindMissingRequest
 
 MAX_ENTRIES: Final = 40_000
 """Most blobs in a batch: with their digests alone, replies about more would come near the limit of a message."""

@@ -12,6 +12,7 @@ from __future__ import annotations
 from collections.abc import Awaitable, Callable, Mapping
 from contextlib import aclosing
 from dataclasses import dataclass
+from functools import partial
 
 import grpclib.const
 import trio
@@ -21,7 +22,8 @@ from nl.blob.verify import check_bytes
 from nl.errors import InvalidRequestError, NlError, UnimplementedError
 from nl.model.digest import Digest, DigestFunction
 from nl.pb import reapi, rpc_status
-from nl.pb.hot import BatchReadReply, FindMissingRequest, Pair
+from nl.pb.find_missing import FindMissingRequest, Pair
+from nl.pb.hot import BatchReadReply
 from nl.rpc.contract import ServerStream
 from nl.services.bounded import BoundedBatchRead, BoundedBatchUpdate, BoundedFindMissing
 from nl.services.requests import Instances, parse_digest, parse_function, receive_request
@@ -64,12 +66,9 @@ class CasService:
         request = await receive_request(stream)
         store = self._instances.get(request.instance_name).store
         parse_function(request.digest_function)
-        make = _make_digest if request.is_plain else _parse_pair
+        make = _make_digest if request.is_plain else _parse_pair  # the codec has checked what is plain
         sizes = await store.has(list(map(make, request.digests)))
-        missing = b""
-        if None in sizes:
-            missing = b"".join([raw for raw, size in zip(request.slices, sizes, strict=True) if size is None])
-        await stream.send_parts([missing])
+        await stream.send_parts(request.missing(sizes).encode_parts())
 
     async def batch_update_blobs(
         self, stream: ServerStream[reapi.BatchUpdateBlobsRequest, reapi.BatchUpdateBlobsResponse]
@@ -173,9 +172,7 @@ class CasService:
             _PREFIX + "SpliceBlob": handler(self.splice_blob, unary, reapi.SpliceBlobRequest, reapi.SpliceBlobResponse),
         }
 
-
-def _make_digest(pair: Pair) -> Digest:
-    return tuple.__new__(Digest, pair)
+_make_digest: Callable[[Pair], Digest] = partial(tuple.__new__, Digest)
 
 
 def _parse_pair(pair: Pair) -> Digest:

@@ -15,6 +15,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from nl.pb import bytestream, codec, hot, reapi
+from nl.pb import find_missing as find_missing_codec
 from nl.pb.codec.registry import decoder_of
 from nl.pb.codec.wire import MAX_DEPTH
 
@@ -143,7 +144,7 @@ find_missing = st.builds(
 def check_find_missing(data):
     name = f"{V2}.FindMissingBlobsRequest"
     try:
-        request = hot.FindMissingRequest.decode(data)
+        request = find_missing_codec.FindMissingRequest.decode(data)
     except codec.DecodeError:
         assert not google_takes(name, data)
         return
@@ -152,7 +153,7 @@ def check_find_missing(data):
     assert request.digest_function == expected.digest_function
     assert request.digests == [(digest.hash, digest.size_bytes) for digest in expected.blob_digests]
     reply = oracle.theirs(f"{V2}.FindMissingBlobsResponse").FromString(
-        b"".join(hot.FindMissingResponse(request.slices).encode_parts())
+        b"".join(find_missing_codec.FindMissingResponse(request.slices).encode_parts())
     )
     assert list(reply.missing_blob_digests) == list(expected.blob_digests)
     plain_hashes = all(len(h) == 64 and set(h) <= set("0123456789abcdef") and size >= 0 for h, size in request.digests)

@@ -7,6 +7,7 @@ import hashlib
 import pytest
 
 from nl.pb import bytestream, codec, hot, reapi
+from nl.pb import find_missing as find_missing_codec
 
 
 def digest(number, size=None):
@@ -26,18 +27,18 @@ def find_missing(*digests, **others):
 
 
 def test_find_missing_reads_every_size_without_the_general_codec(monkeypatch):
-    monkeypatch.setattr(hot, "_find_missing_any", None)
+    monkeypatch.setattr(find_missing_codec, "_any", None)
     digests = [digest(number, size) for number, size in enumerate(SIZES)]
     data = find_missing(*digests, instance_name="main", digest_function=reapi.DigestFunctionValue.BLAKE3)
-    request = hot.FindMissingRequest.decode(data)
+    request = find_missing_codec.FindMissingRequest.decode(data)
     assert (request.instance_name, request.digest_function, request.is_plain) == ("main", 9, True)
     assert request.digests == pairs(digests)
 
 
 def test_missing_digests_are_answered_with_the_bytes_they_came_in():
     digests = [digest(number) for number in range(10)]
-    request = hot.FindMissingRequest.decode(find_missing(*digests))
-    reply = b"".join(hot.FindMissingResponse(request.slices[::3]).encode_parts())
+    request = find_missing_codec.FindMissingRequest.decode(find_missing(*digests))
+    reply = b"".join(find_missing_codec.FindMissingResponse(request.slices[::3]).encode_parts())
     assert reply == codec.encode(reapi.FindMissingBlobsResponse(missing_blob_digests=digests[::3]))
 
 
@@ -51,7 +52,7 @@ def test_missing_digests_are_answered_with_the_bytes_they_came_in():
 ])  # fmt: skip
 def test_unusual_digests_are_read_and_left_for_the_caller_to_judge(odd):
     digests = [digest(1), odd, digest(2)]
-    request = hot.FindMissingRequest.decode(find_missing(*digests))
+    request = find_missing_codec.FindMissingRequest.decode(find_missing(*digests))
     assert not request.is_plain
     assert request.digests == pairs(digests)
     assert codec.decode(reapi.FindMissingBlobsResponse, b"".join(request.slices)).missing_blob_digests == digests
@@ -59,14 +60,14 @@ def test_unusual_digests_are_read_and_left_for_the_caller_to_judge(odd):
 
 def test_fields_in_another_order_are_read_by_the_general_codec():
     data = b"\x18\x01" + find_missing(digest(1)) + b"\x0a\x04main" + find_missing(digest(2)) + b"\x98\x06\x01"
-    request = hot.FindMissingRequest.decode(data)
+    request = find_missing_codec.FindMissingRequest.decode(data)
     assert (request.instance_name, request.digest_function) == ("main", 1)
     assert request.digests == pairs([digest(1), digest(2)])
     assert request.is_plain
 
 
 def test_an_empty_request_asks_for_nothing():
-    request = hot.FindMissingRequest.decode(b"")
+    request = find_missing_codec.FindMissingRequest.decode(b"")
     assert (request.digests, request.slices, request.is_plain) == ([], [], True)
 
 
@@ -77,7 +78,7 @@ def test_every_cut_through_a_digest_is_an_error():
         if cut == boundary:
             continue
         with pytest.raises(codec.DecodeError):
-            hot.FindMissingRequest.decode(whole[:cut])
+            find_missing_codec.FindMissingRequest.decode(whole[:cut])
 
 
 def test_a_raw_reply_is_sent_as_it_is():
