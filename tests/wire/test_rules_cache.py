@@ -8,6 +8,8 @@ import os
 import grpc
 import pytest
 
+from nl.stores.completeness_checking import CompletenessCheckingOptions, CompletenessCheckingStore
+from nl.testing import BareContext
 from tests.support.foreign import (
     AC,
     BYTES,
@@ -379,3 +381,88 @@ async def update_result(client, action, result, **fields):
 async def get_result(client, action, **fields):
     request = REAPI.GetActionResultRequest(action_digest=digest(action), **fields)
     return await client.unary(AC + "GetActionResult", request, REAPI.ActionResult)
+
+
+@pytest.mark.parametrize("gone", ["output", "tree", "file of the tree", "stdout", "stderr", "nothing"])
+async def test_rule_21_a_hit_without_its_outputs_is_a_miss(gone):
+    blobs = {name: f"the {name}".encode() for name in ("output", "file of the tree", "stdout", "stderr")}
+    tree = REAPI.Tree()
+    tree.root.files.add(name="x", digest=digest(blobs["file of the tree"]))
+    blobs["tree"] = tree.SerializeToString()
+    result = REAPI.ActionResult(stdout_digest=digest(blobs["stdout"]), stderr_digest=digest(blobs["stderr"]))
+    result.output_files.add(path="o", digest=digest(blobs["output"]))
+    result.output_directories.add(path="t", tree_digest=digest(blobs["tree"]))
+    cas = memory_store()
+    async with serving(store=cas, results=complete_results(cas)) as served:
+        await update_result(served.client, b"action", result)
+        for name, data in blobs.items():
+            if name != gone:
+                await served.client.put(data)
+        if gone == "nothing":
+            assert await get_result(served.client, b"action") == result
+        else:
+            await fails(grpc.StatusCode.NOT_FOUND, get_result(served.client, b"action"))
+            await served.client.put(blobs[gone])
+            assert await get_result(served.client, b"action") == result
+
+
+async def test_rule_12_and_15_a_result_whose_tree_is_damaged_or_malformed_is_a_miss():
+    tree = REAPI.Tree()
+    tree.root.files.add(name="../x", digest=REAPI.Digest(hash="A" * 64, size_bytes=1))
+    cas = memory_store()
+    async with serving(store=cas, results=complete_results(cas)) as served:
+        for number, blob in enumerate((tree.SerializeToString(), b"\xff no tree")):
+            result = REAPI.ActionResult()
+            result.output_directories.add(path="t", tree_digest=await served.client.put(blob))
+            await update_result(served.client, b"action %d" % number, result)
+            await fails(grpc.StatusCode.NOT_FOUND, get_result(served.client, b"action %d" % number))
+
+
+async def test_an_action_cache_maps_any_digest_to_any_result(served: Serving):
+    """The action itself is never looked at, results may be empty or carry fields that nobody here knows."""
+    client = served.client
+    for action, result in ((b"1", REAPI.ActionResult()), (b"2", REAPI.ActionResult(exit_code=-1))):
+        assert await update_result(client, action, result) == result
+        assert await get_result(client, action) == result
+    strange = REAPI.ActionResult.FromString(b"\xf2\x3f\x05later")
+    assert await update_result(client, b"3", strange) == strange
+    assert (await get_result(client, b"3")).SerializeToString() == b"\xf2\x3f\x05later"
+    assert await client.missing([digest(b"1")]) == [digest(b"1")]
+
+
+@pytest.mark.parametrize("instance", ["main", "a/b/c"])
+async def test_instances_of_one_store_share_it(served: Serving, instance):
+    of = await served.client.put(b"shared", instance_name=instance)
+    assert await served.client.missing([of]) == []
+    assert [r.data for r in await served.client.batch_read([of], instance_name=instance)] == [b"shared"]
+
+
+async def test_missing_digests_come_in_the_order_asked_with_what_they_said(served: Serving):
+    client = served.client
+    there = [await client.put(b"%d" % number) for number in range(0, 300, 3)]
+    asked = [digest(b"%d" % number) for number in range(300)]
+    expected = [of for of in asked if of not in there]
+    assert await client.missing(asked) == expected
+    assert await client.missing([*asked, *asked]) == [*expected, *expected]
+    assert await client.missing(asked, digest_function=1) == expected
+
+
+async def test_a_batch_answers_in_the_order_asked_also_for_duplicates(served: Serving):
+    client = served.client
+    blobs = [b"%d" % (number % 7) * (number % 5 * 3000) for number in range(40)]
+    responses = await client.update(*[(digest(data), data) for data in blobs])
+    assert [response.digest for response in responses] == [digest(data) for data in blobs]
+    assert {response.status.code for response in responses} == {0}
+    asked = [digest(data) for data in (*blobs, b"absent", *blobs)]
+    responses = await client.batch_read(asked)
+    assert [response.digest for response in responses] == asked
+    assert [response.data for response in responses] == [*blobs, b"", *blobs]
+    assert [response.status.code for response in responses if response.status.code] == [5]
+    assert await client.update() == []
+    assert await client.batch_read([]) == []
+
+
+def complete_results(cas):
+    context = BareContext()
+    options = CompletenessCheckingOptions(backend=context.spec(memory_store()), cas_store=context.spec(cas))
+    return CompletenessCheckingStore(options, context)
