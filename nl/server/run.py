@@ -12,7 +12,7 @@ import resource
 import signal
 from collections.abc import Callable, Mapping
 from contextlib import AsyncExitStack
-from dataclasses import dataclass, fields, replace
+from dataclasses import dataclass, replace
 
 import trio
 
@@ -92,11 +92,10 @@ async def _bind_all(config: Config, cleanup: AsyncExitStack) -> list[list[trio.S
 
 def _schedulers(config: Config, graph: StoreGraph) -> dict[str, SimpleScheduler]:
     lookup = lookup_by_instance(action_caches(config, graph))
-    known = {each.name for each in fields(SimpleSchedulerOptions)}
     schedulers = {}
     for entry in config.schedulers:
-        given = {f.name: getattr(entry.spec.options, f.name) for f in fields(entry.spec.options) if f.name in known}
-        schedulers[entry.name] = SimpleScheduler(SimpleSchedulerOptions(**given), lookup=lookup, name=entry.name)
+        options = SimpleSchedulerOptions.from_config(entry.spec.options)
+        schedulers[entry.name] = SimpleScheduler(options, lookup=lookup, name=entry.name)
     return schedulers
 
 
@@ -144,6 +143,8 @@ async def _serve(
                 scheduler.stop_admission()
             await _stop_workers(workers)
             working.cancel_scope.cancel()
+        for scheduler in schedulers.values():
+            scheduler.shut_down()  # remote workers are sent away, waiting clients are answered
         await _stop_listeners(endpoints)
         serving.cancel_scope.cancel()
         background.cancel_scope.cancel()

@@ -11,9 +11,11 @@ import pytest
 ROOT = Path(__file__).parents[2]
 BIN = Path(sys.executable).parent
 
+SOURCES = sorted(str(path.relative_to(ROOT)) for path in (ROOT / "nl").rglob("*.py") if "gen" not in path.parts)
+
 CHECKS = {
     "ruff": ["-m", "ruff", "check", "nl", "tests", "plugins", "protos"],
-    "cancellation": ["-m", "flake8_async", "--enable", "ASYNC101,ASYNC102,ASYNC103,ASYNC104", "nl"],
+    "cancellation": ["-m", "flake8_async", "--enable", "ASYNC101,ASYNC102,ASYNC103,ASYNC104", *SOURCES],
     "types": ["-m", "mypy"],
 }
 
