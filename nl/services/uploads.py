@@ -21,7 +21,7 @@ import trio
 
 from nl.blob.reader import CHUNK, Buffer, Reader
 from nl.blob.verify import VerifyingReader
-from nl.errors import CancelledError, InvalidRequestError, NlError
+from nl.errors import CancelledError, Code, InvalidRequestError, NlError
 from nl.model.digest import Digest, DigestFunction
 from nl.rpc.transport import TransportLost
 from nl.services.write_messages import WriteMessage, WriteMessages
@@ -38,8 +38,8 @@ class UploadSession(Reader):
     """One upload; as a reader, what the store pulls. `size` is the digest's; `committed` bytes have been handed out."""
 
     __slots__ = (
-        "_attached", "_busy", "_error", "_idle", "_message", "_persist_s", "_pull", "_released", "_scope", "_source",
-        "_turn", "committed", "digest", "done", "function", "size",
+        "_attached", "_busy", "_ended_early", "_error", "_idle", "_message", "_persist_s", "_pull", "_released",
+        "_scope", "_source", "_turn", "committed", "digest", "done", "function", "size",
     )  # fmt: skip
 
     def __init__(self, digest: Digest, function: DigestFunction, *, persist_s: float) -> None:
@@ -48,6 +48,7 @@ class UploadSession(Reader):
         self.size = digest.size
         self.committed = 0
         self.done = False
+        self._ended_early = False
         self._persist_s = persist_s
         self._error: BaseException | None = None
         self._source: WriteMessages | None = None
@@ -91,7 +92,11 @@ class UploadSession(Reader):
         """
         if self._busy:
             await self._end_turn()
+        if self.done:
+            self._raise_failure()
+            return
         self._busy = True
+        self._ended_early = False
         self._source, self._message = source, first
         self._turn = turn = trio.Event()
         self._released = trio.Event()
@@ -104,16 +109,21 @@ class UploadSession(Reader):
                 await self._let_go()
             self._busy = False
             self._idle.set()
-        if self._error is not None:
-            raise self._error
-        if not self.done:
+        self._raise_failure()
+        if self._ended_early:
             raise InvalidRequestError(
                 f"the Write ended after {self.committed} of {self.size} bytes without finish_write"
             )
+        if not self.done:
+            raise NlError(f"the upload of {self.digest} goes on in another call", code=Code.ABORTED)
 
     def give_up(self) -> None:
         """Ends the session; the store drops what it has."""
         self._scope.cancel()
+
+    def _raise_failure(self) -> None:
+        if self._error is not None:
+            raise self._error
 
     async def _end_turn(self) -> None:
         """Takes the session away from the call that is attached."""
@@ -149,11 +159,13 @@ class UploadSession(Reader):
                     return parts
                 # Half-closed: the handler says so to the client and parks the session.
                 self._source = self._message = None
+                self._ended_early = True
                 self._turn.set()
 
     async def _wait_attached(self) -> None:
         with trio.move_on_after(self._persist_s):
             await self._attached.wait()
+        if self._attached.is_set():
             return
         raise CancelledError(f"the upload of {self.digest} was not resumed within {self._persist_s:g} s")
 
