@@ -21,7 +21,7 @@ import time
 from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass, field
 from functools import partial
-from typing import NamedTuple, TypeVar
+from typing import TypeVar
 
 import trio
 
@@ -41,8 +41,7 @@ from nl.errors import (
     UnavailableError,
 )
 from nl.model.digest import EMPTY_DIGESTS, Digest, DigestFunction
-from nl.model.execution import Properties
-from nl.pb import reapi, rpc_status, wkt, worker_api
+from nl.pb import reapi, wkt, worker_api
 from nl.pb.codec import DecodeError, decode
 from nl.storage.contract import MAX_WHOLE, SMALL, Store
 from nl.worker.command import DEFAULT_PATH, CommandPlan, plan_command
@@ -51,6 +50,7 @@ from nl.worker.environment import action_environment, says_timeout, static_envir
 from nl.worker.failures import missing_blobs, os_errors
 from nl.worker.files import local_files
 from nl.worker.inputs import Listings, materialise
+from nl.worker.orders import NotNowError, Report, Request, Running, properties_of
 from nl.worker.outputs import INLINE_OUTPUTS, Outputs, scan, upload
 from nl.worker.processes import CannotExecuteError, Ended, Job, KillSwitch, Supervisor
 from nl.worker.results import ResultKeeper
@@ -75,78 +75,6 @@ _FOR_THE_CLIENT = frozenset(
         Code.RESOURCE_EXHAUSTED,
     }
 )
-
-
-class NotNowError(ExhaustedError):
-    """The worker, not the action, is in no state to run it: the scheduler is to find another, or wait."""
-
-
-class Report(NamedTuple):
-    """What goes back to the scheduler: one of the two, and what was used."""
-
-    response: reapi.ExecuteResponse | None
-    error: rpc_status.Status | None
-    usage: worker_api.ActionResourceUsage | None = None
-
-
-class Request(NamedTuple):
-    """A StartExecute, checked."""
-
-    operation_id: str
-    instance_name: str
-    action_digest: Digest
-    function: DigestFunction
-    platform: Properties
-    message: reapi.ExecuteRequest
-    queued: wkt.Timestamp | None
-
-    @classmethod
-    def parse(cls, start: worker_api.StartExecute) -> Request:
-        """Raises InvalidRequestError."""
-        message = start.execute_request
-        if message is None:
-            raise InvalidRequestError("StartExecute has no execute_request")
-        number = int(message.digest_function)
-        try:
-            function = DigestFunction(number) if number else DigestFunction.SHA256
-        except ValueError:
-            raise InvalidRequestError(f"digest function {number} is not supported by this worker") from None
-        return cls(
-            start.operation_id,
-            message.instance_name,
-            parse_digest(message.action_digest, "ExecuteRequest.action_digest"),
-            function,
-            _properties(start.platform),
-            message,
-            start.queued_timestamp,
-        )
-
-
-def _properties(platform: reapi.Platform | None) -> Properties:
-    return () if platform is None else tuple((item.name, item.value) for item in platform.properties)
-
-
-class Running:
-    """The handle of a running action: how it is killed from outside, with what it printed kept."""
-
-    __slots__ = ("_executing", "killed", "scope", "switch")
-
-    def __init__(self) -> None:
-        self.scope = trio.CancelScope()
-        self.switch = KillSwitch()
-        self.killed = False
-        self._executing = False
-
-    def kill(self) -> None:
-        """Ends the action; its report says CANCELLED. May be called at any time."""
-        self.killed = True
-        self.switch.throw()
-        if not self._executing:
-            self.scope.cancel()
-
-    def executing(self, on: bool) -> None:
-        """While the command runs only the command is killed."""
-        self._executing = on
 
 
 @dataclass(slots=True)
@@ -242,7 +170,7 @@ class ActionRunner:
                 with trio.move_on_after(self._options.max_cleanup_wait_s, shield=True) as scope:
                     await self._supervisor.remove_tree(directory)
                 if scope.cancelled_caught:
-                    log.error("removing %s takes too long; left behind", directory)
+                    log.error("removing %s takes too long; no longer waited for", directory)
 
     def _make_directory(self, operation_id: str) -> str:
         name = operation_id if operation_id.replace("-", "").isalnum() and len(operation_id) < 128 else "action"
@@ -281,19 +209,21 @@ class ActionRunner:
                 await self._attempt(attempt, running, executed)
             if running.scope.cancelled_caught:
                 raise CancelledError("the action was killed by the scheduler")
+            return await self._kept(attempt)
         except NlError as exc:
             return _failed(exc, attempt)
         except Exception as exc:
             log.error("Error executing action %s", request.action_digest, exc_info=exc)
             return _failed(InternalError(f"{type(exc).__name__}: {exc}"), attempt)
+
+    async def _kept(self, attempt: _Attempt) -> Report:
+        """The report of an action whose outputs are stored, once its result is kept as configured."""
+        request = attempt.request
         response = reapi.ExecuteResponse(result=attempt.result)
         if attempt.failure is not None:
             response.status = to_status(attempt.failure)
         await self._keeper.keep(
-            request.action_digest,
-            response,
-            function=request.function,
-            do_not_cache=attempt.do_not_cache,
+            request.action_digest, response, function=request.function, do_not_cache=attempt.do_not_cache
         )
         _inline(attempt.result, attempt.inline)
         return Report(response, None, attempt.usage)
@@ -315,7 +245,7 @@ class ActionRunner:
             entrypoint=self._options.entrypoint,
             extra_env=action_environment(
                 self._options.additional_environment,
-                platform=_properties(action.platform or command.platform) or request.platform,
+                platform=properties_of(action.platform or command.platform) or request.platform,
                 timeout_s=requested_s or self._options.max_action_timeout_s,
                 side_channel=side_channel,
                 directory=attempt.directory,

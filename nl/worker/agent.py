@@ -22,8 +22,9 @@ from nl.config.workers import LocalWorkerOptions
 from nl.errors import Code, ExhaustedError, NlError, UnavailableError
 from nl.pb import reapi, worker_api
 from nl.pb.codec import encode
-from nl.worker.action import ActionRunner, NotNowError, Report, Running
+from nl.worker.action import ActionRunner
 from nl.worker.environment import query_properties
+from nl.worker.orders import NotNowError, Report, Running
 from nl.worker.processes import Supervisor
 from nl.worker.statuses import to_status
 

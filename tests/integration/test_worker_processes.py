@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 import trio
 
-from nl.worker.action import Running
+from nl.worker.orders import Running
 from tests.integration.worker_site import Site, alive, descriptors, site_with, until
 
 DAEMON = """

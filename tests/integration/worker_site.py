@@ -22,7 +22,8 @@ from nl.stores.fast_slow import FastSlowStore
 from nl.stores.filesystem import FilesystemStore
 from nl.stores.memory import MemoryOptions, MemoryStore
 from nl.testing.context import BareContext, started
-from nl.worker.action import ActionRunner, Report, Running
+from nl.worker.action import ActionRunner
+from nl.worker.orders import Report, Running
 from nl.worker.processes import Supervisor
 from nl.worker.results import ResultKeeper
 
