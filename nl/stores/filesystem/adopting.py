@@ -51,8 +51,8 @@ class Adopter:
             return
         self._committer.refuse_too_large(digest, digest.size)
         layout = self._committer.mirror.layout
-        name = layout.temp_name()
         try:
+            name = layout.temp_name()
             try:
                 os.rename(path, name, dst_dir_fd=layout.temp.fd)
             except OSError as error:

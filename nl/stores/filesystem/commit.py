@@ -30,6 +30,9 @@ _SLICE = 64
 """Evictions in one go, before others may run: about a millisecond."""
 _LARGE = 8 * 1024 * 1024
 """Files from this size on take the file system so long to free that a thread does it."""
+_POLITE_PAUSE_S = 0.001
+"""Between slices of background eviction, so that uploads of other processes get the lock."""
+_LONGEST_PAUSE_S = 0.001
 _LOCK_WARNING_S = 5.0
 _LOCK_TIMEOUT_S = 60.0
 _SCAN_TIMEOUT_S = 30.0
@@ -40,7 +43,9 @@ class Lock:
     """The lock of a folder, between processes. Taken and given back without an await between."""
 
     def __init__(self, mirror: Mirror) -> None:
+        self._mirror = mirror
         self._layout = mirror.layout
+        self._turn = trio.Lock()  # Of all who wait in this process, the first one polls.
         self.waits = 0
 
     def try_lock(self) -> bool:
@@ -63,11 +68,19 @@ class Lock:
         if self.try_lock():
             return
         self.waits += 1
+        await self._turn.acquire()
+        try:
+            await self._poll()
+        finally:
+            self._turn.release()
+
+    async def _poll(self) -> None:
         began = trio.current_time()
         pause, warned = 0.0002, False
         while not self.try_lock():
             await trio.sleep(pause)
-            pause = min(pause * 2, 0.02)
+            self._mirror.refresh()  # Others may be changing much: the kernel's queue must not run over.
+            pause = min(pause * 2, _LONGEST_PAUSE_S)
             waited = trio.current_time() - began
             if waited > _LOCK_TIMEOUT_S:
                 raise UnavailableError(
@@ -184,7 +197,7 @@ class Committer:
                     return
                 if room.is_made() and self._expire(_SLICE) < _SLICE:
                     return
-            await trio.lowlevel.checkpoint()
+            await trio.sleep(_POLITE_PAUSE_S)
 
     def evict_oldest(self) -> bool:
         """Deletes the least recently used blob, unless another process used it lately. Under the lock.

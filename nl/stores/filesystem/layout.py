@@ -3,7 +3,7 @@
     {content_path}/d    blobs                      {content_path}/.lock     the lock of all who write (commit.py)
     {content_path}/a    action results             {temp_path}/d            files being written
     {content_path}/s    values with string keys    {temp_path}/*.session    one locked file for each living process
-                                                   {temp_path}/d/00 to 1f   (see SPREAD)
+                                                   {temp_path}/d/00 to ff   (see SPREAD)
     {content_path}.exec/d     executable variants of blobs (executables.py)
     {content_path}.corrupt    blobs found wrong (quarantine.py)
 
@@ -31,7 +31,7 @@ _log = logging.getLogger(__name__)
 
 _FOLDER_FLAGS = os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC
 _SESSION = ".session"
-SPREAD = 32
+SPREAD = 256
 """Folders for files being written. ext4 gives no inode away anew within minutes of its deletion, but looks at all of
 them each time it makes a file: in a store that evicts, a create took 520 us in one folder, and 10 us in folders that
 lie in different block groups (which the flag TOPDIR, as of `chattr +T`, on their parent asks for)."""
@@ -76,6 +76,7 @@ class Layout:
         self._session = ""
         self._session_fd = -1
         self._numbers = itertools.count()
+        self._made: set[str] = set()
 
     @property
     def shelves(self) -> tuple[Folder, Folder, Folder, Folder]:
@@ -146,9 +147,14 @@ class Layout:
         return True
 
     def temp_name(self) -> str:
-        """A name in `temp`, relative to it, that nobody else uses."""
+        """A name in `temp`, relative to it, that nobody else uses; its folder is there. Raises OSError."""
         number = next(self._numbers)
-        return f"{number % SPREAD:02x}/{self._session}-{number:x}"
+        folder = f"{number % SPREAD:02x}"
+        if folder not in self._made:
+            with suppress(FileExistsError):
+                os.mkdir(folder, dir_fd=self.temp.fd)
+            self._made.add(folder)
+        return f"{folder}/{self._session}-{number:x}"
 
     def path_of(self, folder: Folder, name: str) -> str:
         """For messages."""
@@ -164,7 +170,8 @@ class Layout:
         self.corrupt.path = f"{prefix}.corrupt"
 
     def _spread(self) -> None:
-        """Makes the folders in `temp`, in different parts of the disk where the file system can."""
+        """Asks the file system to put the folders in `temp` into different parts of the disk."""
+        self._made.clear()
         flags = bytearray(8)
         try:
             fcntl.ioctl(self.temp.fd, _FS_IOC_GETFLAGS, flags)
@@ -172,9 +179,6 @@ class Layout:
             fcntl.ioctl(self.temp.fd, _FS_IOC_SETFLAGS, wanted.to_bytes(8, sys.byteorder))
         except OSError:
             pass  # Not ext4, or not our folder: it works all the same.
-        for number in range(SPREAD):
-            with suppress(FileExistsError):
-                os.mkdir(f"{number:02x}", dir_fd=self.temp.fd)
 
     def _check_rename(self) -> None:
         """Only a rename tells whether renaming works: bind mounts of one device refuse it too."""

@@ -38,6 +38,7 @@ from nl.plugin import (
     Reader,
     Store,
     StoreContext,
+    UnavailableError,
     UploadMismatchError,
     clamp,
 )
@@ -388,6 +389,8 @@ class FilesystemStore(Store):
             except OSError as error:
                 _log.error("%s", translate(error, store=self.name, path=self._layout.content_path, doing="look after"))
                 await trio.sleep(_FLUSH_S)
+            except UnavailableError as error:
+                _log.error("%s; eviction is tried again", error.message)
             await trio.sleep(_TICK_S)
 
     async def _repair(self) -> None:

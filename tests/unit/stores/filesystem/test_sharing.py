@@ -172,6 +172,31 @@ async def test_waiting_for_the_lock_stalls_no_reads_and_says_who_has_it(place, m
         await put(store, b"after")
 
 
+async def test_a_lock_that_is_never_given_back_does_not_end_the_background_work(place, monkeypatch, caplog):
+    import fcntl
+
+    monkeypatch.setattr(commit, "_LOCK_TIMEOUT_S", 0.05)
+    async with place.running() as store:
+        await put(store, b"one")
+        await put(store, b"two")
+    async with place.running(scanned=False, policy={"max_count": 1}) as store:
+        with open(place.content / ".lock", "rb") as lock:
+            fcntl.flock(lock, fcntl.LOCK_EX)
+            await until(lambda: "eviction is tried again" in caplog.text)
+            assert store.statistics()["blobs"] == 2
+        await put(store, b"three")
+        assert len(os.listdir(place.content / "d")) == 1
+
+
+async def test_unfinished_files_are_spread_over_folders_that_are_there(place):
+    async with place.running() as store:
+        names = [store._layout.temp_name() for _ in range(1000)]
+        assert len(set(names)) == 1000
+        folders = {name.partition("/")[0] for name in names}
+        assert folders == set(os.listdir(place.temp / "d"))
+        assert len(folders) == 256
+
+
 async def test_two_stores_may_share_a_temp_folder_and_clean_only_after_the_dead(place):
     async with place.running() as one:
         name = one._layout.temp_name()
