@@ -120,6 +120,8 @@ class Call(Stream):
                     if owner is not None:
                         owner.release(stop)
                     self.consumed(stop)
+                    if self.core.out:  # the window update, as in `return_lent`
+                        self.core.flush_soon()
                     return data
         prefix = await self._receive_prefix()
         if prefix is None:

@@ -209,6 +209,8 @@ class Connection(Core):
             out.append(memoryview(data)[count:])
             self._wake_writer()
         self.out_bytes -= count
+        if self._room and self.out_bytes < HIGH_WATER:  # the writer, once woken, may find nothing left to do
+            self._room.unpark_all()
 
     def flush_soon(self) -> None:
         """Sends what is queued at the end of this pass, together with what others queue until then."""
@@ -280,14 +282,20 @@ class Connection(Core):
         *Cancellation*: what the peer has seen a part of is completed from a copy; the rest is dropped, uncharged.
         *Ownership*: the buffers may be reused when this returns or raises.
         """
+        try:
+            if self.transport.inline:
+                while self.sending:
+                    await self._turn.park()
+            else:
+                await self.wait_room()
+        except trio.Cancelled:
+            self._refund(_unfinished(frames, 0)[1], stream)
+            raise
         if not self.transport.inline:
-            await self.wait_room()
             self.emit(b"".join(frames))
             self.flush_soon()
             await self.wait_room()
             return
-        while self.sending:
-            await self._turn.park()
         if self.lost:
             raise TransportLost("connection lost")
         self.sending = True
@@ -315,8 +323,7 @@ class Connection(Core):
             if rest:
                 self.out.insert(1 if sent < queued else 0, rest)
                 self.out_bytes += len(rest)
-            stream.send_window += dropped
-            self.send_window += dropped
+            self._refund(dropped, stream)
             raise
         except TransportLost:
             self.lost = True
@@ -326,6 +333,13 @@ class Connection(Core):
             self._pass_turn()
 
     # -- credit ------------------------------------------------------------------------------------------------------
+
+    def _refund(self, count: int, stream: Stream) -> None:
+        """Credit that was charged and not used. Others may wait for it, and the peer, who has given it, will not."""
+        if count:
+            stream.send_window += count
+            self.send_window += count
+            self.on_window()
 
     def on_window(self) -> None:
         """Wakes those who wait for the connection's credit."""
