@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import AsyncGenerator, Collection, Sequence
+from time import perf_counter
 from typing import NamedTuple
 
 import trio
@@ -17,12 +18,16 @@ from nl.errors import BlobNotFoundError, ExhaustedError, InvalidRequestError
 from nl.model.digest import Digest
 from nl.pb import reapi
 from nl.pb.codec import DecodeError, decode
+from nl.pb.codec.wire import skip_field
 from nl.storage.contract import Store
 
 MAX_DIRECTORIES = 250_000
 """A walk that meets more distinct directories ends in ExhaustedError: some 100 bytes of memory each."""
 Node = reapi.FileNode | reapi.DirectoryNode | reapi.SymlinkNode
+_DIRECTORIES_TAG = 0x12
+"""Tag of Directory.directories."""
 _TASKS = 8
+_SLICE_S = 0.005
 _WINDOW_BLOBS = 256
 _WINDOW_BYTES = 4 * 1024 * 1024
 """How much of a tree is in memory at once, and how many tasks ask the store for it."""
@@ -65,11 +70,25 @@ def check_names(where: object, names: Collection[str]) -> None:
 def child_digests(digest: Digest, encoded: Buffer) -> list[Digest]:
     """The digests of the subdirectories that an encoded Directory names, in its order.
 
-    Raises InvalidRequestError if it is no Directory or names a malformed digest.
+    Raises InvalidRequestError if it is no Directory or names a malformed digest. Its files, of which there are more,
+    are stepped over and not decoded.
     """
-    if not encoded:
+    whole = bytes(encoded)
+    records: list[bytes] = []
+    at, end = 0, len(whole)
+    try:
+        while at < end:
+            start = at
+            at = skip_field(whole, at, end)
+            if whole[start] == _DIRECTORIES_TAG:
+                records.append(whole[start:at])
+    except IndexError:
+        raise InvalidRequestError(f"{digest} is not a Directory: truncated") from None
+    except DecodeError as exc:
+        raise InvalidRequestError(f"{digest} is not a Directory: {exc}") from exc
+    if not records:
         return []
-    nodes = _decode(digest, encoded).directories
+    nodes = _decode(digest, b"".join(records)).directories
     return [parse_digest(node.digest, f"directory {digest}: {node.name!r}") for node in nodes]
 
 
@@ -131,7 +150,11 @@ async def _load(store: Store, digests: Sequence[Digest]) -> list[Buffer | None]:
     numbers = iter(range(len(digests)))
 
     async def load() -> None:
+        until = perf_counter() + _SLICE_S
         for at in numbers:
+            if perf_counter() > until:
+                await trio.lowlevel.checkpoint()
+                until = perf_counter() + _SLICE_S
             try:
                 loaded[at] = await store.get(digests[at])
             except BlobNotFoundError:

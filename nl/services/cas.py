@@ -13,6 +13,7 @@ from collections.abc import Awaitable, Callable, Mapping
 from contextlib import aclosing
 from dataclasses import dataclass
 from functools import partial
+from time import perf_counter
 
 import grpclib.const
 import trio
@@ -40,6 +41,8 @@ _EXPLAINED = 200
 _EXPLANATION_CHARS = 300
 """How many failed blobs of a batch get a message beside their code, and how long that may be."""
 _TASKS = 8
+SLICE_S = 0.005
+"""How long a batch whose store never waits may keep everybody else waiting."""
 _OK = rpc_status.Status()
 _MASK64 = (1 << 64) - 1
 _PREFIX = "/build.bazel.remote.execution.v2.ContentAddressableStorage/"
@@ -220,8 +223,12 @@ async def _for_each(count: int, act: Callable[[int], Awaitable[None]]) -> None:
     numbers = iter(range(count))
 
     async def work() -> None:
+        until = perf_counter() + SLICE_S
         for number in numbers:
             await act(number)
+            if perf_counter() > until:
+                await trio.lowlevel.checkpoint()
+                until = perf_counter() + SLICE_S
 
     if count == 1:
         await work()

@@ -1,15 +1,18 @@
 """Directories: names that cannot leave their directory, and walks that cost what is distinct."""
 
+import contextlib
 from contextlib import aclosing
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from nl.blob.hashing import digest_of
 from nl.cas.directories import child_digests, decode_directory, walk
 from nl.errors import BlobNotFoundError, ExhaustedError, InvalidRequestError
 from nl.model.digest import EMPTY, Digest, DigestFunction
 from nl.pb import reapi
-from nl.pb.codec import encode
+from nl.pb.codec import DecodeError, decode, encode
 from nl.stores.memory import MemoryOptions, MemoryStore
 from nl.testing import BareContext
 
@@ -111,3 +114,26 @@ async def test_more_children_than_are_asked_for_at_once_keep_their_order(store):
     children = {f"d{at:03}": await put(store, **{f"x{at}": EMPTY[DigestFunction.SHA256]}) for at in range(100)}
     root = await put(store, **children)
     assert (await walked(store, root))[1:-1] == list(children.values())
+
+
+@given(st.binary(max_size=80))
+def test_children_are_those_of_the_decoded_directory(noise):
+    """What has children by the short way has the same by the long one; noise is a Directory or is refused."""
+    digest = digest_of(noise)
+    try:
+        nodes = decode(reapi.Directory, noise).directories
+        expected = [Digest.parse(node.digest.hash, node.digest.size_bytes) for node in nodes]
+    except (DecodeError, InvalidRequestError, AttributeError):
+        return
+    assert child_digests(digest, noise) == expected
+
+
+def test_children_are_found_between_files_and_what_nobody_knows():
+    directory = reapi.Directory(files=[file(str(at)) for at in range(5)], directories=[node("a"), node("b")])
+    encoded = encode(directory)
+    assert child_digests(digest_of(encoded), b"\xf2\x3f\x05later" + encoded + encode(directory)) == [Digest(H, 1)] * 4
+    for length in range(1, len(encoded)):
+        with contextlib.suppress(InvalidRequestError):
+            assert len(child_digests(digest_of(encoded), encoded[:length])) <= 2
+    with pytest.raises(InvalidRequestError, match="has no digest"):
+        child_digests(digest_of(b""), encode(reapi.Directory(directories=[reapi.DirectoryNode(name="a")])))

@@ -1,0 +1,63 @@
+"""The blobs of a batch are handled by a few tasks, which leave room for others."""
+
+import pytest
+import trio
+import trio.testing
+
+from nl.errors import UnavailableError
+from nl.services import cas
+from nl.services.cas import _for_each
+
+
+@pytest.mark.parametrize("count", [0, 1, 3, 100])
+async def test_each_number_is_handled_once(count):
+    seen = []
+
+    async def act(number):
+        seen.append(number)
+
+    await _for_each(count, act)
+    assert seen == list(range(count))
+
+
+async def test_several_are_under_way_at_once_when_they_wait():
+    started, most = 0, 0
+
+    async def act(number):
+        nonlocal started, most
+        started += 1
+        most = max(most, started)
+        await trio.testing.wait_all_tasks_blocked()
+        started -= 1
+
+    await _for_each(20, act)
+    assert 1 < most <= 8
+
+
+async def test_a_batch_that_never_waits_lets_others_run(monkeypatch):
+    monkeypatch.setattr(cas, "SLICE_S", 0.0)
+    turns = []
+
+    async def act(number):
+        turns.append("batch")
+
+    async def other():
+        for _ in range(20):
+            turns.append("other")
+            await trio.lowlevel.checkpoint()
+
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(_for_each, 100, act)
+        nursery.start_soon(other)
+    assert turns.index("other") < 100
+    assert "".join(turn[0] for turn in turns).count("bo") > 3
+
+
+async def test_a_bug_in_one_ends_the_others_and_is_raised_as_it_is():
+    async def act(number):
+        if number == 3:
+            raise UnavailableError("away")
+        await trio.sleep_forever()
+
+    with pytest.raises(UnavailableError, match="away"):
+        await _for_each(10, act)
