@@ -3,7 +3,7 @@
     {content_path}/d    blobs                      {content_path}/.lock     the lock of all who write (commit.py)
     {content_path}/a    action results             {temp_path}/d            files being written
     {content_path}/s    values with string keys    {temp_path}/*.session    one locked file for each living process
-                                                   {temp_path}/d/00 to ff   (see SPREAD)
+                                                   {temp_path}/d/00 to 3f   (see SPREAD)
     {content_path}.exec/d     executable variants of blobs (executables.py)
     {content_path}.corrupt    blobs found wrong (quarantine.py)
 
@@ -31,7 +31,7 @@ _log = logging.getLogger(__name__)
 
 _FOLDER_FLAGS = os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC
 _SESSION = ".session"
-SPREAD = 256
+SPREAD = 64
 """Folders for files being written. ext4 gives no inode away anew within minutes of its deletion, but looks at all of
 them each time it makes a file: in a store that evicts, a create took 520 us in one folder, and 10 us in folders that
 lie in different block groups (which the flag TOPDIR, as of `chattr +T`, on their parent asks for)."""

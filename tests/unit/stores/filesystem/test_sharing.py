@@ -9,6 +9,7 @@ import trio
 from nl.blob.hashing import digest_of
 from nl.plugin import ActionKey, BlobNotFoundError, Link, LocalFiles, UnavailableError
 from nl.stores.filesystem import commit
+from nl.stores.filesystem.layout import SPREAD
 from nl.testing import find, make_blob
 
 from .conftest import put, until
@@ -194,7 +195,7 @@ async def test_unfinished_files_are_spread_over_folders_that_are_there(place):
         assert len(set(names)) == 1000
         folders = {name.partition("/")[0] for name in names}
         assert folders == set(os.listdir(place.temp / "d"))
-        assert len(folders) == 256
+        assert len(folders) == SPREAD
 
 
 async def test_two_stores_may_share_a_temp_folder_and_clean_only_after_the_dead(place):
