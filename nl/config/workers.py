@@ -62,7 +62,7 @@ class UploadActionResult(Options):
     """Which results a worker writes to the action cache."""
 
     ac_store: StoreName | None = None
-    """The action cache; none if not set."""
+    """The action cache. If not set, this worker writes no results to it; clients and schedulers then have to."""
     upload_ac_results_strategy: Literal["success_only", "never", "everything", "failures_only"] = "success_only"
     """Which results go to the action cache."""
     historical_results_store: StoreName | None = None

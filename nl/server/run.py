@@ -10,7 +10,7 @@ from __future__ import annotations
 import logging
 import resource
 import signal
-from collections.abc import Callable, Mapping
+from collections.abc import AsyncIterator, Callable, Mapping
 from contextlib import AsyncExitStack
 from dataclasses import dataclass, replace
 
@@ -62,6 +62,7 @@ async def run(config: Config, *, on_ready: Callable[[list[Endpoint]], None] | No
     """
     _allow_open_files(config.global_.max_open_files)
     async with AsyncExitStack() as cleanup:
+        signals = cleanup.enter_context(trio.open_signal_receiver(signal.SIGTERM, signal.SIGINT))
         endpoints_bound = await _bind_all(config, cleanup)
         graph = build_stores(config.stores)
         health = HealthRegistry()
@@ -73,7 +74,7 @@ async def run(config: Config, *, on_ready: Callable[[list[Endpoint]], None] | No
                 for scheduler in by_name.values():
                     await schedulers.start(scheduler.run)
                 endpoints = _endpoints(config, endpoints_bound, graph, by_name, health)
-                await _serve(config, endpoints, graph, by_name, health, on_ready)
+                await _serve(config, endpoints, graph, by_name, health, signals=signals, on_ready=on_ready)
                 schedulers.cancel_scope.cancel()
             stores.cancel_scope.cancel()
     log.info("Successfully shut down")
@@ -123,6 +124,8 @@ async def _serve(
     graph: StoreGraph,
     schedulers: Mapping[str, SimpleScheduler],
     health: HealthRegistry,
+    *,
+    signals: AsyncIterator[int],
     on_ready: Callable[[list[Endpoint]], None] | None,
 ) -> None:
     """Listeners, and workers inside of them. Returns when a signal has stopped both."""
@@ -132,12 +135,14 @@ async def _serve(
                 await background.start(part.run)
             await serving.start(endpoint.server.serve, endpoint.listeners)
             log.info("Ready, listening on %s", ", ".join(endpoint.addresses))
-        health.set_serving(True)
         async with trio.open_nursery() as working:
             workers = await _start_workers(config, endpoints, graph, working)
+            health.set_serving(True)
             if on_ready is not None:
                 on_ready(endpoints)
-            await _wait_for_signal(lambda: serving.cancel_scope.cancel())
+            number = await anext(signals)
+            log.info("Process terminated via %s, finishing what is running", signal.Signals(number).name)
+            background.start_soon(_stop_at_once, signals, serving.cancel_scope)
             health.set_serving(False)
             for scheduler in schedulers.values():
                 scheduler.stop_admission()
@@ -171,21 +176,11 @@ async def _start_workers(
     return workers
 
 
-async def _wait_for_signal(at_once: Callable[[], None]) -> None:
-    """Returns at the first SIGTERM or SIGINT; from then on a second one calls `at_once`."""
-    with trio.open_signal_receiver(signal.SIGTERM, signal.SIGINT) as signals:
-        async for number in signals:
-            log.info("Process terminated via %s, finishing what is running", signal.Signals(number).name)
-            break
-    trio.lowlevel.spawn_system_task(_second_signal, at_once)
-
-
-async def _second_signal(at_once: Callable[[], None]) -> None:
-    with trio.open_signal_receiver(signal.SIGTERM, signal.SIGINT) as signals:
-        async for number in signals:
-            log.warning("%s again: stopping at once", signal.Signals(number).name)
-            at_once()
-            return
+async def _stop_at_once(signals: AsyncIterator[int], scope: trio.CancelScope) -> None:
+    """What a second signal does."""
+    number = await anext(signals)
+    log.warning("%s again: stopping at once", signal.Signals(number).name)
+    scope.cancel()
 
 
 async def _stop_workers(workers: list[Worker]) -> None:

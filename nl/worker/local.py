@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable
 
 from nl.config.workers import LocalWorkerOptions
@@ -11,6 +12,8 @@ from nl.worker.agent import Connect, Worker
 from nl.worker.connection import connector
 from nl.worker.processes import Supervisor
 from nl.worker.results import ResultKeeper
+
+log = logging.getLogger("nl.worker")
 
 
 def local_worker(
@@ -23,6 +26,12 @@ def local_worker(
     """
     store = store_named(options.cas_fast_slow_store)
     upload = options.upload_action_result
+    name = options.name or f"worker_{index}"
+    if not upload.ac_store and upload.upload_ac_results_strategy != "never":
+        log.warning(
+            "worker '%s' writes no results to an action cache, so nothing that it executes is ever a cache hit: set "
+            'workers[%d].local.upload_action_result.ac_store (or upload_ac_results_strategy: "never")', name, index
+        )
     historical = upload.historical_results_store
     keeper = ResultKeeper(
         upload,
@@ -32,7 +41,7 @@ def local_worker(
     supervisor = Supervisor()
     return Worker(
         options,
-        name=options.name or f"worker_{index}",
+        name=name,
         connect=connect or connector(options.worker_api_endpoint),
         runner=ActionRunner(options, store=store, keeper=keeper, supervisor=supervisor),
         supervisor=supervisor,

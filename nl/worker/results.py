@@ -44,18 +44,12 @@ def _strategy(name: str) -> _Keeps:
 
 
 class ResultKeeper:
-    """Keeps results as `upload_action_result` says. Raises ConfigError if that cannot be done."""
+    """Keeps results as `upload_action_result` says; without an `ac_store` none go to the action cache."""
 
     def __init__(self, options: UploadActionResult, *, ac_store: Store | None, historical_store: Store) -> None:
-        if ac_store is None and options.upload_ac_results_strategy != "never":
-            raise ConfigError(
-                "upload_action_result",
-                "upload_ac_results_strategy is set, but no ac_store is configured; "
-                'expected an ac_store, or upload_ac_results_strategy: "never"',
-            )
         self._ac_store = ac_store
         self._historical_store = historical_store
-        self._cached = _strategy(options.upload_ac_results_strategy)
+        self._cached = _strategy(options.upload_ac_results_strategy if ac_store is not None else "never")
         self._historical = _strategy(options.upload_historical_results_strategy or "never")
         self._messages = {True: options.success_message_template, False: options.failure_message_template}
         for template in self._messages.values():
