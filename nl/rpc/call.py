@@ -19,6 +19,7 @@ from nl.rpc import messages
 from nl.rpc.connection import HIGH_WATER, Connection
 from nl.rpc.contract import MessageBody
 from nl.rpc.core import GOODWILL, Owner, Stream
+from nl.rpc.transport import TransportLost
 
 SMALL = 16 * 1024
 """Messages up to this size are copied and leave with whatever else is queued."""
@@ -47,6 +48,12 @@ class Call(Stream):
 
     def raise_if_over(self) -> None:
         """Raises if nothing more can be received or sent because the call has failed."""
+
+    def raise_if_unsendable(self) -> None:
+        """Raises if the other side takes nothing more, for whatever reason."""
+        self.raise_if_over()
+        if self.reset_code is not None or self.send_closed:
+            raise TransportLost("the call is over")
 
     def head(self, *, end_stream: bool = False) -> bytes:
         """The frames that must go before the first message, or nothing if they are out."""
@@ -226,7 +233,7 @@ class Call(Stream):
         """Waits until the peer's windows allow some bytes; how many."""
         core = self.core
         while True:
-            self.raise_if_over()
+            self.raise_if_unsendable()
             credit = min(self.send_window, core.send_window)
             if credit > 0:
                 self.blocked_since = None
@@ -243,7 +250,7 @@ class Call(Stream):
     async def send_framed(self, parts: Sequence[Buffer], *, compressed: bool = False, end_stream: bool = False) -> None:
         """Sends one message; returns when its buffers may be reused."""
         core = self.core
-        self.raise_if_over()
+        self.raise_if_unsendable()
         length = sum(map(len, parts))
         need = length + messages.PREFIX_SIZE
         prefix = fr.PREFIX.pack(compressed, length)
@@ -251,7 +258,7 @@ class Call(Stream):
         if need <= SMALL:
             if core.out_bytes >= HIGH_WATER:
                 await core.wait_room()
-                self.raise_if_over()
+                self.raise_if_unsendable()
             if need <= self.send_window and need <= core.send_window:
                 self.send_window -= need
                 core.send_window -= need

@@ -72,6 +72,7 @@ class ClientConnection(Connection):
                     self.reason = str(exc)
                     log.warning("%s: %s", self.transport.peer, exc)
                 nursery.cancel_scope.cancel()
+            self.nursery = None
             if fault is not None:
                 await self.say_goodbye(fault.code, fault.reason)
         finally:
@@ -82,9 +83,8 @@ class ClientConnection(Connection):
                     stream.fail(GRPCError(Status.UNAVAILABLE, f"{self.transport.peer}: {self.reason}"))
             self.streams.clear()
             self._slots.unpark_all()
-            self._window.unpark_all()
-            self._room.unpark_all()
             self.transport.close()
+            self.wake_all()
 
     async def _read(self) -> None:
         more = False
@@ -187,12 +187,11 @@ class Channel:
 
     async def __aexit__(
         self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
-    ) -> bool | None:
+    ) -> None:
         nursery, self._nursery = self._nursery, None
         assert nursery is not None
         nursery.cancel_scope.cancel()
-        swallowed: bool | None = await self._manager.__aexit__(kind, error, traceback)
-        return swallowed
+        await self._manager.__aexit__(None, None, None)  # the body's error is not the nursery's: no group around it
 
     async def run(self, *, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> None:
         """The channel's life as a task: usable once started, until cancelled."""

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from types import TracebackType
 from typing import TYPE_CHECKING, Any
 
@@ -47,6 +48,12 @@ class ClientCall(Call):
         """Raises what ended the call, unless its data is still to be read."""
         if self.error is not None:
             raise self.error
+
+    def raise_if_unsendable(self) -> None:
+        """After the server's status, sending is pointless even where HTTP/2 allows it."""
+        super().raise_if_unsendable()
+        if self.trailing is not None:
+            raise TransportLost("the server has answered already")
 
     def on_headers(self, fields: list[Field]) -> None:
         """Response headers, trailers, or both in one."""
@@ -120,7 +127,6 @@ class ClientStream:
         self._expires = expires
         self._fields = encode_fields(metadata) if metadata else []
         self._call: ClientCall | None = None
-        self._scope = trio.CancelScope()
         self._sent = False
         self._ended = False
         self._cancelled = False
@@ -133,34 +139,37 @@ class ClientStream:
         return None if self._expires is None else Deadline.from_timeout(self._expires - trio.current_time())
 
     @property
+    def is_answered(self) -> bool:
+        """Whether the server has sent its status: what is sent from then on, nobody reads."""
+        return self._call is not None and self._call.trailing is not None
+
+    @property
     def peer(self) -> str:
         """`host:port` of the server, once the request is sent."""
         return self._call.core.transport.peer if self._call is not None else ""
 
     async def __aenter__(self) -> ClientStream:
-        if self._expires is not None:
-            self._scope.deadline = self._expires
-        self._scope.__enter__()
         return self
 
     async def __aexit__(
         self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
-    ) -> bool | None:
-        raised: BaseException | None = error
+    ) -> None:
         try:
             if error is None and self._call is not None:
                 await self._finish()
-        except BaseException as exc:  # noqa: BLE001  # passed on below, unless the scope caught it
-            raised = exc
         finally:
             self._release()
-        where = raised.__traceback__ if raised is not None else None
-        swallowed = self._scope.__exit__(type(raised) if raised is not None else None, raised, where)
-        if self._scope.cancelled_caught:
-            raise GRPCError(Status.DEADLINE_EXCEEDED, "the deadline has passed") from None
-        if raised is not None and raised is not error and not swallowed:
-            raise raised
-        return swallowed
+
+    @contextmanager
+    def _until_deadline(self) -> Iterator[None]:
+        """Limits one wait. No scope spans the whole call: generated stubs wait inside of async generators."""
+        if self._expires is None:
+            yield
+            return
+        with trio.move_on_at(self._expires) as scope:
+            yield
+        if scope.cancelled_caught:
+            raise GRPCError(Status.DEADLINE_EXCEEDED, "the deadline has passed")
 
     async def _finish(self) -> None:
         """After the body of the context: the status, if everything was sent and received."""
@@ -168,7 +177,7 @@ class ClientStream:
         assert call is not None
         if self._cancelled:
             return
-        if self._ended and not self._cardinality.server_streaming:
+        if (self._ended or self.is_answered) and not self._cardinality.server_streaming:
             await self.recv_trailing_metadata()
         call.raise_if_over()
 
@@ -191,8 +200,10 @@ class ClientStream:
             raise ProtocolError("the request was sent already")
         if end and not self._cardinality.client_streaming:
             raise ProtocolError("a unary request needs its message")
-        call = await self._channel.open_call()
-        self._call = call
+        with self._until_deadline():
+            self._call = await self._channel.open_call()
+        call = self._call
+        assert call is not None
         block = self._channel.head(self._name, call.core)
         fields = self._fields
         if self._expires is not None:
@@ -210,11 +221,17 @@ class ClientStream:
         await self.send_parts((message,) if type(message) is bytes else encoder_of(message), end=end)
 
     async def send_parts(self, parts: Sequence[Buffer], *, end: bool = False) -> None:
-        """Sends one encoded message. When this returns, the buffers may be reused."""
+        """Sends one encoded message. When this returns, the buffers may be reused.
+
+        A server may answer before the request is complete: then this returns at once, and `is_answered` is true.
+        """
         if self._call is None:
             await self.send_request()
         call = self._call
         assert call is not None
+        if self.is_answered:
+            call.raise_if_over()
+            return
         if self._ended or (self._sent and not self._cardinality.client_streaming):
             raise ProtocolError("the request has ended")
         self._sent = True
@@ -223,26 +240,35 @@ class ClientStream:
         if packed:
             parts = (messages.compress(b"".join(parts)),)
         try:
-            await call.send_framed(parts, compressed=packed, end_stream=end)
+            with self._until_deadline():
+                await call.send_framed(parts, compressed=packed, end_stream=end)
         except TransportLost:
             call.raise_if_over()
-            raise GRPCError(Status.UNAVAILABLE, "connection lost") from None
+            if call.trailing is None:
+                raise GRPCError(Status.UNAVAILABLE, "connection lost") from None
+            end = True
         self._ended = self._ended or end
 
     async def wait_send_credit(self) -> int:
-        """Waits until the server takes some bytes; how many."""
+        """Waits until the server takes some bytes; how many. 0 if it has answered already."""
         if self._call is None:
             await self.send_request()
         assert self._call is not None
-        return await self._call.wait_send_credit()
+        credit = 0
+        try:
+            with self._until_deadline():
+                credit = await self._call.wait_send_credit()
+        except TransportLost:
+            self._call.raise_if_over()
+        return credit
 
     async def end(self) -> None:
         """Half-closes: no more messages."""
         call = self._call
         if call is None:
             raise ProtocolError("the request was not sent")
-        if self._ended:
-            if self._cardinality.client_streaming:
+        if self._ended or self.is_answered:
+            if self._cardinality.client_streaming and not self.is_answered:
                 raise ProtocolError("the request has ended already")
             return
         if not self._cardinality.client_streaming:
@@ -259,7 +285,8 @@ class ClientStream:
         call = self._require()
         while call.initial is None:
             call.raise_if_over()
-            await call.wait_data()
+            with self._until_deadline():
+                await call.wait_data()
         if self.initial_metadata is None:
             self.initial_metadata = decode_fields(call.initial)
             if call.trailing is call.initial:
@@ -270,8 +297,10 @@ class ClientStream:
         call = self._require()
         if self.initial_metadata is None:
             await self.recv_initial_metadata()
+        data: Buffer | None = None
         try:
-            data = await call.receive_message()
+            with self._until_deadline():
+                data = await call.receive_message()
         except NlError as exc:
             raise GRPCError(Status.INTERNAL if exc.code == 3 else Status(int(exc.code)), exc.message) from exc
         if data is None:
@@ -286,7 +315,9 @@ class ClientStream:
         call = self._require()
         if self.initial_metadata is None:
             await self.recv_initial_metadata()
-        body = await call.receive_body()
+        body: MessageBody | None = None
+        with self._until_deadline():
+            body = await call.receive_body()
         if body is None:
             await self.recv_trailing_metadata()
         return body
@@ -298,7 +329,8 @@ class ClientStream:
             call.raise_if_over()
             if call.recv_closed:
                 raise GRPCError(Status.UNKNOWN, "the server ended the stream without a status")
-            await call.wait_data()
+            with self._until_deadline():
+                await call.wait_data()
         if self.trailing_metadata is None:
             self.trailing_metadata = decode_fields(call.trailing)
         call.raise_if_over()

@@ -248,6 +248,7 @@ class Connection(Core):
     async def _drain(self) -> None:
         self.sending = True
         self.progress = trio.current_time()
+        data = memoryview(b"")
         try:
             while self.out:
                 data = memoryview(b"".join(self.out))
@@ -258,6 +259,8 @@ class Connection(Core):
                     self.out_bytes -= count
                     self.progress = trio.current_time()
         finally:
+            if data:  # cancelled: what follows must still begin where this stopped
+                self.out.insert(0, data)
             self._pass_turn()
 
     def _pass_turn(self) -> None:
@@ -297,6 +300,7 @@ class Connection(Core):
             await self.wait_room()
             return
         if self.lost:
+            self._turn.unpark_all()
             raise TransportLost("connection lost")
         self.sending = True
         queue = list(self.out)
@@ -344,6 +348,11 @@ class Connection(Core):
     def on_window(self) -> None:
         """Wakes those who wait for the connection's credit."""
         self._window.unpark_all()
+
+    def wake_all(self) -> None:
+        """The connection is lost: whoever waits for it finds out."""
+        for lot in (self._window, self._room, self._turn):
+            lot.unpark_all()
 
     async def wait_window(self) -> None:
         """Until the connection's window grows."""

@@ -34,7 +34,7 @@ class Limits:
     """What one connection may cost. The defaults serve fast peers on a fast network."""
 
     stream_window: int = 4 << 20
-    """Bytes of unread DATA per stream."""
+    """Bytes of unread DATA per stream; at least 65,535, which is what a peer may assume before it has our settings."""
     connection_window: int = 16 << 20
     """Bytes of unread DATA per connection."""
     max_frame_size: int = 16_384
@@ -105,7 +105,7 @@ class Stream:
         self.send_closed = False
         self.reset_code: int | None = None
         self.send_window = core.peer_initial_window
-        self.recv_window = ReceiveWindow(core.limits.stream_window)
+        self.recv_window = ReceiveWindow(max(core.limits.stream_window, fr.DEFAULT_WINDOW))
         self.content_left: int | None = None
         self.chunks: deque[Chunk] = deque()
         self.held = 0
@@ -179,7 +179,7 @@ class Core:
         """Streams above this one are ignored: we have said so in GOAWAY."""
         self.peer_goaway: int | None = None
         self.send_window = fr.DEFAULT_WINDOW
-        self.recv_window = ReceiveWindow(limits.connection_window)
+        self.recv_window = ReceiveWindow(max(limits.connection_window, fr.DEFAULT_WINDOW))
         self.peer_initial_window = fr.DEFAULT_WINDOW
         self.peer_max_frame = fr.MIN_FRAME_SIZE
         self.peer_max_streams = fr.MAX_STREAM_ID
@@ -266,8 +266,10 @@ class Core:
 
     def _end(self, stream: Stream, code: int) -> None:
         stream.reset_code = code
+        answered = self.client and stream.recv_closed  # a reset after the response takes nothing of it back
         stream.recv_closed = stream.send_closed = True
-        stream.discard()
+        if not answered:
+            stream.discard()
         if stream is self._data_stream:
             self._data_stream = None
         self.on_closed(stream)

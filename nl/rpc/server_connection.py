@@ -65,6 +65,7 @@ class ServerConnection(Connection):
                 self.preface()
                 self.flush()
                 nursery.start_soon(self._lead)
+            self.nursery = None
             if self._fault is not None:
                 await self.say_goodbye(self._fault.code, self._fault.reason)
             elif self.draining and not self.lost:

@@ -8,7 +8,8 @@ here: any page; gRPC (nl.rpc, which hands connections over by calling `HttpServe
 from __future__ import annotations
 
 import logging
-from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
+from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Mapping, Sequence
+from contextlib import aclosing
 from dataclasses import dataclass, field
 from http import HTTPStatus
 
@@ -42,16 +43,17 @@ class Request:
     path: str
     query: str
     headers: Sequence[tuple[bytes, bytes]]
-    chunks: AsyncIterator[bytes]
+    chunks: AsyncGenerator[bytes, None]
     max_body: int
 
     async def read(self) -> bytes:
         """The whole body; HttpError 413 if it is larger than the limit."""
         body = bytearray()
-        async for chunk in self.chunks:
-            body += chunk
-            if len(body) > self.max_body:
-                raise HttpError(HTTPStatus.REQUEST_ENTITY_TOO_LARGE, f"body over {self.max_body} bytes")
+        async with aclosing(self.chunks) as chunks:
+            async for chunk in chunks:
+                body += chunk
+                if len(body) > self.max_body:
+                    raise HttpError(HTTPStatus.REQUEST_ENTITY_TOO_LARGE, f"body over {self.max_body} bytes")
         return bytes(body)
 
     def header(self, name: str) -> str | None:
@@ -121,7 +123,8 @@ class HttpServer:
             return False
         with trio.move_on_after(self._limits.handler_timeout) as scope:
             try:
-                response = await self._answer(request)
+                async with aclosing(request.chunks):
+                    response = await self._answer(request)
             except HttpError as exc:
                 response = Response(exc.status, exc.text.encode())
             except h11.RemoteProtocolError:
@@ -186,7 +189,7 @@ class _Connection:
         headers = [(bytes(key), bytes(value)) for key, value in event.headers]
         return Request(event.method.decode("ascii"), path, query, headers, self._body(), self._limits.max_body)
 
-    async def _body(self) -> AsyncIterator[bytes]:
+    async def _body(self) -> AsyncGenerator[bytes, None]:
         while isinstance(event := await self._event(), h11.Data):
             yield bytes(event.data)
 

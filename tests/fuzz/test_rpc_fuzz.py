@@ -78,9 +78,8 @@ def feed(pieces, limits=LIMITS):
             del buffer[:done]
     except ConnectionFault as exc:
         error = (exc.code, exc.reason)
-    merged = [event for event in core.events]
     sent = b"".join(core.out)
-    return merged, without_window_updates(sent), error
+    return core.events, without_window_updates(sent), error
 
 
 def without_window_updates(data):
@@ -126,7 +125,8 @@ GOOD_DATA = st.builds(
 )
 TRAFFIC = st.lists(st.one_of(FRAME, GOOD_HEADERS, GOOD_DATA), max_size=25).map(b"".join)
 WIRE = st.one_of(st.binary(max_size=300), TRAFFIC, TRAFFIC.map(lambda data: fr.settings({}) + data))
-relaxed = settings(deadline=None, max_examples=400, suppress_health_check=[HealthCheck.too_slow, HealthCheck.data_too_large])
+unhurried = [HealthCheck.too_slow, HealthCheck.data_too_large]
+relaxed = settings(deadline=None, max_examples=400, suppress_health_check=unhurried)
 
 
 @relaxed

@@ -109,6 +109,10 @@ class RawService:
     async def _raise(self):
         raise NotFoundError("in a nursery")
 
+    async def early(self, stream):
+        await stream.recv_message()
+        await stream.send_message(b"that will do")
+
     async def half(self, stream):
         await stream.recv_message()
         await stream.send_message(b"one")
@@ -123,6 +127,6 @@ class RawService:
             "Metadata": (self.metadata, kinds.UNARY_UNARY), "Big": (self.big, kinds.UNARY_UNARY),
             "Pour": (self.pour, kinds.UNARY_STREAM), "Hang": (self.hang, kinds.UNARY_UNARY),
             "Deadline": (self.deadline, kinds.UNARY_UNARY), "Fail": (self.fail, kinds.UNARY_UNARY),
-            "Half": (self.half, kinds.UNARY_STREAM),
+            "Early": (self.early, kinds.STREAM_UNARY), "Half": (self.half, kinds.UNARY_STREAM),
         }  # fmt: skip
         return {f"/t.S/{name}": Handler(func, kind, bytes, bytes) for name, (func, kind) in methods.items()}

@@ -1,4 +1,5 @@
 """Our channel: against our own server over a socket pair, and against grpcio's server as a foreign judge."""
+# ruff: noqa: SIM117  # nested blocks say which ends first
 
 import socket
 from concurrent import futures
@@ -280,3 +281,20 @@ async def test_gzip_from_the_channel(service):
     async with serving(service, options=options) as (_, port):
         async with Channel(f"127.0.0.1:{port}", options=ChannelOptions(send_compression="gzip")) as channel:
             assert await unary(channel, "Echo", b"z" * 100_000) == b"z" * 100_000
+
+
+async def test_a_server_that_answers_early_ends_the_sending(pair):
+    async with pair.request("/t.S/Early", KINDS.STREAM_UNARY, bytes, bytes, timeout=30) as stream:
+        while not stream.is_answered:
+            await stream.send_message(bytes(1_000_000))
+        await stream.end()
+        assert await stream.recv_message() == b"that will do"
+
+
+async def test_an_error_in_the_block_leaves_the_channel_ungrouped(pair, service, nursery):
+    server = Server([service])
+    await nursery.start(server.serve, [])
+    with pytest.raises(KeyError):
+        async with Channel(connect_pair(server)) as channel:
+            await unary(channel, "Echo", b"x")
+            raise KeyError("mine")

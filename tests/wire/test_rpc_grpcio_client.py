@@ -242,7 +242,8 @@ async def test_a_decompression_bomb_stops_at_the_message_limit(service):
 
 async def test_too_many_headers_cost_the_call_and_not_the_connection(service):
     async with serving(service) as (server, port):
-        with Client(port, [("grpc.max_metadata_size", 1 << 20), ("grpc.absolute_max_metadata_size", 1 << 20)]) as client:
+        lax = [("grpc.max_metadata_size", 1 << 20), ("grpc.absolute_max_metadata_size", 1 << 20)]
+        with Client(port, lax) as client:
             error = await in_thread(lambda: client.error("Echo", metadata=[("x-big", "v" * 20_000)]))
             assert error.code() is StatusCode.RESOURCE_EXHAUSTED
             assert await in_thread(client.unary, "Echo", b"alive") == b"alive"
@@ -275,3 +276,10 @@ async def test_shutdown_cancels_what_outlives_the_grace_period(service):
                 return caught.value.code()
 
             assert await in_thread(outcome) is StatusCode.UNAVAILABLE
+
+
+async def test_a_stream_that_is_answered_early_gets_its_answer(service):
+    def run(client):
+        return client.channel.stream_unary("/t.S/Early")(iter([bytes(500_000)] * 40), timeout=30)
+
+    assert await call(service, run) == b"that will do"

@@ -1,4 +1,5 @@
 """TLS: ALPN, mandatory client certificates, revocation; grpcio as the foreign client."""
+# ruff: noqa: SIM117  # nested blocks say which ends first
 
 import datetime
 import ssl
@@ -35,7 +36,7 @@ def files(tmp_path):
     for name, cert in (("server", SERVER), ("client", CLIENT), ("revoked", REVOKED), ("stranger", STRANGER)):
         cert.private_key_pem.write_to_path(tmp_path / f"{name}.key")
         (tmp_path / f"{name}.pem").write_bytes(b"".join(blob.bytes() for blob in cert.cert_chain_pems))
-    now = datetime.datetime.now(datetime.timezone.utc)
+    now = datetime.datetime.now(datetime.UTC)
     ca_cert = x509.load_pem_x509_certificate(CA.cert_pem.bytes())
     revoked = x509.load_pem_x509_certificate(REVOKED.cert_chain_pems[0].bytes())
     entry = x509.RevokedCertificateBuilder().serial_number(revoked.serial_number).revocation_date(now).build()
@@ -104,8 +105,11 @@ async def test_our_channel_over_tls_with_a_client_certificate(files):
 
 
 async def test_a_server_we_do_not_trust_is_not_spoken_to(files):
-    async with serving(RawService(), options=ServerOptions(tls=context(files))) as (_, port):
-        async with Channel(f"localhost:{port}", tls=client_context()) as channel:
+    options = ServerOptions(tls=context(files))
+    async with (
+        serving(RawService(), options=options) as (_, port),
+        Channel(f"localhost:{port}", tls=client_context()) as channel,
+    ):
             with pytest.raises(GRPCError, match="cannot connect"):
                 async with channel.request("/t.S/Echo", Cardinality.UNARY_UNARY, bytes, bytes) as stream:
                     await stream.send_message(b"", end=True)
