@@ -181,7 +181,7 @@ class ProtocolError(Exception):
 
 
 class LocalProtocolError(ProtocolError):
-    """This side used a connection or stream wrongly: our bug."""
+    """Our side used a connection or stream wrongly: a bug."""
 
 
 class RemoteProtocolError(ProtocolError):

@@ -53,7 +53,7 @@ class Digest(NamedTuple):
         hash, dash, size = name.partition("-")
         if not (dash and _HASH(hash) and size.isdecimal() and size.isascii()):
             return None
-        if len(size) > 1 and size[0] == "0" or int(size) > MAX_SIZE:
+        if (len(size) > 1 and size[0] == "0") or int(size) > MAX_SIZE:
             return None
         return cls(hash, int(size))
 

@@ -1,0 +1,1 @@
+"""The composition root: config to objects to the nursery tree. The only room that knows every other."""

@@ -103,6 +103,6 @@ def default_config(*, listen: str, port: int, data_dir: Path, max_bytes: int) ->
 
 
 def _isa() -> str:
-    """This machine's instruction set, by the names of REAPI's platform lexicon."""
+    """The machine's instruction set, by the names of REAPI's platform lexicon."""
     machine = os.uname().machine
     return {"x86_64": "x86-64", "aarch64": "arm-a64"}.get(machine, machine)

@@ -169,7 +169,8 @@ async def _start_workers(
             options = replace(options, worker_api_endpoint=replace(options.worker_api_endpoint, uri=uri))
         elif port == 0:
             path = f"workers[{index}].local.worker_api_endpoint.uri"
-            raise ConfigError(path, f'"{options.worker_api_endpoint.uri}" has no port; expected one, or a listener here')
+            given = options.worker_api_endpoint.uri
+            raise ConfigError(path, f'"{given}" has no port; expected one, or a listener here with the same address')
         worker = local_worker(options, index=index, store_named=graph.__getitem__)
         await nursery.start(worker.run)
         workers.append(worker)

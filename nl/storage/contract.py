@@ -80,7 +80,8 @@ class Store(ABC):
 
     async def run(self, *, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> None:
         """Background work, until cancelled; `task_status.started()` when the store may be used. Children run by
-        themselves: the builder starts every store of a chain, innermost first."""
+        themselves: the builder starts every store of a chain, innermost first.
+        """
         task_status.started()
 
     def statistics(self) -> Mapping[str, int | float | str]:

@@ -105,7 +105,9 @@ def full_stack(kind: str) -> Iterator[tuple[str, int]]:
             yield server.target, server.pid
 
 
-def measure(row: str, target: str, pid: int | str, *, seconds: float, rounds: int, instance: str = "") -> dict[str, object]:
+def measure(
+    row: str, target: str, pid: int | str, *, seconds: float, rounds: int, instance: str = ""
+) -> dict[str, object]:
     """Several rounds of one row; the median of every figure, and every failure counted."""
     results = []
     for _ in range(rounds):
@@ -131,15 +133,18 @@ def show(label: str, result: dict[str, object]) -> None:
         value = result.get(column)
         return format(value, form) if isinstance(value, float) else "-"
 
+    failed = f"  {result['failed']} FAILED: {result.get('error')}" if result["failed"] else ""
     print(
         f"  {result['row']:12} {label:11} {cell('per_s', '9.0f')}/s {cell('mib_per_s', '7.0f'):>7} MiB/s  "
         f"p50 {cell('p50_ms', '8.2f')} ms  p99 {cell('p99_ms', '8.2f')} ms  cpu {cell('server_cpu_us', '9.1f')} us  "
-        f"rss {cell('rss_mib', '5.0f')} MiB" + (f"  {result['failed']} FAILED: {result.get('error')}" if result["failed"] else ""),
+        f"rss {cell('rss_mib', '5.0f')} MiB{failed}",
         flush=True,
     )
 
 
-def run_rows(label: str, target: str, pid: int | str, rows: Sequence[str], options: argparse.Namespace) -> list[dict[str, object]]:
+def run_rows(
+    label: str, target: str, pid: int | str, rows: Sequence[str], options: argparse.Namespace
+) -> list[dict[str, object]]:
     results = []
     for row in rows:
         result = {
@@ -164,7 +169,8 @@ def main() -> int:
     options = parser.parse_args()
     chosen = [r for r in options.rows.split(",") if r]
     results: list[dict[str, object]] = []
-    print(f"{os.cpu_count()} cores, {platform.python_implementation()} {platform.python_version()}, {platform.release()}")
+    python = f"{platform.python_implementation()} {platform.python_version()}"
+    print(f"{os.cpu_count()} cores, {python}, {platform.release()}")
     if options.endpoint:
         results += run_rows(options.endpoint, options.endpoint, options.pid, chosen or list(ROWS), options)
     else:
@@ -173,7 +179,8 @@ def main() -> int:
             print("transport: a trivial service")
             for label, module in TRANSPORTS.items():
                 with transport_server(module) as (target, pid):
-                    results += run_rows(label, target, pid, [r for r in TRANSPORT_ROWS if not chosen or r in chosen], options)
+                    rows = [r for r in TRANSPORT_ROWS if not chosen or r in chosen]
+                    results += run_rows(label, target, pid, rows, options)
         for kind in ("memory", "filesystem"):
             if kind in parts:
                 print(f"full stack: {kind} stores")

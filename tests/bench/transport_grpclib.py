@@ -1,4 +1,4 @@
-"""The transport bench's trivial service on grpclib's own asyncio server. Run: python -m tests.bench.transport_grpclib PORT."""
+"""The transport bench's trivial service on grpclib's server. Run: python -m tests.bench.transport_grpclib PORT."""
 
 import asyncio
 import sys

@@ -163,7 +163,8 @@ class Client:
 
     async def _update(self, channel: Channel, batch: list[reapi.BatchUpdateBlobsRequestRequest]) -> None:
         request = reapi.BatchUpdateBlobsRequest(instance_name=self.instance, requests=batch)
-        check_batch(reapi.BatchUpdateBlobsResponse, await self.call(channel, CAS + "BatchUpdateBlobs", encode(request)), len(batch))
+        reply = await self.call(channel, CAS + "BatchUpdateBlobs", encode(request))
+        check_batch(reapi.BatchUpdateBlobsResponse, reply, len(batch))
 
     async def _write_blob(self, channel: Channel, blob: bytes, digest: reapi.Digest, i: int) -> int:
         name = f"{self._prefix}uploads/{uuid.uuid4()}/blobs/{digest.hash}/{digest.size_bytes}"
@@ -272,7 +273,8 @@ class Client:
             channel, [self.blob(f"read {k}", size) for k in range(max(2, min(256, (64 << 20) // size)))]
         )
         requests = [
-            encode(bytestream.ReadRequest(resource_name=f"{self._prefix}blobs/{d.hash}/{d.size_bytes}")) for d in digests
+            encode(bytestream.ReadRequest(resource_name=f"{self._prefix}blobs/{d.hash}/{d.size_bytes}"))
+            for d in digests
         ]
         head = 16 * (1 + size // (64 << 10))
 

@@ -40,7 +40,7 @@ class Bazel:
         return output
 
     def test(self, *flags: str) -> dict[str, int]:
-        """`bazel test //...`; how many actions ran where, from Bazel's own last line ("3 remote cache hit, 2 remote")."""
+        """`bazel test //...`; how many actions ran where, by Bazel's own last line ("3 remote cache hit, 2 remote")."""
         output = self.run("test", "//...", "--color=no", "--curses=no", *flags)
         assert re.search(r"Executed \d+ out of 2 tests: 2 tests pass|2 tests pass", output), output[-3000:]
         line = re.findall(r"INFO: (\d+ process(?:es)?: .*)\.", output)[-1]

@@ -1,4 +1,4 @@
-"""Every config in configs/ is started as a user would, and the seeds' shape is tried: one server, workers of their own."""
+"""Every config in configs/ is started as a user would; and one server with workers in processes of their own."""
 
 from __future__ import annotations
 

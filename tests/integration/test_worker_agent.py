@@ -20,6 +20,8 @@ from nl.rpc.server import Server
 from nl.scheduler.options import SimpleSchedulerOptions
 from nl.scheduler.simple import SimpleScheduler
 from nl.services.worker_api import WorkerApiService
+from nl.stores.memory import MemoryOptions, MemoryStore
+from nl.testing import BareContext
 from nl.worker.local import local_worker
 from tests.integration.worker_site import SHA256, Site, alive, message, site_with, until
 
@@ -293,7 +295,7 @@ async def test_a_warden_killed_by_an_action_costs_only_that_attempt(house: House
 
 def test_a_worker_without_an_action_cache_is_warned_about(tmp_path, caplog):
     options = LocalWorkerOptions(name="w", cas_fast_slow_store="CAS", work_directory=str(tmp_path))
-    local_worker(options, index=0, store_named={"CAS": None}.__getitem__)
+    local_worker(options, index=0, store_named={"CAS": MemoryStore(MemoryOptions(), BareContext())}.__getitem__)
     assert "worker 'w' writes no results to an action cache" in caplog.text
 
 

@@ -94,7 +94,9 @@ class Server:
 
 
 @contextmanager
-def serving(arguments: Sequence[str], *, port: int, log: Path, env: Mapping[str, str] | None = None) -> Iterator[Server]:
+def serving(
+    arguments: Sequence[str], *, port: int, log: Path, env: Mapping[str, str] | None = None
+) -> Iterator[Server]:
     """A server for the length of a block; stopped in order at its end, killed if the block failed."""
     server = Server(arguments, port=port, log=log, env=env)
     server.start()
