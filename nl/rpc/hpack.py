@@ -39,13 +39,17 @@ _BAD_VALUE = re.compile(rb"[\x00\r\n]|^[ \t]|[ \t]$")
 _OVERHEAD = 32
 _CODE_BITS = bytes(REQUEST_CODES_LENGTH[:256])
 _MAX_CACHED = 512
+_MAX_KNOWN = 256
+"""Names found to be well-formed are remembered up to this many; clients send few."""
 
 
 def classify(name: bytes, value: bytes) -> Field:
     """A field with its kind and its size in the sense of RFC 7541, section 4.1."""
-    kind = _KINDS.get(name, REGULAR)
-    if kind == REGULAR and not _NAME.fullmatch(name):
-        kind = BAD
+    kind = _KINDS.get(name)
+    if kind is None:
+        kind = REGULAR if _NAME.fullmatch(name) else BAD
+        if kind == REGULAR and len(_KINDS) < _MAX_KNOWN and len(name) < 64:
+            _KINDS[name] = REGULAR
     if _BAD_VALUE.search(value):
         kind = BAD
     return (name, value, kind, len(name) + len(value) + _OVERHEAD)

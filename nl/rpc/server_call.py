@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import struct
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
@@ -26,6 +27,13 @@ from nl.rpc.transport import TransportLost
 
 if TYPE_CHECKING:
     from nl.rpc.server_connection import ServerConnection
+
+
+_HEAD_SIZE = len(hpack.RESPONSE)
+_TAIL_SIZE = len(hpack.TRAILERS_OK)
+_HEAD = struct.Struct(f">HBBBI{_HEAD_SIZE}sHBBBI")
+_TAIL = struct.Struct(f">HBBBI{_TAIL_SIZE}s")
+"""Frame header and response headers, frame header of the message; frame header and trailers."""
 
 
 class ServerCall(Call):
@@ -201,10 +209,27 @@ class ServerCall(Call):
             if size <= self.send_window and size <= core.send_window and size <= core.peer_max_frame:
                 self.send_window -= size
                 core.send_window -= size
+                if metadata is None and not self._headers_sent and self.recv_closed and not self.accepts_gzip:
+                    self._end_at_once(size, reply)
+                    return
                 self._end(b"".join((self.head(), fr.header(size, fr.DATA, 0, self.sid), reply)), outcome, metadata)
                 return
             await self.send_prefixed([reply])
         self._end(b"", outcome, metadata)
+
+    def _end_at_once(self, size: int, reply: bytes) -> None:
+        """What nearly every unary call comes to: `_end` for an OK reply, without anything to decide."""
+        core, sid = self.core, self.sid
+        high, low = size >> 8, size & 0xFF
+        head = _HEAD.pack(0, _HEAD_SIZE, fr.HEADERS, fr.END_HEADERS, sid, hpack.RESPONSE, high, low, fr.DATA, 0, sid)
+        tail = _TAIL.pack(0, _TAIL_SIZE, fr.HEADERS, fr.END_HEADERS | fr.END_STREAM, sid, hpack.TRAILERS_OK)
+        self._headers_sent = self._trailers_sent = self.send_closed = True
+        core.emit(b"".join((head, reply, tail)))
+        core.goodwill += GOODWILL
+        core.close_if_done(self)
+        if self.held:
+            self.discard()
+        core.flush_soon()
 
     def end_now(self, outcome: Outcome) -> None:
         """Answers a call that cannot wait any more: with an error."""
