@@ -191,7 +191,8 @@ class Channel:
         nursery, self._nursery = self._nursery, None
         assert nursery is not None
         nursery.cancel_scope.cancel()
-        await self._manager.__aexit__(None, None, None)  # the body's error is not the nursery's: no group around it
+        # the body's error is not the nursery's: no group around it; the nursery has been cancelled, so this is short
+        await self._manager.__aexit__(None, None, None)  # noqa: ASYNC102
 
     async def run(self, *, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> None:
         """The channel's life as a task: usable once started, until cancelled."""

@@ -156,7 +156,7 @@ class ClientStream:
     ) -> None:
         try:
             if error is None and self._call is not None:
-                await self._finish()
+                await self._finish()  # noqa: ASYNC102  # only after a block that ended well
         finally:
             self._release()
 

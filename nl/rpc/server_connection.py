@@ -162,7 +162,7 @@ class ServerConnection(Connection):
             while True:
                 try:
                     value = yield trap
-                except BaseException as exc:  # noqa: BLE001  # trio's Cancelled above all: it is the handler's
+                except BaseException as exc:  # noqa: BLE001, ASYNC103  # trio's Cancelled above all: it is the handler's
                     trap = handler.throw(exc)
                 else:
                     trap = handler.send(value)
