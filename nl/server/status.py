@@ -5,13 +5,18 @@ from __future__ import annotations
 import json
 from http import HTTPStatus
 
+import trio
+
 from nl.services.health import HealthRegistry
 from nl.storage.builder import StoreGraph
 from nl.web.server import Request, Response
 
 
 class StatusPage:
-    """JSON: the state of the server and of each store, with its own figures. 503 while it is not serving."""
+    """JSON: the state of the server and of each store, with its own figures. 503 while it is not serving.
+
+    `tasks` is how many are alive: what only grows is a leak.
+    """
 
     def __init__(self, health: HealthRegistry, graph: StoreGraph) -> None:
         self._health = health
@@ -23,6 +28,7 @@ class StatusPage:
         body = {
             "status": "SERVING" if serving else "NOT_SERVING",
             "services": self._health.snapshot(),
+            "tasks": trio.lowlevel.current_statistics().tasks_living,
             "stores": {built.name: {"kind": built.kind, **built.store.statistics()} for built in self._graph},
         }
         return Response(
