@@ -2,6 +2,7 @@
 
 import re
 import shutil
+import sys
 import subprocess
 from pathlib import Path
 
@@ -10,7 +11,8 @@ import pytest
 from tests.wire.rpc_hosting import in_thread, serving
 from tests.wire.rpc_service import RawService
 
-H2SPEC = shutil.which("h2spec") or str(Path.home() / "go/bin/h2spec")
+_BESIDE = str(Path(sys.executable).parent / "h2spec")  # where `./dev test` builds it
+H2SPEC = shutil.which("h2spec") or (_BESIDE if Path(_BESIDE).exists() else str(Path.home() / "go/bin/h2spec"))
 
 
 @pytest.mark.skipif(not Path(H2SPEC).exists(), reason="h2spec is not installed: HTTP/2 conformance is NOT being tested")
