@@ -111,7 +111,8 @@ class HttpServer:
                 if not await self._one(connection, last=count + 1 == self._limits.max_requests):
                     return
             except h11.RemoteProtocolError as exc:
-                await connection.refuse(exc.error_status_hint or 400, f"bad request: {exc}")
+                if connection.speaks_http():
+                    await connection.refuse(exc.error_status_hint or 400, f"bad request: {exc}")
                 return
             except (trio.BrokenResourceError, trio.ClosedResourceError):
                 return
@@ -224,6 +225,12 @@ class _Connection:
             return False
         self.h11.start_next_cycle()
         return True
+
+    def speaks_http(self) -> bool:
+        """Whether what came is a request line at least: a broken HTTP/2 preface, say, gets no answer that its sender
+        could not read (RFC 9113, 3.4: the connection is terminated)."""
+        line = self.h11.trailing_data[0].partition(b"\n")[0]
+        return self._used or b" HTTP/1." in line
 
     async def refuse(self, status: int, text: str) -> None:
         """Answers something that was not a request, if that is still possible."""

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 
+from tests.support.processes import all_in_one
 from tests.wire.rpc_hosting import in_thread, serving
 from tests.wire.rpc_service import RawService
 
@@ -15,13 +16,27 @@ _BESIDE = str(Path(sys.executable).parent / "h2spec")  # where `./dev test` buil
 H2SPEC = shutil.which("h2spec") or (_BESIDE if Path(_BESIDE).exists() else str(Path.home() / "go/bin/h2spec"))
 
 
-@pytest.mark.skipif(not Path(H2SPEC).exists(), reason="h2spec is not installed: HTTP/2 conformance is NOT being tested")
-async def test_h2spec_finds_nothing_wrong():
-    async with serving(RawService()) as (_, port):
-        command = [H2SPEC, "-h", "127.0.0.1", "-p", str(port), "-o", "5"]
-        done = await in_thread(lambda: subprocess.run(command, capture_output=True, text=True, timeout=200))
+pytestmark = pytest.mark.skipif(
+    not Path(H2SPEC).exists(), reason="h2spec is not installed: HTTP/2 conformance is NOT being tested"
+)
+
+
+async def assert_all_pass(port: int) -> None:
+    command = [H2SPEC, "-h", "127.0.0.1", "-p", str(port), "-o", "5"]
+    done = await in_thread(lambda: subprocess.run(command, capture_output=True, text=True, timeout=200))
     summary = re.search(r"(\d+) tests, (\d+) passed, (\d+) skipped, (\d+) failed", done.stdout)
     assert summary, done.stdout[-3000:]
     tests, passed, skipped, failed = map(int, summary.groups())
     assert (failed, skipped) == (0, 0), done.stdout[done.stdout.find("Failures") :]
     assert passed == tests >= 145
+
+
+async def test_h2spec_finds_nothing_wrong():
+    async with serving(RawService()) as (_, port):
+        await assert_all_pass(port)
+
+
+async def test_h2spec_finds_nothing_wrong_with_the_whole_server(tmp_path):
+    """With the HTTP/1.1 side on the same port, which gets whatever does not begin like HTTP/2."""
+    with all_in_one(tmp_path) as server:
+        await assert_all_pass(server.port)
