@@ -8,6 +8,7 @@ here: any page; gRPC (nl.rpc, which hands connections over by calling `HttpServe
 from __future__ import annotations
 
 import logging
+import re
 from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Mapping, Sequence
 from contextlib import aclosing
 from dataclasses import dataclass, field
@@ -19,6 +20,7 @@ import trio
 log = logging.getLogger(__name__)
 MAX_HEADERS = 16 * 1024
 READ_SIZE = 64 * 1024
+_REQUEST_LINE = re.compile(rb"[A-Z]+ (?:/|\*|https?:)")
 
 
 @dataclass(frozen=True, slots=True)
@@ -105,7 +107,7 @@ class HttpServer:
         """One connection, of which `first` has been read already, until it is closed."""
         connection = _Connection(stream, self._limits)
         if first:
-            connection.h11.receive_data(first)
+            connection.take(first)
         for count in range(self._limits.max_requests):
             try:
                 if not await self._one(connection, last=count + 1 == self._limits.max_requests):
@@ -162,6 +164,13 @@ class _Connection:
         self._stream = stream
         self._limits = limits
         self._used = False
+        self._head = b""
+
+    def take(self, data: bytes) -> None:
+        """Bytes from the client; none at its end."""
+        if not self._used and len(self._head) < MAX_HEADERS:
+            self._head += data
+        self.h11.receive_data(data)
 
     async def _event(self) -> h11.Event | type[h11.NEED_DATA] | type[h11.PAUSED]:
         while True:
@@ -170,7 +179,7 @@ class _Connection:
                 return event
             if self.h11.they_are_waiting_for_100_continue:
                 await self._send(h11.InformationalResponse(status_code=100, headers=[]))
-            self.h11.receive_data(bytes(await self._stream.receive_some(READ_SIZE)))
+            self.take(bytes(await self._stream.receive_some(READ_SIZE)))
 
     async def _send(self, event: h11.Event) -> None:
         data = self.h11.send(event)
@@ -227,10 +236,11 @@ class _Connection:
         return True
 
     def speaks_http(self) -> bool:
-        """Whether what came is a request line at least: a broken HTTP/2 preface, say, gets no answer that its sender
-        could not read (RFC 9113, 3.4: the connection is terminated)."""
-        line = self.h11.trailing_data[0].partition(b"\n")[0]
-        return self._used or b" HTTP/1." in line
+        """Whether what came is like a request line: a broken HTTP/2 preface, say, gets no answer.
+
+        Its sender could not read one (RFC 9113, 3.4: the connection is terminated).
+        """
+        return self._used or _REQUEST_LINE.match(self._head) is not None
 
     async def refuse(self, status: int, text: str) -> None:
         """Answers something that was not a request, if that is still possible."""

@@ -103,7 +103,12 @@ async def test_a_broken_page_is_500_and_keeps_its_secret():
     assert b"HTTP/1.1 200" in answer
 
 
-@pytest.mark.parametrize("rubbish", [b"\x00\x01\x02\r\n\r\n", b"GET / HTTP/9\r\n\r\n", b"GET /" + b"a" * 70_000])
+@pytest.mark.parametrize("rubbish", [b"\x00\x01\x02\r\n\r\n", b"INVALID CONNECTION PREFACE\r\n\r\n"])
+async def test_what_is_no_http_gets_no_answer(rubbish):
+    assert await talk(rubbish) == b""
+
+
+@pytest.mark.parametrize("rubbish", [b"GET / HTTP/9\r\n\r\n", b"GET /" + b"a" * 70_000])
 async def test_rubbish_is_refused(rubbish):
     answer = await talk(rubbish)
     assert answer.startswith(b"HTTP/1.1 4")
