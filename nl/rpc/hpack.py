@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Iterable
+from zlib import adler32
 
 from hpack.huffman_constants import REQUEST_CODES_LENGTH
 from hpack.huffman_table import decode_huffman
@@ -35,9 +36,11 @@ _KINDS: dict[bytes, int] = {
     b"connection": BAD, b"keep-alive": BAD, b"proxy-connection": BAD, b"transfer-encoding": BAD, b"upgrade": BAD,
 }  # fmt: skip
 _NAME = re.compile(rb"[!#$%&'*+\-.^_`|~0-9a-z]+")
-_BAD_VALUE = re.compile(rb"[\x00\r\n]|^[ \t]|[ \t]$")
+_BLANKS = (b" ", b"\t")
 _OVERHEAD = 32
 _CODE_BITS = bytes(REQUEST_CODES_LENGTH[:256])
+_SUMMED_BELOW = 2000
+"""Encoded strings of fewer bytes have fewer than 65,521 bits by far."""
 _MAX_CACHED = 512
 _MAX_KNOWN = 256
 """Names found to be well-formed are remembered up to this many; clients send few."""
@@ -50,7 +53,7 @@ def classify(name: bytes, value: bytes) -> Field:
         kind = REGULAR if _NAME.fullmatch(name) else BAD
         if kind == REGULAR and len(_KINDS) < _MAX_KNOWN and len(name) < 64:
             _KINDS[name] = REGULAR
-    if _BAD_VALUE.search(value):
+    if b"\n" in value or b"\r" in value or b"\0" in value or value[:1] in _BLANKS or value[-1:] in _BLANKS:
         kind = BAD
     return (name, value, kind, len(name) + len(value) + _OVERHEAD)
 
@@ -81,7 +84,10 @@ def _load_huffman() -> Callable[[bytes, int], bytes]:
             text: bytes = decoder.decode(b"\x00\x01a" + string)[0][1]  # as a literal field `a`, never indexed
         except (HPACKError, IndexError) as exc:
             raise _fault("bad Huffman string") from exc
-        padding = 8 * (len(string) - prefix) - sum(text.translate(_CODE_BITS))
+        bits = text.translate(_CODE_BITS)
+        # The low half of Adler-32 is the sum of the bytes, plus one, modulo 65521: ten times as fast as `sum`.
+        used = (adler32(bits) & 0xFFFF) - 1 if len(string) < _SUMMED_BELOW else sum(bits)
+        padding = 8 * (len(string) - prefix) - used
         ones = (1 << padding) - 1 if 0 <= padding < 8 else 256
         if string[-1] & ones != ones:
             raise _fault("bad Huffman padding")

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import gc
 import os
 import sys
 from functools import partial
@@ -11,15 +10,14 @@ from pathlib import Path
 import trio
 
 from nl.config.document import Config
-from nl.config.loader import load_file, load_text
+from nl.config.loader import in_file, load_file, load_text
 from nl.errors import ConfigError
+from nl.server.collector import calm_collector
 from nl.server.defaults import default_config
 from nl.server.run import Endpoint, run
 from nl.telemetry.log import set_up_logging
 
 BUILT_IN = "<built-in config>"
-COLLECT_AFTER = 100_000
-"""Containers made and not yet freed before the collector looks at the young ones: some 10 MB at the worst."""
 
 
 def serve_file(path: str) -> int:
@@ -40,27 +38,31 @@ def serve_default(*, listen: str, port: int, data_dir: str, max_bytes: int) -> i
 def _serve(config: Config, *, source: str, on_ready: partial[None] | None = None) -> int:
     if not config.servers and not config.workers:
         raise ConfigError("servers", "is empty, and there are no workers; expected at least one", source=source)
-    _calm_collector()
+    calm_collector()
     try:
         trio.run(partial(run, config, on_ready=on_ready), strict_exception_groups=True)
-    except* ConfigError as group:
-        error = group.exceptions[0]
-        while isinstance(error, BaseExceptionGroup):
-            error = error.exceptions[0]
-        assert isinstance(error, ConfigError)
-        raise type(error)(error.path, error.problem, source=error.source or source) from None
+    except ConfigError as error:
+        raise _placed(error, source) from None
+    except BaseExceptionGroup as group:
+        only = _config_error(group)
+        if only is None:
+            raise
+        raise _placed(only, source) from None
     return 0
 
 
-def _calm_collector() -> None:
-    """Makes the cycle collector rare: nearly all garbage here dies by its reference count.
+def _config_error(group: BaseExceptionGroup[BaseException]) -> ConfigError | None:
+    """The ConfigError in what a nursery raised, if all that it raised are some: then the user can mend it."""
+    _, others = group.split(ConfigError)
+    error: BaseException = group
+    while isinstance(error, BaseExceptionGroup):
+        error = error.exceptions[0]
+    return error if others is None and isinstance(error, ConfigError) else None
 
-    A request of ten thousand digests makes twenty thousand tuples that are gone with it; at Python's own threshold of
-    700 it would be interrupted by thirty collections, a third of its time (measured).
-    """
-    gc.collect()
-    gc.freeze()  # what start-up has made is never looked at again
-    gc.set_threshold(COLLECT_AFTER, 20, 50)
+
+def _placed(error: ConfigError, source: str) -> ConfigError:
+    """With file, line and column in front, where there is a file."""
+    return type(error)(error.path, error.problem, source=source) if source == BUILT_IN else in_file(error, source)
 
 
 def _print_flags(endpoints: list[Endpoint], *, directory: Path) -> None:

@@ -7,6 +7,7 @@ from grpclib.const import Cardinality, Handler
 
 from nl.rpc.options import ServerOptions
 from nl.rpc.server import Server
+from nl.server.collector import calm_collector
 
 BLOB = bytes(1 << 20)
 MESSAGES = 4
@@ -42,4 +43,5 @@ async def main(port: int) -> None:
 
 
 if __name__ == "__main__":
+    calm_collector()  # as `nl serve` does
     trio.run(main, int(sys.argv[1]))
