@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import errno
 import socket
+import ssl
 from dataclasses import replace
 from typing import Any
 
 import trio
 
-from nl.config.servers import AdvancedHttpOptions, HttpListener
+from nl.config.servers import AdvancedHttpOptions, HttpListener, TlsOptions
 from nl.errors import ConfigError
 from nl.rpc.core import Limits
 from nl.rpc.options import ServerOptions
@@ -69,8 +70,11 @@ def bound_address(listener: trio.SocketListener) -> str:
     return f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
 
 
-def transport_options(listener: HttpListener) -> ServerOptions:
-    """What the transport is told: NativeLink's names on the left of each line, ours on the right."""
+def transport_options(listener: HttpListener, *, path: str) -> ServerOptions:
+    """What the transport is told. `path` is where the listener stands in the config.
+
+    Raises ConfigError if a file of its TLS section cannot be used.
+    """
     options = ServerOptions(max_message_size=int(listener.max_decoding_message_size))
     options = replace(options, limits=_limits(listener.advanced_http))
     http = listener.advanced_http
@@ -89,15 +93,21 @@ def transport_options(listener: HttpListener) -> ServerOptions:
             accepted_compression=tuple(each for each in accepted if each != "none"),
         )
     if listener.tls is not None:
-        tls = listener.tls
-        context = server_context(
+        context = _tls_context(listener.tls, path=f"{path}.tls")
+        options = replace(options, tls=context)
+    return options
+
+
+def _tls_context(tls: TlsOptions, *, path: str) -> ssl.SSLContext:
+    try:
+        return server_context(
             cert_file=tls.cert_file,
             key_file=tls.key_file,
             client_ca_file=tls.client_ca_file,
             client_crl_file=tls.client_crl_file,
         )
-        options = replace(options, tls=context)
-    return options
+    except ConfigError as error:
+        raise ConfigError(f"{path}.{error.path}", error.problem) from error
 
 
 def _limits(http: AdvancedHttpOptions) -> Limits:

@@ -27,7 +27,7 @@ from nl.server.lookup import lookup_by_instance
 from nl.server.services import Mounted, action_caches, mount
 from nl.server.status import StatusPage
 from nl.services.health import HealthRegistry
-from nl.storage.builder import StoreGraph, build_stores
+from nl.storage.builder import BuiltStore, StoreGraph, build_stores
 from nl.web.server import HttpServer, Route
 from nl.worker.agent import Worker
 from nl.worker.local import local_worker
@@ -68,7 +68,7 @@ async def run(config: Config, *, on_ready: Callable[[list[Endpoint]], None] | No
         health = HealthRegistry()
         async with trio.open_nursery() as stores:
             for built in graph:
-                await stores.start(built.store.run)
+                await _start_store(built, stores)
             async with trio.open_nursery() as schedulers:
                 by_name = _schedulers(config, graph)
                 for scheduler in by_name.values():
@@ -91,6 +91,15 @@ async def _bind_all(config: Config, cleanup: AsyncExitStack) -> list[list[trio.S
     return bound
 
 
+async def _start_store(built: BuiltStore, nursery: trio.Nursery) -> None:
+    """Starts a store's background work; what it finds wrong with its options gets their place in the config."""
+    try:
+        await nursery.start(built.store.run)
+    except ConfigError as error:
+        place = f"{built.spec.path}.{built.kind}"
+        raise ConfigError(f"{place}.{error.path}" if error.path else place, error.problem) from error
+
+
 def _schedulers(config: Config, graph: StoreGraph) -> dict[str, SimpleScheduler]:
     lookup = lookup_by_instance(action_caches(config, graph))
     schedulers = {}
@@ -108,12 +117,13 @@ def _endpoints(
     health: HealthRegistry,
 ) -> list[Endpoint]:
     endpoints = []
-    for server, listeners in zip(config.servers, bound, strict=True):
+    for index, (server, listeners) in enumerate(zip(config.servers, bound, strict=True)):
         mounted = mount(server, config=config, graph=graph, schedulers=schedulers, health=health)
         page = StatusPage(health, graph)
         options = server.services.health
         site = HttpServer({options.path if options is not None else "/status": Route(page.answer)})
-        rpc = Server(mounted.services, options=transport_options(server.listener.http), http1=site.serve)
+        transport = transport_options(server.listener.http, path=f"servers[{index}].listener.http")
+        rpc = Server(mounted.services, options=transport, http1=site.serve)
         endpoints.append(Endpoint(server, listeners, rpc, mounted))
     return endpoints
 
@@ -128,7 +138,7 @@ async def _serve(
     signals: AsyncIterator[int],
     on_ready: Callable[[list[Endpoint]], None] | None,
 ) -> None:
-    """Listeners, and workers inside of them. Returns when a signal has stopped both."""
+    """Listeners, and workers inside of them. Returns when a signal has stopped both, a second one at once."""
     async with trio.open_nursery() as background, trio.open_nursery() as serving:
         for endpoint in endpoints:
             for part in endpoint.mounted.runnables:
@@ -142,7 +152,7 @@ async def _serve(
                 on_ready(endpoints)
             number = await anext(signals)
             log.info("Process terminated via %s, finishing what is running", signal.Signals(number).name)
-            background.start_soon(_stop_at_once, signals, serving.cancel_scope)
+            background.start_soon(_stop_at_once, signals, background.cancel_scope)
             health.set_serving(False)
             for scheduler in schedulers.values():
                 scheduler.stop_admission()
