@@ -14,6 +14,7 @@ from typing import NamedTuple
 import trio
 
 from nl.blob.reader import Buffer
+from nl.cas.digests import parse_digest
 from nl.errors import BlobNotFoundError, ExhaustedError, InvalidRequestError
 from nl.model.digest import Digest
 from nl.pb import reapi
@@ -90,16 +91,6 @@ def child_digests(digest: Digest, encoded: Buffer) -> list[Digest]:
         return []
     nodes = _decode(digest, b"".join(records)).directories
     return [parse_digest(node.digest, f"directory {digest}: {node.name!r}") for node in nodes]
-
-
-def parse_digest(digest: reapi.Digest | None, what: str) -> Digest:
-    """A digest from a message; InvalidRequestError starts with `what` if it is absent or malformed."""
-    if digest is None:
-        raise InvalidRequestError(f"{what} has no digest")
-    try:
-        return Digest.parse(digest.hash, digest.size_bytes)
-    except InvalidRequestError as exc:
-        raise InvalidRequestError(f"{what}: {exc.message}") from None
 
 
 async def walk(store: Store, root: Digest, *, limit: int = MAX_DIRECTORIES) -> AsyncGenerator[LoadedDirectory, None]:

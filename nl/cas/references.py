@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 
 from nl.blob.reader import Buffer
-from nl.cas.directories import parse_digest
+from nl.cas.digests import parse_digest
 from nl.errors import InvalidRequestError
 from nl.model.digest import Digest
 from nl.pb import reapi

@@ -1,7 +1,8 @@
 """From an error to a status on the wire, and back: the one place where that is decided.
 
 `NlError` and grpclib's `GRPCError` say what they are; anything else is INTERNAL, and its traceback is for the log
-alone. Details travel as google.rpc.Status in `grpc-status-details-bin`.
+alone. Details travel as google.rpc.Status in `grpc-status-details-bin`; messages that carry an error inside (an
+action's failure, an item of a batch) carry the same google.rpc.Status, made by `status_of`.
 """
 
 from __future__ import annotations
@@ -77,6 +78,13 @@ def outcome_of(error: BaseException, *, method: str) -> Outcome:
     return Outcome(Code.INTERNAL, f"internal error in {method}: {type(error).__name__}")
 
 
+def status_of(error: NlError) -> rpc_status.Status:
+    """An error inside of a message: the same status, with the same details, as a call would end with."""
+    return rpc_status.Status(
+        code=int(error.code), message=error.message, details=[wkt.pack(each) for each in _messages(error.details)]
+    )
+
+
 def _single(error: BaseException) -> BaseException:
     while isinstance(error, BaseExceptionGroup) and len(error.exceptions) == 1:
         error = error.exceptions[0]
@@ -100,7 +108,7 @@ def _messages(details: Sequence[Detail]) -> list[Any]:
     if fields:
         out.append(rpc_status.BadRequest(field_violations=fields))
     out.extend(
-        rpc_status.RetryInfo(retry_delay=wkt.duration_from_ns(int(each.seconds * 1e9)))
+        rpc_status.RetryInfo(retry_delay=wkt.duration_from_ns(round(each.seconds * 1e9)))
         for each in details
         if isinstance(each, RetryAfter)
     )

@@ -22,24 +22,29 @@ def server_context(
     context.set_alpn_protocols(["h2", "http/1.1"])
     _load_chain(context, cert_file, key_file)
     if client_ca_file is not None:
-        _load_ca(context, client_ca_file)
+        _load_ca(context, client_ca_file, "client_ca_file")
         context.verify_mode = ssl.CERT_REQUIRED
     elif client_crl_file is not None:
         raise ConfigError("client_crl_file", "means nothing without client_ca_file")
     if client_crl_file is not None:
-        _load_ca(context, client_crl_file)
+        _load_ca(context, client_crl_file, "client_crl_file")
         context.verify_flags |= ssl.VERIFY_CRL_CHECK_LEAF
     return context
 
 
 def client_context(
-    *, ca_file: str | None = None, cert_file: str | None = None, key_file: str | None = None
+    *,
+    ca_file: str | None = None,
+    cert_file: str | None = None,
+    key_file: str | None = None,
+    native_roots: bool = False,
 ) -> ssl.SSLContext:
-    """A channel's context; without `ca_file` the system's authorities are trusted."""
-    context = ssl.create_default_context(ssl.Purpose.SERVER_AUTH)
+    """A channel's context. The system's authorities are trusted without `ca_file`, and with `native_roots` besides."""
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
     if ca_file is not None:
-        context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
-        _load_ca(context, ca_file)
+        _load_ca(context, ca_file, "ca_file")
+    if ca_file is None or native_roots:
+        context.load_default_certs(ssl.Purpose.SERVER_AUTH)
     context.minimum_version = ssl.TLSVersion.TLSv1_2
     context.set_alpn_protocols(["h2"])
     if (cert_file is None) != (key_file is None):
@@ -66,8 +71,8 @@ def _load_chain(context: ssl.SSLContext, cert_file: str, key_file: str) -> None:
         raise ConfigError("cert_file", f"cannot load {cert_file} with {key_file}: {exc}") from exc
 
 
-def _load_ca(context: ssl.SSLContext, file: str) -> None:
+def _load_ca(context: ssl.SSLContext, file: str, option: str) -> None:
     try:
         context.load_verify_locations(file)
     except (OSError, ssl.SSLError) as exc:
-        raise ConfigError("client_ca_file", f"cannot load {file}: {exc}") from exc
+        raise ConfigError(option, f"cannot load {file}: {exc}") from exc

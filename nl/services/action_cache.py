@@ -14,12 +14,13 @@ from dataclasses import dataclass
 import grpclib.const
 
 from nl.cas.action_results import load_action_result, store_action_result
+from nl.cas.digests import parse_digest
 from nl.errors import BlobNotFoundError, CorruptBlobError, InvalidRequestError, NotFoundError, PermissionDeniedError
 from nl.model.digest import Digest
 from nl.pb import reapi
 from nl.pb.codec import DecodeError, decode, encode
 from nl.rpc.contract import ServerStream
-from nl.services.requests import Instances, parse_digest, parse_function, receive_request
+from nl.services.requests import Instances, parse_function, receive_request
 from nl.storage.contract import Store
 
 _log = logging.getLogger(__name__)

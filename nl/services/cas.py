@@ -20,6 +20,7 @@ import trio
 
 from nl.blob.reader import Buffer
 from nl.blob.verify import check_bytes
+from nl.cas.digests import parse_digest
 from nl.errors import InvalidRequestError, NlError, UnimplementedError
 from nl.model.digest import Digest, DigestFunction
 from nl.pb import reapi, rpc_status
@@ -27,7 +28,7 @@ from nl.pb.find_missing import FindMissingRequest, Pair
 from nl.pb.hot import BatchReadReply
 from nl.rpc.contract import ServerStream
 from nl.services.bounded import BoundedBatchRead, BoundedBatchUpdate, BoundedFindMissing
-from nl.services.requests import Instances, parse_digest, parse_function, receive_request
+from nl.services.requests import Instances, parse_function, receive_request
 from nl.services.tree_pages import tree_pages
 from nl.storage.contract import Store
 

@@ -17,6 +17,7 @@ import grpclib.const
 import trio
 
 from nl.cas.action_results import load_action_result
+from nl.cas.digests import parse_digest
 from nl.errors import (
     BlobNotFoundError,
     CorruptBlobError,
@@ -34,7 +35,7 @@ from nl.rpc.contract import ServerStream
 from nl.scheduler.operation import Operation
 from nl.scheduler.simple import Lookup, SimpleScheduler
 from nl.services.operation_message import operation_parts
-from nl.services.requests import Instances, parse_digest, parse_function, receive_request
+from nl.services.requests import Instances, parse_function, receive_request
 from nl.storage.contract import Store
 
 _log = logging.getLogger(__name__)

@@ -13,7 +13,7 @@ from nl.errors import Code, Detail, NlError, Violation
 from nl.model.execution import OperationState, Outcome
 from nl.pb import longrunning, reapi, rpc_status, wkt
 from nl.pb.codec import DecodeError, decode, encode, encode_parts
-from nl.rpc.status import outcome_of
+from nl.rpc.status import status_of
 
 _NANOS = 1_000_000_000
 MAX_REPLY_BYTES = 4 * 1024 * 1024 - 16 * 1024
@@ -46,7 +46,7 @@ def operation_message(state: OperationState) -> longrunning.Operation:
 def encoded_response(outcome: Outcome) -> bytes:
     """The encoded ExecuteResponse of an outcome. Errors go into its status, never into Operation.error (REAPI)."""
     if outcome.error is not None:
-        return encode(reapi.ExecuteResponse(status=status_from_error(outcome.error), message=outcome.error.message))
+        return encode(reapi.ExecuteResponse(status=status_of(outcome.error), message=outcome.error.message))
     response = outcome.response or b""
     return response if len(response) <= MAX_REPLY_BYTES else _without_inlined(response)
 
@@ -62,14 +62,6 @@ def _without_inlined(encoded: bytes) -> bytes:
         for file in response.result.output_files:
             file.contents = b""
     return encode(response)
-
-
-def status_from_error(error: NlError) -> rpc_status.Status:
-    """The same status, with the same details, as a call would end with."""
-    outcome = outcome_of(error, method="")
-    return rpc_status.Status(
-        code=outcome.code, message=outcome.message, details=[wkt.pack(each) for each in outcome.details]
-    )
 
 
 def error_from_status(status: rpc_status.Status) -> NlError:

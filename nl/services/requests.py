@@ -10,8 +10,7 @@ from collections.abc import Mapping
 from typing import Generic, TypeVar
 
 from nl.errors import InvalidRequestError, NotFoundError
-from nl.model.digest import Digest, DigestFunction
-from nl.pb import reapi
+from nl.model.digest import DigestFunction
 from nl.rpc.contract import ServerStream
 
 T = TypeVar("T")
@@ -51,16 +50,6 @@ def parse_function(value: int) -> DigestFunction:
     if function is None:
         raise InvalidRequestError(f"digest function {int(value)} is not supported; supported: SHA256, BLAKE3")
     return function
-
-
-def parse_digest(digest: reapi.Digest | None, field: str) -> Digest:
-    """The digest in a request's `field`; InvalidRequestError if it is absent or malformed."""
-    if digest is None:
-        raise InvalidRequestError(f"{field} is not set")
-    try:
-        return Digest.parse(digest.hash, digest.size_bytes)
-    except InvalidRequestError as exc:
-        raise InvalidRequestError(f"{field}: {exc.message}") from None
 
 
 async def receive_request(stream: ServerStream[Req, Rep]) -> Req:

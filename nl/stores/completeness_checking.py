@@ -16,7 +16,8 @@ from contextlib import aclosing, asynccontextmanager
 from typing import NamedTuple
 
 from nl.cas.action_results import unseal
-from nl.cas.directories import decode_directory, parse_digest, walk
+from nl.cas.digests import parse_digest
+from nl.cas.directories import decode_directory, walk
 from nl.cas.references import direct_references, tree_digests, tree_references
 from nl.pb import reapi
 from nl.pb.codec import DecodeError, decode

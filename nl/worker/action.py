@@ -25,7 +25,7 @@ from typing import TypeVar
 
 import trio
 
-from nl.cas.directories import parse_digest
+from nl.cas.digests import parse_digest
 from nl.config.workers import LocalWorkerOptions
 from nl.errors import (
     BlobNotFoundError,
@@ -43,6 +43,7 @@ from nl.errors import (
 from nl.model.digest import EMPTY_DIGESTS, Digest, DigestFunction
 from nl.pb import reapi, wkt, worker_api
 from nl.pb.codec import DecodeError, decode
+from nl.rpc.status import status_of
 from nl.storage.contract import MAX_WHOLE, SMALL, Store
 from nl.worker.command import DEFAULT_PATH, CommandPlan, plan_command
 from nl.worker.containment import make_parents
@@ -54,7 +55,6 @@ from nl.worker.orders import NotNowError, Report, Request, Running, properties_o
 from nl.worker.outputs import INLINE_OUTPUTS, Outputs, scan, upload
 from nl.worker.processes import CannotExecuteError, Ended, Job, KillSwitch, Supervisor
 from nl.worker.results import ResultKeeper
-from nl.worker.statuses import to_status
 from nl.worker.trees import message_of
 
 log = logging.getLogger("nl.worker.action")
@@ -221,7 +221,7 @@ class ActionRunner:
         request = attempt.request
         response = reapi.ExecuteResponse(result=attempt.result)
         if attempt.failure is not None:
-            response.status = to_status(attempt.failure)
+            response.status = status_of(attempt.failure)
         await self._keeper.keep(
             request.action_digest, response, function=request.function, do_not_cache=attempt.do_not_cache
         )
@@ -459,8 +459,8 @@ def _failed(error: NlError, attempt: _Attempt | None) -> Report:
     """The report on an action without a result: for the client if it can do something, else for the scheduler."""
     if error.code not in _FOR_THE_CLIENT or isinstance(error, NotNowError):
         log.warning("Error executing action: %s: %s", error.code.name, error.message)
-        return Report(None, to_status(error), attempt.usage if attempt else None)
-    response = reapi.ExecuteResponse(status=to_status(error))
+        return Report(None, status_of(error), attempt.usage if attempt else None)
+    response = reapi.ExecuteResponse(status=status_of(error))
     if attempt is not None:
         attempt.metadata.worker_completed_timestamp = _now()
         response.result = reapi.ActionResult(execution_metadata=attempt.metadata)

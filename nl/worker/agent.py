@@ -22,11 +22,11 @@ from nl.config.workers import LocalWorkerOptions
 from nl.errors import Code, ExhaustedError, NlError, UnavailableError
 from nl.pb import reapi, worker_api
 from nl.pb.codec import encode
+from nl.rpc.status import status_of
 from nl.worker.action import ActionRunner
 from nl.worker.environment import query_properties
 from nl.worker.orders import NotNowError, Report, Running
 from nl.worker.processes import Supervisor
-from nl.worker.statuses import to_status
 
 log = logging.getLogger("nl.worker.agent")
 
@@ -253,7 +253,7 @@ class Worker:
         elif limit and len(session.running) >= limit:
             refusal = NotNowError(f"Worker runs {limit} actions already, its max_inflight_tasks")
         if refusal is not None:
-            await session.send(_result(start, Report(None, to_status(refusal))))
+            await session.send(_result(start, Report(None, status_of(refusal))))
             return
         running = session.running[start.operation_id] = Running()
         session.nursery.start_soon(self._run_action, session, start, running)
@@ -312,6 +312,6 @@ def _result(start: worker_api.StartExecute, report: Report) -> worker_api.Update
         f"{MAX_RESULT_BYTES}: declare directories instead"
     )
     response = reapi.ExecuteResponse(
-        status=to_status(error), result=reapi.ActionResult(execution_metadata=result.execution_metadata)
+        status=status_of(error), result=reapi.ActionResult(execution_metadata=result.execution_metadata)
     )
     return _result(start, Report(response, None, report.usage))

@@ -20,6 +20,7 @@ from nl.pb.codec import DecodeError
 from nl.rpc.channel import Channel
 from nl.rpc.client_stream import ClientStream
 from nl.rpc.options import ChannelOptions
+from nl.rpc.tls import client_context
 from nl.rpc.transport import TransportLost
 from nl.worker.agent import Connect, WorkerStream
 from nl.worker.crew import one_error
@@ -64,25 +65,23 @@ class _Stream:
             await self._stream.end()
 
 
-def client_context(tls: ClientTlsOptions | None) -> ssl.SSLContext:
-    """TLS towards the scheduler. Raises ConfigError if a file cannot be used."""
-    own_ca = tls.ca_file if tls is not None else None
+def _tls(given: ClientTlsOptions | None) -> ssl.SSLContext:
+    options = given or ClientTlsOptions()
     try:
-        context = ssl.create_default_context(cafile=own_ca)
-        if tls is not None and own_ca and tls.use_native_roots:
-            context.load_default_certs()
-        if tls is not None and tls.cert_file:
-            context.load_cert_chain(tls.cert_file, tls.key_file)
-    except (OSError, ssl.SSLError) as exc:
-        raise ConfigError("worker_api_endpoint.tls_config", f"cannot be used: {exc}") from exc
-    context.set_alpn_protocols(["h2"])
-    return context
+        return client_context(
+            ca_file=options.ca_file,
+            cert_file=options.cert_file,
+            key_file=options.key_file,
+            native_roots=bool(options.use_native_roots),
+        )
+    except ConfigError as exc:
+        raise ConfigError(f"worker_api_endpoint.tls_config.{exc.path}", exc.problem) from exc
 
 
 def connector(endpoint: WorkerApiEndpoint) -> Connect:
     """How to open a stream to this endpoint. Raises ConfigError if its TLS files cannot be used."""
     host, port, wants_tls = endpoint.address
-    tls = client_context(endpoint.tls_config) if wants_tls or endpoint.tls_config is not None else None
+    tls = _tls(endpoint.tls_config) if wants_tls or endpoint.tls_config is not None else None
     target = f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
     options = ChannelOptions(
         max_message_size=MAX_MESSAGE_BYTES,

@@ -21,7 +21,8 @@ from typing import NamedTuple
 import trio
 
 from nl.blob.reader import Buffer
-from nl.cas.directories import decode_directory, parse_digest
+from nl.cas.digests import parse_digest
+from nl.cas.directories import decode_directory
 from nl.errors import BlobNotFoundError, CorruptBlobError, InvalidRequestError
 from nl.model.digest import EMPTY_DIGESTS, Digest, DigestFunction
 from nl.pb import reapi

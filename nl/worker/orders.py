@@ -6,7 +6,7 @@ from typing import NamedTuple
 
 import trio
 
-from nl.cas.directories import parse_digest
+from nl.cas.digests import parse_digest
 from nl.errors import ExhaustedError, InvalidRequestError
 from nl.model.digest import Digest, DigestFunction
 from nl.model.execution import Properties

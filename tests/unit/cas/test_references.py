@@ -45,7 +45,7 @@ def test_files_of_a_tree_are_found_in_root_and_children():
 def test_malformed_references_say_where():
     with pytest.raises(InvalidRequestError, match="output file 'a'"):
         direct_references(reapi.ActionResult(output_files=[reapi.OutputFile(path="a", digest=d("A"))]))
-    with pytest.raises(InvalidRequestError, match="output directory 't' has no digest"):
+    with pytest.raises(InvalidRequestError, match="output directory 't': the digest is not set"):
         direct_references(reapi.ActionResult(output_directories=[reapi.OutputDirectory(path="t")]))
     with pytest.raises(InvalidRequestError, match="is not a Tree"):
         tree_references(Digest("f" * 64, 1), b"\xff")

@@ -190,10 +190,10 @@ async def unknown_property(at, request):
     [
         (change_function, "digest function"),
         (change_hash, "action_digest: invalid digest hash"),
-        (drop_digest, "action_digest is not set"),
+        (drop_digest, "action_digest: the digest is not set"),
         (negative_size, "invalid digest size -1"),
         (not_an_action, "is not a Action"),
-        (action_without_digests, "Action.command_digest is not set"),
+        (action_without_digests, "Action.command_digest: the digest is not set"),
         (nothing_to_run, "arguments is empty"),
         (strange_node_property, "'colour'"),
         (too_long, "601 s is above the maximum of 600 s"),

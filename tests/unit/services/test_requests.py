@@ -2,10 +2,11 @@
 
 import pytest
 
+from nl.cas.digests import parse_digest
 from nl.errors import InvalidRequestError, NotFoundError
 from nl.model.digest import Digest, DigestFunction
 from nl.pb import reapi
-from nl.services.requests import Instances, parse_digest, parse_function
+from nl.services.requests import Instances, parse_function
 
 
 def test_an_unknown_instance_is_not_found_and_the_known_ones_are_named():
@@ -29,7 +30,7 @@ def test_no_digest_function_is_sha256():
 
 def test_a_digest_is_checked_and_its_field_named():
     assert parse_digest(reapi.Digest(hash="a" * 64, size_bytes=3), "f") == Digest("a" * 64, 3)
-    with pytest.raises(InvalidRequestError, match="^f is not set"):
+    with pytest.raises(InvalidRequestError, match="^f: the digest is not set"):
         parse_digest(None, "f")
     with pytest.raises(InvalidRequestError, match="^f: invalid digest hash"):
         parse_digest(reapi.Digest(hash="A" * 64), "f")
