@@ -130,7 +130,7 @@ class ByteStreamService:
             raise InternalError("the ByteStream service is not running")
         key = (name.instance, name.uuid, name.digest)
         session = self._sessions.get(key)
-        if session is not None and not session.done and (first.offset or not session.attached):
+        if session is not None and not (session.done or session.expired) and (first.offset or not session.attached):
             self._sessions.statistics.resumed += 1
         else:
             check_offset(first, committed=0, digest=name.digest)

@@ -21,7 +21,7 @@ import trio
 
 from nl.blob.reader import CHUNK, Buffer, Reader
 from nl.blob.verify import VerifyingReader
-from nl.errors import CancelledError, Code, InvalidRequestError, NlError
+from nl.errors import CancelledError, Code, InvalidRequestError, NlError, UnavailableError
 from nl.model.digest import Digest, DigestFunction
 from nl.rpc.transport import TransportLost
 from nl.services.write_messages import WriteMessage, WriteMessages
@@ -39,7 +39,8 @@ class UploadSession(Reader):
 
     __slots__ = (
         "_attached", "_busy", "_ended_early", "_error", "_idle", "_message", "_persist_s", "_pull", "_released",
-        "_scope", "_source", "_turn", "committed", "digest", "done", "function", "size",
+        "_scope", "_source", "_turn", "committed", "digest", "done", "expired", "function",
+        "size",
     )  # fmt: skip
 
     def __init__(self, digest: Digest, function: DigestFunction, *, persist_s: float) -> None:
@@ -48,6 +49,8 @@ class UploadSession(Reader):
         self.size = digest.size
         self.committed = 0
         self.done = False
+        self.expired = False
+        """Nobody has come back in time: the store is dropping it, and no call can join it any more."""
         self._ended_early = False
         self._persist_s = persist_s
         self._error: BaseException | None = None
@@ -68,16 +71,21 @@ class UploadSession(Reader):
 
     async def run(self, store: Store) -> None:
         """Writes the upload into the store; the session's own task."""
+        cancelled = True
         try:
             with self._scope:
                 await store.write(self.digest, VerifyingReader(self, self.digest, self.function))
             if self._scope.cancelled_caught:
                 self._error = CancelledError(f"the upload of {self.digest} was given up")
+            cancelled = False
         except Exception as exc:  # noqa: BLE001  raised again in the call that feeds the session
             self._error = exc
             if not self.attached and not isinstance(exc, NlError):
                 _log.exception("a parked upload of %s failed", self.digest)
+            cancelled = False
         finally:
+            if cancelled:  # with the whole service: who feeds the session must not take it for stored
+                self._error = UnavailableError("the server is shutting down")
             self.done = True
             self._source = self._message = None
             self._turn.set()
@@ -106,7 +114,7 @@ class UploadSession(Reader):
             await turn.wait()
         finally:
             if not self.done:
-                await self._let_go()
+                await self._let_go()  # noqa: ASYNC102  # shields itself; what it waits for is bounded
             self._busy = False
             self._idle.set()
         self._raise_failure()
@@ -167,6 +175,7 @@ class UploadSession(Reader):
             await self._attached.wait()
         if self._attached.is_set():
             return
+        self.expired = True
         raise CancelledError(f"the upload of {self.digest} was not resumed within {self._persist_s:g} s")
 
     async def _receive_from(self, source: WriteMessages, max_bytes: int) -> Sequence[Buffer] | None:

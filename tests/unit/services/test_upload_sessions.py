@@ -1,0 +1,138 @@
+"""What a session tells the call that feeds it, when the two do not end together."""
+
+import hashlib
+
+import pytest
+import trio
+
+from nl.blob.reader import read_all
+from nl.errors import CancelledError, UnavailableError
+from nl.model.digest import Digest, DigestFunction
+from nl.services.uploads import UploadSession
+
+DATA = b"0123456789"
+DIGEST = Digest(hashlib.sha256(DATA).hexdigest(), len(DATA))
+
+
+class Message:
+    """As `nl.services.write_messages.WriteMessage`, with all its bytes at hand."""
+
+    resource_name = ""
+    finish = True
+
+    def __init__(self, data, offset=0):
+        self.offset = offset
+        self._parts = [data] if data else []
+
+    async def receive_parts(self, max_bytes):
+        return (self._parts.pop(),) if self._parts else ()
+
+
+class Silence:
+    """A call that brings nothing more."""
+
+    async def receive_message(self):
+        await trio.sleep_forever()
+
+
+class SlowStore:
+    """Takes what there is, and then takes `drop_s` to drop it."""
+
+    def __init__(self, drop_s=0.0):
+        self.drop_s = drop_s
+        self.stored = None
+
+    async def write(self, digest, reader):
+        try:
+            self.stored = await read_all(reader)
+        finally:
+            with trio.CancelScope(shield=True):
+                await trio.sleep(self.drop_s)
+
+
+def new_session(persist_s=60.0):
+    return UploadSession(DIGEST, DigestFunction.SHA256, persist_s=persist_s)
+
+
+def unfinished():
+    message = Message(DATA[:4])
+    message.finish = False
+    return message
+
+
+async def test_an_upload_that_ends_with_its_service_is_not_taken_for_stored(autojump_clock):
+    session, answers = new_session(), []
+
+    async def feed():
+        try:
+            answers.append(await session.feed(Silence(), unfinished()))
+        except UnavailableError as error:
+            answers.append(error.message)
+
+    async with trio.open_nursery() as calls, trio.open_nursery() as service:
+        service.start_soon(session.run, SlowStore())
+        calls.start_soon(feed)
+        await trio.testing.wait_all_tasks_blocked()
+        service.cancel_scope.cancel()
+    assert answers == ["the server is shutting down"]
+
+
+async def test_a_session_that_waited_in_vain_says_so_before_the_store_has_dropped_it(autojump_clock):
+    session = new_session(persist_s=1.0)
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(session.run, SlowStore(drop_s=10.0))
+        with trio.move_on_after(0.5):
+            await session.feed(Silence(), unfinished())
+        assert (session.attached, session.expired) == (False, False)
+        await trio.sleep(2.0)
+        assert (session.done, session.expired) == (False, True)
+        with pytest.raises(CancelledError, match="not resumed within 1 s"):
+            await session.feed(Silence(), unfinished())
+        assert session.done
+
+
+@pytest.mark.parametrize("steps", range(12))
+async def test_a_call_cancelled_at_any_step_leaves_a_session_that_another_completes(steps, autojump_clock):
+    session, store = new_session(), SlowStore()
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(session.run, store)
+        with trio.CancelScope() as scope:
+            nursery.start_soon(cancel_after, scope, steps)
+            await session.feed(Silence(), unfinished())
+        assert scope.cancelled_caught
+        assert not session.attached
+        rest = Message(DATA[session.committed :], session.committed)
+        await session.feed(Silence(), rest)
+    assert store.stored == DATA
+
+
+async def cancel_after(scope, steps):
+    for _ in range(steps):
+        await trio.lowlevel.checkpoint()
+    scope.cancel()
+
+
+@pytest.mark.parametrize("steps", range(8))
+async def test_two_calls_that_want_the_same_session_take_turns(steps, autojump_clock):
+    session, store, ends = new_session(), SlowStore(), []
+
+    async def feed(message):
+        try:
+            await session.feed(Silence(), message)
+            ends.append("stored")
+        except Exception as error:
+            ends.append(type(error).__name__)
+
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(session.run, store)
+        nursery.start_soon(feed, unfinished())
+        for _ in range(steps):
+            await trio.lowlevel.checkpoint()
+        nursery.start_soon(feed, unfinished())
+        nursery.start_soon(feed, Message(DATA))
+        await trio.testing.wait_all_tasks_blocked()
+        if "stored" not in ends:  # the last to come was one that does not bring everything
+            nursery.start_soon(feed, Message(DATA))
+    assert store.stored == DATA
+    assert ends.count("stored") >= 1
+    assert not session.attached
