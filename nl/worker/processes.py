@@ -248,7 +248,7 @@ class Supervisor:
                     log.error("the reaper ended with %s; starting another", process.returncode)
                 finally:
                     self._disconnect()
-                    await _end(process)
+                    await _end(process)  # noqa: ASYNC102  # shields and bounds itself
                 await trio.sleep(RESTART_S)
 
     async def _start_reaper(self) -> trio.Process:
@@ -278,7 +278,7 @@ class Supervisor:
             if not ready:
                 ours.close()
                 if process is not None:
-                    await _end(process)
+                    await _end(process)  # noqa: ASYNC102  # shields and bounds itself
         if not ready:
             raise InternalError("cannot supervise processes here; the reaper has said on stderr why")
         self._control = ours
@@ -342,7 +342,7 @@ class Supervisor:
                 try:
                     reply = await self._supervised(warden, job, switch)
                 except trio.Cancelled:
-                    usable = warden.in_step and await self._ended_by_force(warden)
+                    usable = warden.in_step and await self._ended_by_force(warden)  # noqa: ASYNC102  # shields itself
                     raise
                 usable = True
             finally:
