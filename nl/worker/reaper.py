@@ -347,7 +347,7 @@ def fork_warden(sock: socket.socket, sign_off: tuple[socket.socket, ...]) -> int
         code = 0
     except ConnectionError:
         code = 0
-    except BaseException as exc:  # noqa: BLE001  the process ends here: say why, run none of the parent's clean-up
+    except BaseException as exc:  # noqa: BLE001, ASYNC103  # the process ends here: say why, run none of the parent's clean-up
         print(f"nl warden: {type(exc).__name__}: {exc}", file=sys.stderr, flush=True)
     finally:
         os._exit(code)
@@ -401,6 +401,7 @@ def main(fd: int) -> None:
         if control.fileno() in ready:
             data, fds, _flags, _address = socket.recv_fds(control, 1, 1)
             if not data:
+                signal.set_wakeup_fd(-1)  # the wardens end now, too, and `wake` is closed before the last of them
                 return
             for number in fds:
                 os.set_inheritable(number, False)  # received ones are inheritable: no action may talk to its warden

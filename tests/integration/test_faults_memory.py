@@ -16,12 +16,11 @@ import pytest
 import trio
 
 from nl.rpc import frames as fr
-from nl.rpc import hpack
+from tests.integration.faults_site import dial, request, until
 from tests.support.foreign import BYTES, BYTESTREAM, chunks, connect, digest, read_name, upload_name
 from tests.support.processes import Server, all_in_one, descriptors, rss_mib
 
 MIB = 1024 * 1024
-GRPC = hpack.encode([(b":authority", b"x"), (b"te", b"trailers"), (b"content-type", b"application/grpc")])
 
 
 @pytest.fixture
@@ -43,32 +42,6 @@ def memory_watched(server: Server) -> Iterator[Callable[[], float]]:
     yield peak
 
 
-async def until(holds: Callable[[], bool], *, within_s: float = 10) -> None:
-    with trio.fail_after(within_s):
-        while not holds():
-            await trio.sleep(0.01)
-
-
-def request(sid: int, method: str, message: bytes, *, end: bool) -> bytes:
-    block = hpack.METHOD_POST + hpack.SCHEME_HTTP + hpack.encode_path(f"{BYTES}{method}".encode()) + GRPC
-    return fr.frame(fr.HEADERS, fr.END_HEADERS, sid, block) + data_frames(sid, message, end=end)
-
-
-def data_frames(sid: int, message: bytes, *, end: bool) -> bytes:
-    whole = fr.PREFIX.pack(0, len(message)) + message
-    pieces = [whole[at : at + fr.MIN_FRAME_SIZE] for at in range(0, len(whole), fr.MIN_FRAME_SIZE)]
-    last = fr.END_STREAM if end else 0
-    return b"".join(
-        fr.frame(fr.DATA, last if at == len(pieces) - 1 else 0, sid, piece) for at, piece in enumerate(pieces)
-    )
-
-
-def dial(server: Server, *parts: bytes, settings: dict[Any, int] | None = None) -> socket.socket:
-    sock = socket.create_connection(("127.0.0.1", server.port), timeout=20)
-    sock.sendall(fr.PREFACE + fr.settings(settings or {}) + b"".join(parts))
-    return sock
-
-
 def receive_data(sock: socket.socket) -> int:
     """Reads frames until one of DATA has come; its length."""
     stream = sock.makefile("rb")
@@ -86,7 +59,7 @@ def test_two_hundred_readers_with_tiny_windows_cost_little(server: Server) -> No
         write = channel.stream_unary(BYTES + "Write", BYTESTREAM.WriteRequest.SerializeToString)
         write(iter(chunks(upload_name(of), data, size=MIB)), timeout=60)
     before = rss_mib(server.pid)
-    read = request(1, "Read", BYTESTREAM.ReadRequest(resource_name=read_name(of)).SerializeToString(), end=True)
+    read = request(1, BYTES + "Read", BYTESTREAM.ReadRequest(resource_name=read_name(of)).SerializeToString(), end=True)
     with ExitStack() as open_sockets:
         readers = [
             open_sockets.enter_context(dial(server, read, settings={fr.Setting.INITIAL_WINDOW_SIZE: 1024}))
@@ -152,8 +125,8 @@ async def test_cut_uploads_and_downloads_give_their_descriptors_back(server: Ser
     await until(lambda: not connected(server))
     idle = descriptors(server.pid)
     named = BYTESTREAM.WriteRequest(resource_name=f"uploads/cut/blobs/{other.hash}/{32 * MIB}", data=bytes(100_000))
-    write = request(1, "Write", named.SerializeToString(), end=False)
-    read = request(1, "Read", BYTESTREAM.ReadRequest(resource_name=read_name(of)).SerializeToString(), end=True)
+    write = request(1, BYTES + "Write", named.SerializeToString(), end=False)
+    read = request(1, BYTES + "Read", BYTESTREAM.ReadRequest(resource_name=read_name(of)).SerializeToString(), end=True)
     for sent in (write, write[:-50_000], read):
         sockets = [dial(server, sent) for _ in range(20)]
         await until(lambda: descriptors(server.pid) >= idle + 20)

@@ -4,7 +4,7 @@ wire, with everything `nl serve` starts; the processes are looked for in /proc."
 from __future__ import annotations
 
 import os
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator
 from pathlib import Path
 from typing import Any
 
@@ -12,61 +12,12 @@ import grpc
 import pytest
 import trio
 
-from tests.support.foreign import AC, BYTES, BYTESTREAM, REAPI, RPC, Foreign, connect, digest, read_name
-from tests.support.processes import Server, all_in_one, rss_mib
-from tests.wire.execution_support import EXECUTE, LONGRUNNING, OPERATIONS, WAIT, response
+from tests.integration.faults_site import Builder, marked, until
+from tests.support.foreign import AC, BYTES, BYTESTREAM, REAPI, RPC, connect, digest, read_name
+from tests.support.processes import all_in_one, rss_mib
+from tests.wire.execution_support import LONGRUNNING, OPERATIONS, WAIT, response
 
 FAILED, INVALID = grpc.StatusCode.FAILED_PRECONDITION, grpc.StatusCode.INVALID_ARGUMENT
-
-
-class Builder:
-    """A client that has actions executed."""
-
-    def __init__(self, server: Server, client: Foreign) -> None:
-        self.server = server
-        self.client = client
-
-    async def put(self, message: Any) -> Any:
-        return await self.client.put(message.SerializeToString(deterministic=True))
-
-    async def request(
-        self, script: str, *, root: Any = None, outputs: tuple[str, ...] = ("out",), priority: int = 0, **action: Any
-    ) -> Any:
-        command = REAPI.Command(arguments=["/bin/sh", "-c", script], output_paths=outputs)
-        properties = action.pop("properties", {})
-        timeout_s = action.pop("timeout_s", None)
-        made = REAPI.Action(
-            command_digest=await self.put(command),
-            input_root_digest=await self.put(root or REAPI.Directory()),
-            **action,
-        )
-        for name, value in properties.items():
-            made.platform.properties.add(name=name, value=value)
-        if timeout_s is not None:
-            made.timeout.FromMilliseconds(int(timeout_s * 1000))
-        request = REAPI.ExecuteRequest(action_digest=await self.put(made))
-        request.execution_policy.priority = priority
-        return request
-
-    async def execute(self, request: Any) -> Any:
-        operations = await self.client.server_stream(EXECUTE, request, LONGRUNNING.Operation)
-        return response(operations[-1])
-
-    async def run(self, script: str, **more: Any) -> Any:
-        return await self.execute(await self.request(script, **more))
-
-    async def stdout(self, result: Any) -> bytes:
-        return result.stdout_raw or b"".join(await self.client.read(read_name(result.stdout_digest)))
-
-    def begin(self, request: Any) -> Any:
-        """A call under way, in grpcio's own threads."""
-        call = self.client.channel.unary_stream(EXECUTE, _encode, LONGRUNNING.Operation.FromString)
-        return call(request, timeout=60)
-
-
-def _encode(message: Any) -> bytes:
-    data: bytes = message.SerializeToString()
-    return data
 
 
 @pytest.fixture
@@ -74,26 +25,6 @@ async def builder(tmp_path: Path) -> AsyncIterator[Builder]:
     with all_in_one(tmp_path) as server:
         async with connect(server.port) as client:
             yield Builder(server, client)
-
-
-async def until(holds: Callable[[], bool], *, within_s: float = 15) -> None:
-    with trio.fail_after(within_s):
-        while not holds():
-            await trio.sleep(0.01)
-
-
-def marked(mark: str) -> list[int]:
-    """Processes with `mark` among their arguments."""
-    found = []
-    for folder in Path("/proc").iterdir():
-        if folder.name.isdigit():
-            try:
-                arguments = (folder / "cmdline").read_bytes()
-            except OSError:
-                continue
-            if mark.encode() in arguments.split(b"\0"):
-                found.append(int(folder.name))
-    return found
 
 
 def daemon(mark: str, redirect: str) -> str:
