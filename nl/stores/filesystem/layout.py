@@ -13,6 +13,7 @@ within a file system.
 
 from __future__ import annotations
 
+import errno
 import fcntl
 import itertools
 import logging
@@ -88,6 +89,7 @@ class Layout:
         try:
             for path in (self.content_path, self.temp_path):
                 os.makedirs(path, exist_ok=True)
+            self._choose_temp()
             self._place_siblings()
             for folder in (*self.shelves, self.temp, self.corrupt):
                 os.makedirs(folder.path, exist_ok=True)
@@ -95,7 +97,6 @@ class Layout:
             self._spread()
             self.lock_fd = os.open(self.lock_path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o666)
             self._start_session()
-            self._check_rename()
             self._adopt_old_layout()
             self._clean_temp()
         except OSError as error:
@@ -180,21 +181,31 @@ class Layout:
         except OSError:
             pass  # Not ext4, or not our folder: it works all the same.
 
-    def _check_rename(self) -> None:
-        """Only a rename tells whether renaming works: bind mounts of one device refuse it too."""
-        name = self.temp_name()
-        os.close(os.open(name, os.O_CREAT | os.O_EXCL | os.O_WRONLY | os.O_CLOEXEC, 0o600, dir_fd=self.temp.fd))
-        target = f"{self.content_path}/.probe-{self._session}"
+    def _choose_temp(self) -> None:
+        """Takes a folder in `content_path` where files cannot be renamed from `temp_path`, as a volume of its own.
+
+        Only a rename tells: bind mounts of one device refuse it, too.
+        """
+        name = f".probe-{secrets.token_hex(6)}"
+        probe = f"{self.temp_path}/{name}"
+        os.close(os.open(probe, os.O_CREAT | os.O_EXCL | os.O_WRONLY | os.O_CLOEXEC, 0o600))
         try:
-            os.rename(name, target, src_dir_fd=self.temp.fd)
+            os.rename(probe, f"{self.content_path}/{name}")
         except OSError as error:
-            os.unlink(name, dir_fd=self.temp.fd)
-            raise ConfigError(
-                "temp_path",
-                f"{self.temp_path} and content_path {self.content_path} must lie on one file system: a file cannot be "
-                f"renamed from one to the other ({error.strerror}); expected, for example, {self.content_path}.temp",
-            ) from error
-        os.unlink(target)
+            os.unlink(probe)
+            if error.errno != errno.EXDEV:
+                raise
+            instead = f"{self.content_path}/.temp"
+            _log.warning(
+                "store %s: temp_path %s is on another file system than content_path %s, so no file could be "
+                "renamed into its place: using %s instead. To choose, set temp_path to a folder on that file system",
+                self.name, self.temp_path, self.content_path, instead,
+            )
+            self.temp_path = instead
+            self.temp.path = f"{instead}/d"
+            os.makedirs(instead, exist_ok=True)
+        else:
+            os.unlink(f"{self.content_path}/{name}")
 
     def _adopt_old_layout(self) -> None:
         """Caches of long ago had their blobs in `content_path` itself: they belong into `d`."""

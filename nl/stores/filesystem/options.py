@@ -21,8 +21,9 @@ class FilesystemOptions(Options):
     """The folder of the blobs. All processes that name it share it: each sees at once what the others write and evict,
     and together they stay under `max_bytes` (so all should be given the same)."""
     temp_path: Text
-    """The folder in which uploads are written before they are renamed into `content_path`: on the same file system.
-    Each process may have its own, or all the same."""
+    """The folder in which uploads are written before they are renamed into `content_path`. Each process may have its
+    own, or all the same. It should lie on the same file system: if it does not, a folder in `content_path` is used
+    instead, with a warning."""
     read_buffer_size: Size = 256 * 1024
     """The most bytes that one read of a large blob takes from its file, and so what one reader holds in memory."""
     eviction_policy: EvictionPolicy = field(default_factory=EvictionPolicy)

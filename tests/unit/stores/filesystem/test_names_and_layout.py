@@ -7,10 +7,10 @@ import subprocess
 import pytest
 
 from nl.blob.hashing import digest_of
-from nl.plugin import ActionKey, BlobNotFoundError, ConfigError, Digest, InternalError, InvalidRequestError
+from nl.plugin import ActionKey, BlobNotFoundError, BytesReader, ConfigError, Digest, InternalError, InvalidRequestError
 from nl.stores.filesystem import FilesystemOptions, FilesystemStore
 from nl.stores.filesystem.names import name_of, name_of_text
-from nl.testing import BareContext, started
+from nl.testing import BareContext, make_blob, read, started
 
 from .conftest import Place, put
 
@@ -149,9 +149,16 @@ async def _start(content, temp):
     return str(error)
 
 
-async def test_a_temp_folder_on_another_file_system_is_refused_at_start(tmp_path, mount):
-    text = await _start(tmp_path / "content", mount / "temp")
-    assert text.startswith("temp_path") and "one file system" in text and str(tmp_path / "content") in text
+async def test_a_temp_folder_on_another_file_system_is_replaced_by_one_that_works(tmp_path, mount, caplog):
+    options = FilesystemOptions(content_path=str(tmp_path / "content"), temp_path=str(mount / "temp"))
+    data = make_blob(200_000)
+    digest = digest_of(data)
+    async with started(FilesystemStore(options, BareContext("CAS"))) as store:
+        await store.write(digest, BytesReader(data))
+        assert await read(store, digest) == data
+    assert f"using {tmp_path / 'content' / '.temp'} instead" in caplog.text and str(mount / "temp") in caplog.text
+    assert sorted(os.listdir(tmp_path / "content" / "d")) == [str(digest)]
+    assert os.listdir(mount / "temp") == []
 
 
 async def test_a_mount_point_may_be_the_content_folder(tmp_path, mount):
