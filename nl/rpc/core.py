@@ -105,7 +105,7 @@ class Stream:
         self.send_closed = False
         self.reset_code: int | None = None
         self.send_window = core.peer_initial_window
-        self.recv_window = ReceiveWindow(max(core.limits.stream_window, fr.DEFAULT_WINDOW))
+        self.recv_window = ReceiveWindow(core.stream_window)
         self.content_left: int | None = None
         self.chunks: deque[Chunk] = deque()
         self.held = 0
@@ -169,6 +169,7 @@ class Core:
 
     def __init__(self, limits: Limits) -> None:
         self.limits = limits
+        self.stream_window = max(limits.stream_window, fr.DEFAULT_WINDOW)
         self.now = 0.0
         self.out: list[bytes | memoryview] = []
         self.out_bytes = 0

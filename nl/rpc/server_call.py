@@ -47,7 +47,7 @@ class ServerCall(Call):
     core: ServerConnection
 
     def __init__(self, core: ServerConnection, sid: int, method: Method, fields: list[Field]) -> None:
-        super().__init__(core, sid, max_message_size=core.options.max_message_size)
+        Call.__init__(self, core, sid, max_message_size=core.options.max_message_size)
         self.definition = method
         self._fields = fields
         self._metadata: MultiDict[str | bytes] | None = None
@@ -92,7 +92,9 @@ class ServerCall(Call):
 
     async def recv_message(self) -> Any:
         """The next request, or None."""
-        data = await self.receive_message()
+        data: Buffer | None = self.take_message()
+        if data is None:
+            data = await self.receive_message()
         if data is None:
             if not self.received and not self.definition.client_streaming:
                 raise InvalidRequestError(f"{self.method}: the call has no request message")
@@ -159,25 +161,20 @@ class ServerCall(Call):
         """Sends an encoded message. A small unary reply waits for its trailers, which follow at once."""
         if self._trailers_sent:
             raise InternalError("the call has been answered already")
-        if self._packs and sum(map(len, parts)) >= self.core.options.compress_from:
-            await self._send_reply((messages.compress(b"".join(parts)),), compressed=True)
-        else:
-            await self._send_reply(parts, compressed=False)
-
-    async def _send_reply(self, parts: Sequence[Buffer], *, compressed: bool) -> None:
-        if self.definition.server_streaming:
-            await self.send_framed(parts, compressed=compressed)
-            return
-        if self._reply is not None:
-            raise InternalError("a unary call has one reply")
         length = sum(map(len, parts))
-        need = length + messages.PREFIX_SIZE
-        if need > SMALL:
+        compressed = self.accepts_gzip and self._packs and length >= self.core.options.compress_from
+        if compressed:
+            parts = (messages.compress(b"".join(parts)),)
+            length = len(parts[0])
+        if not self.definition.server_streaming:
+            if self._reply is not None:
+                raise InternalError("a unary call has one reply")
+            if length + messages.PREFIX_SIZE <= SMALL:
+                self.raise_if_over()
+                self._reply = b"".join((fr.PREFIX.pack(compressed, length), *parts))
+                return
             self._reply = b""
-            await self.send_framed(parts, compressed=compressed)
-            return
-        self.raise_if_over()
-        self._reply = b"".join((fr.PREFIX.pack(compressed, length), *parts))
+        await self.send_framed(parts, compressed=compressed)
 
     async def send_trailing_metadata(
         self,
@@ -209,17 +206,24 @@ class ServerCall(Call):
             if size <= self.send_window and size <= core.send_window and size <= core.peer_max_frame:
                 self.send_window -= size
                 core.send_window -= size
-                if metadata is None and not self._headers_sent and self.recv_closed and not self.accepts_gzip:
-                    self._end_at_once(size, reply)
-                    return
                 self._end(b"".join((self.head(), fr.header(size, fr.DATA, 0, self.sid), reply)), outcome, metadata)
                 return
             await self.send_prefixed([reply])
         self._end(b"", outcome, metadata)
 
-    def _end_at_once(self, size: int, reply: bytes) -> None:
-        """What nearly every unary call comes to: `_end` for an OK reply, without anything to decide."""
-        core, sid = self.core, self.sid
+    def finish_at_once(self) -> bool:
+        """`finish(OK)` as nearly every unary call needs it; False if there is anything to wait for or to decide."""
+        reply, core, sid = self._reply, self.core, self.sid
+        if not reply or self._headers_sent or not self.recv_closed or self.accepts_gzip or self.reset_code is not None:
+            return False
+        size = len(reply)
+        if size > self.send_window or size > core.send_window or size > core.peer_max_frame:
+            return False
+        if core.out_bytes >= HIGH_WATER:
+            return False
+        self._reply = None
+        self.send_window -= size
+        core.send_window -= size
         high, low = size >> 8, size & 0xFF
         head = _HEAD.pack(0, _HEAD_SIZE, fr.HEADERS, fr.END_HEADERS, sid, hpack.RESPONSE, high, low, fr.DATA, 0, sid)
         tail = _TAIL.pack(0, _TAIL_SIZE, fr.HEADERS, fr.END_HEADERS | fr.END_STREAM, sid, hpack.TRAILERS_OK)
@@ -230,6 +234,7 @@ class ServerCall(Call):
         if self.held:
             self.discard()
         core.flush_soon()
+        return True
 
     def end_now(self, outcome: Outcome) -> None:
         """Answers a call that cannot wait any more: with an error."""

@@ -176,7 +176,8 @@ class ServerConnection(Connection):
                 call.end_now(_DEADLINE)
                 return
             await call.definition.func(call)
-            await call.finish(OK)
+            if not call.finish_at_once():
+                await call.finish(OK)
         except Exception as exc:  # noqa: BLE001  # the place where a handler's errors become a status
             if call.reset_code is None:
                 outcome = outcome_of(exc, method=call.method)

@@ -1,4 +1,4 @@
-"""Python's cycle collector, set for a server. Not here: anything that needs a config, so that a bench can do the same."""
+"""Python's cycle collector, set for a server. It needs no config, so that a bench can do the same."""
 
 from __future__ import annotations
 
