@@ -184,6 +184,12 @@ class ServerConnection(Connection):
                 if call.scope is not None and call.scope.cancel_called:
                     outcome = call.cancel_reason or _DEADLINE
                 call.end_now(outcome)
+        except BaseExceptionGroup as group:  # errors beside a cancellation: those stay here, the cancellation goes on
+            errors, rest = group.split(Exception)
+            if errors is not None:
+                log.error("handler of %s failed while it was being cancelled", call.method, exc_info=errors)
+            if rest is not None:
+                raise rest from None
         finally:
             call.return_lent()
             if call.scope is None:

@@ -6,7 +6,7 @@ import pytest
 import trio
 
 from nl.blob.reader import read_all
-from nl.errors import CancelledError, UnavailableError
+from nl.errors import CancelledError, NlError, UnavailableError
 from nl.model.digest import Digest, DigestFunction
 from nl.services.uploads import UploadSession
 
@@ -120,7 +120,7 @@ async def test_two_calls_that_want_the_same_session_take_turns(steps, autojump_c
         try:
             await session.feed(Silence(), message)
             ends.append("stored")
-        except Exception as error:
+        except NlError as error:
             ends.append(type(error).__name__)
 
     async with trio.open_nursery() as nursery:

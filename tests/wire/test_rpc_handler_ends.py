@@ -1,0 +1,107 @@
+"""However a handler ends, it ends its own call and nothing else of the connection."""
+
+import pytest
+import trio
+from grpclib.const import Cardinality, Handler
+from trio.testing import wait_all_tasks_blocked
+
+from nl.rpc import frames as fr
+from nl.rpc.frames import ErrorCode
+from tests.wire.raw_h2 import RawClient, headers, message
+from tests.wire.rpc_hosting import serving
+
+
+class Untidy:
+    """Handlers that do not take their cancellation well."""
+
+    def __init__(self):
+        self.ended = []
+        self.untidily = None
+
+    async def echo(self, stream):
+        await stream.send_message(await stream.recv_message())
+
+    async def nursery(self, stream):
+        """A task of its own fails while another is cancelled: what comes out is a group of both."""
+        await stream.recv_message()
+        try:
+            async with trio.open_nursery() as nursery:
+                nursery.start_soon(self._breaks_when_cancelled)
+                nursery.start_soon(trio.sleep_forever)
+        finally:
+            self.ended.append(stream.method)
+
+    async def breaks(self, stream):
+        await stream.recv_message()
+        try:
+            await self._breaks_when_cancelled()
+        finally:
+            self.ended.append(stream.method)
+
+    async def swallows(self, stream):
+        await stream.recv_message()
+        try:
+            await trio.sleep_forever()
+        except trio.Cancelled:
+            await stream.send_message(b"all the same")
+        finally:
+            self.ended.append(stream.method)
+
+    async def lingers(self, stream):
+        await stream.recv_message()
+        try:
+            await trio.sleep_forever()
+        finally:
+            with trio.CancelScope(shield=True):
+                for _ in range(20):
+                    await trio.lowlevel.checkpoint()
+            self.ended.append(stream.method)
+
+    async def _breaks_when_cancelled(self):
+        try:
+            await trio.sleep_forever()
+        finally:
+            raise ValueError("while it was tidying up")
+
+    def __mapping__(self):
+        methods = {"Echo": self.echo, "Nursery": self.nursery, "Breaks": self.breaks, "Swallows": self.swallows,
+                   "Lingers": self.lingers}
+        return {f"/t.S/{name}": Handler(func, Cardinality.UNARY_UNARY, bytes, bytes) for name, func in methods.items()}
+
+
+@pytest.fixture
+async def service():
+    yield Untidy()
+    RawClient.close_all()
+
+
+KINDS = ("Nursery", "Breaks", "Swallows", "Lingers")
+
+
+@pytest.mark.parametrize("kind", KINDS)
+async def test_a_reset_call_ends_alone_however_it_takes_that(service, kind):
+    async with serving(service) as (server, port):
+        client = await RawClient.connect(port)
+        await client.send(headers(1, kind), message(1))
+        await wait_all_tasks_blocked()
+        await client.send(fr.rst_stream(1, ErrorCode.CANCEL))
+        await client.send(headers(3, "Echo"), message(3, b"still here"))
+        assert (await client.until(fr.DATA, sid=3)).endswith(b"still here")
+        await wait_all_tasks_blocked()
+        [connection] = server._connections
+        assert service.ended == [f"/t.S/{kind}"]
+        assert (connection.zombies, connection._running, connection.streams) == (0, set(), {})
+
+
+@pytest.mark.parametrize("kind", KINDS)
+async def test_a_call_whose_deadline_passes_ends_alone_however_it_takes_that(service, kind):
+    async with serving(service) as (server, port):
+        client = await RawClient.connect(port)
+        await client.send(headers(1, kind, extra=[(b"grpc-timeout", b"20m")]), message(1))
+        await client.until(fr.HEADERS, sid=1)
+        await client.send(headers(3, "Echo"), message(3, b"still here"))
+        assert (await client.until(fr.DATA, sid=3)).endswith(b"still here")
+        await wait_all_tasks_blocked()
+        [connection] = server._connections
+        assert service.ended == [f"/t.S/{kind}"]
+        assert (connection.zombies, connection._running, connection.streams) == (0, set(), {})
