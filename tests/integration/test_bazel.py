@@ -87,7 +87,8 @@ def test_bazel_with_the_cache_alone(bazel: Bazel, server: Server) -> None:
 
 
 def test_bazel_without_the_bytes(bazel: Bazel, server: Server) -> None:
-    flags = (f"--remote_executor=grpc://{server.target}", "--remote_download_minimal")
+    flags = (f"--remote_executor=grpc://{server.target}", "--remote_download_minimal", "--jobs=50",
+             "--remote_default_exec_properties=cpu_count=1")
     first = bazel.test(*flags)
     assert first.get("remote", 0) > 0, first
     bazel.clean()
