@@ -7,8 +7,9 @@
 What is accepted and what comes out is what google's protobuf accepts and gives: truncated or malformed bytes are an
 error; a field of the wrong wire type is an unknown field; unknown fields are kept and written back; a singular message
 that comes twice is merged; numbers may come packed or not; enums are open; strings must be UTF-8. Two small things are
-not kept: unknown fields inside map entries (google drops them too) and inside wrappers such as UInt32Value. And one is
-refused that google lets pass: field number 0 in a message that has no fields.
+not kept: unknown fields inside map entries (google drops them too) and inside wrappers such as UInt32Value. And two
+are refused that google lets pass: field number 0 in a message that has no fields, and a message that holds far more
+messages than anything of its size has use for (`_FREE_ENTRIES`), which is an attack on memory.
 
 Fields are written by ascending number, so what was canonical stays so. Payload fields (ByteStream and batch data) come
 out as memoryviews of the input: to keep one, copy it with `bytes()`.
@@ -23,7 +24,7 @@ import betterproto2
 
 from nl.pb.codec.decoder import Decode
 from nl.pb.codec.registry import check_views, decoder_of, encoder_of, has_views
-from nl.pb.codec.wire import MAX_DEPTH, Buffer, DecodeError, varint
+from nl.pb.codec.wire import MAX_DEPTH, Buffer, DecodeError, Levels, varint
 
 __all__ = ("Buffer", "DecodeError", "decode", "encode", "encode_parts", "varint")
 
@@ -33,6 +34,12 @@ _COPY_BELOW = 1024
 _KEEP_FROM = 2048
 """Pieces smaller than this are joined by `encode_parts`: copying them costs less than one more buffer to send."""
 
+_FREE_ENTRIES = 65_536
+_ENTRY_BYTES = 16
+_COUNT_FROM = 2 * _FREE_ENTRIES
+"""A message may hold so many messages, at whatever depth, and one more for each so many bytes. An empty one takes two
+bytes on the wire and some 250 in memory: 4 MiB of them would be half a gigabyte. Of what real clients send, a
+digest and the node around it, which take 70 bytes or more, come closest."""
 
 _RUNNING: dict[type, Decode] = {}
 """The decoders of bytes that have been wanted so far: one dict look-up in the common case."""
@@ -56,7 +63,9 @@ def decode(cls: type[M], data: Buffer, *, views: Collection[str] = ()) -> M:
             return cast(M, cast(Any, cls).decode(data))
         run, data = _prepared(cls, data, frozenset(views))
     try:
-        return cast(M, run(data, 0, len(data), None, MAX_DEPTH))
+        size = len(data)
+        levels = MAX_DEPTH if size < _COUNT_FROM else Levels(MAX_DEPTH, _FREE_ENTRIES + size // _ENTRY_BYTES)
+        return cast(M, run(data, 0, size, None, levels))
     except IndexError:
         raise DecodeError(f"{cls.__name__}: truncated") from None
     except UnicodeDecodeError as error:

@@ -17,7 +17,7 @@ from typing import Any
 from nl.pb.codec import wire
 from nl.pb.codec.fields import BOOL, BYTES, ENUM, FIXED, MAP, MESSAGE, STRING, Field
 
-Decode = Callable[[wire.Buffer, int, int, Any, int], Any]
+Decode = Callable[[wire.Buffer, int, int, Any, "int | wire.Levels"], Any]
 Resolve = Callable[[str, Any, dict[str, Any]], None]
 """Puts the decoder of a class into a namespace under a name, now or when it is first called."""
 

@@ -29,7 +29,7 @@ def decoder_of(target: Any, is_view: bool, views: frozenset[str] = frozenset()) 
     """The decoder of a message class, or of the entries of a map field."""
 
     def resolve(name: str, nested: Any, namespace: dict[str, Any]) -> None:
-        def compile_and_decode(b: wire.Buffer, i: int, end: int, m: Any, d: int) -> Any:
+        def compile_and_decode(b: wire.Buffer, i: int, end: int, m: Any, d: int | wire.Levels) -> Any:
             namespace[name] = decoder_of(nested, is_view)
             return namespace[name](b, i, end, m, d)
 

@@ -22,6 +22,33 @@ class DecodeError(ValueError):
     """The bytes are not a message of the wanted type."""
 
 
+class Levels:
+    """How many levels may still nest, as a number that also counts how often a level was entered.
+
+    Decoders pass `d - 1` on for each message inside of a message: given this instead of an int, they count without
+    knowing it, and those that decode small input, which cannot hold many, do not pay for it.
+    """
+
+    __slots__ = ("_counter", "_deeper", "_left")
+
+    def __init__(self, left: int, entries: int, counter: list[int] | None = None) -> None:
+        self._left = left
+        self._counter = [entries] if counter is None else counter
+        self._deeper: Levels | None = None
+
+    def __sub__(self, one: int) -> Levels:
+        counter = self._counter
+        counter[0] -= 1
+        if counter[0] < 0:
+            raise DecodeError("too many messages in it for its size")
+        if self._deeper is None:
+            self._deeper = Levels(self._left - one, 0, counter)
+        return self._deeper
+
+    def __lt__(self, other: int) -> bool:
+        return self._left < other
+
+
 def build_varint(number: int) -> bytes:
     """The varint of 0 <= number < 2**64."""
     out = bytearray()
@@ -125,7 +152,7 @@ def read_length(data: Buffer, at: int, first: int) -> tuple[int, int]:
     raise DecodeError("length of 2 GiB or more")
 
 
-def skip(data: Buffer, at: int, end: int, tag: int, depth: int) -> int:
+def skip(data: Buffer, at: int, end: int, tag: int, depth: int | Levels) -> int:
     """Steps over a field whose tag has been read; the position behind it.
 
     Groups are walked without recursion: `depth` levels of them are allowed. Google refuses field number 0 in messages

@@ -181,8 +181,37 @@ def test_many_small_unknown_fields_take_linear_time():
     """Quadratic copying would need hours for this."""
     data = b"\x98\x06\x01" * 400_000
     assert codec.encode(codec.decode(reapi.Digest, data)) == data
-    merged = codec.decode(reapi.Action, b"\x0a\x03\x98\x06\x01" * 200_000)
-    assert len(codec.encode(merged.command_digest)) == 600_000
+    merged = codec.decode(reapi.Action, b"\x0a\x03\x98\x06\x01" * 90_000)
+    assert len(codec.encode(merged.command_digest)) == 270_000
+
+
+@pytest.mark.parametrize(
+    ("cls", "entry"),
+    [
+        (reapi.ActionResult, b"\x12\x00"),
+        (reapi.Tree, b"\x12\x80\x02" + 128 * b"\x0a\x00"),  # a little in each of many
+        (reapi.Directory, b"\x0a\x06" + 3 * b"\x12\x00"),  # one, merged again and again
+        (rpc_status.Status, b"\x1a\x00"),
+    ],
+)
+@pytest.mark.parametrize("form", [bytes, bytearray, memoryview])
+def test_a_message_full_of_empty_ones_is_refused_before_it_is_memory(cls, entry, form):
+    with pytest.raises(codec.DecodeError, match=f"^{cls.__name__}: too many messages in it for its size$"):
+        codec.decode(cls, form(entry * ((1 << 20) // len(entry))))
+
+
+def test_the_largest_directories_of_the_smallest_files_are_not_refused():
+    files = [reapi.FileNode(name=f"{at:x}", digest=DIGEST) for at in range(60_000)]
+    links = [reapi.SymlinkNode(name=f"{at:x}", target="t") for at in range(60_000)]
+    directory = reapi.Directory(files=files, symlinks=links)
+    assert len(codec.decode(reapi.Directory, codec.encode(directory)).files) == 60_000
+
+
+def test_nesting_is_limited_in_large_messages_too():
+    padding = b"\x98\x06\x01" * 100_000
+    assert codec.decode(reapi.Digest, b"\xa3\x06" * 100 + b"\xa4\x06" * 100 + padding)
+    with pytest.raises(codec.DecodeError, match="nested too deeply"):
+        codec.decode(reapi.Digest, b"\xa3\x06" * 101 + b"\xa4\x06" * 101 + padding)
 
 
 def test_deprecated_fields_make_no_warnings():
