@@ -209,7 +209,7 @@ def test_the_largest_directories_of_the_smallest_files_are_not_refused():
 
 def test_nesting_is_limited_in_large_messages_too():
     padding = b"\x98\x06\x01" * 100_000
-    assert codec.decode(reapi.Digest, b"\xa3\x06" * 100 + b"\xa4\x06" * 100 + padding)
+    codec.decode(reapi.Digest, b"\xa3\x06" * 100 + b"\xa4\x06" * 100 + padding)
     with pytest.raises(codec.DecodeError, match="nested too deeply"):
         codec.decode(reapi.Digest, b"\xa3\x06" * 101 + b"\xa4\x06" * 101 + padding)
 
