@@ -58,7 +58,7 @@ from nl.stores.filesystem.quarantine import Quarantine
 from nl.stores.filesystem.readers import FileAccess, FileReader
 from nl.stores.filesystem.recency import Recency
 from nl.stores.filesystem.verify import Verifier
-from nl.stores.filesystem.writing import PIECE, Gatherer, TempFile, drain
+from nl.stores.filesystem.writing import DiskPace, Gatherer, TempFile, drain
 
 _log = logging.getLogger(__name__)
 
@@ -92,6 +92,7 @@ class FilesystemStore(Store):
         self._mirror = Mirror(self._layout, self._index)
         self._committer = Committer(self._mirror, options.eviction_policy)
         read_threads = trio.CapacityLimiter(_READ_THREADS)
+        self._pace = DiskPace()
         self._write_threads = trio.CapacityLimiter(options.max_concurrent_writes or _WRITE_THREADS)
         self._verifier = Verifier(self._index, threads=read_threads)
         self._quarantine = Quarantine(self._committer)
@@ -322,7 +323,7 @@ class FilesystemStore(Store):
             self._require_size(key, await drain(reader))
             return
         try:
-            with TempFile(self._layout) as file:
+            with TempFile(self._layout, expected=expected) as file:
                 await self._receive(reader, file)
                 if type(key) is Digest:
                     self._require_size(key, file.size)
@@ -331,9 +332,9 @@ class FilesystemStore(Store):
             raise self._write_failed(error, folder, name) from error
 
     async def _receive(self, reader: Reader, file: TempFile) -> None:
-        gatherer = Gatherer(file, threads=self._write_threads)
+        gatherer = Gatherer(file, pace=self._pace, threads=self._write_threads)
         limit = self._options.eviction_policy.max_bytes
-        while parts := await reader.receive_parts(PIECE):
+        while parts := await reader.receive_parts(gatherer.wants):
             await gatherer.add(parts)
             if limit and file.size > limit:
                 self._committer.refuse_too_large("an upload of unknown size", file.size)

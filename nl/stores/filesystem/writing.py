@@ -1,21 +1,36 @@
-"""Temporary files: what is being written and nobody sees yet. Small blobs inline, large ones in threads, in large
-pieces. Whoever opens a `TempFile` commits it or it is gone.
+"""Temporary files: what is being written and nobody sees yet. Whoever opens a `TempFile` commits it or it is gone.
+
+The kernel takes what is written into its page cache, at the speed of memory: then a hop to a thread, and keeping the
+bytes for it, costs more than the write. Until too much of the cache waits for the disk: then it makes writers wait, and
+only threads may. `DiskPace` knows which it is.
 """
 
 from __future__ import annotations
 
 import os
+import time
 from collections.abc import Sequence
 from contextlib import suppress
 from types import TracebackType
 
 import trio
 
-from nl.plugin import SMALL, Buffer, Reader
+from nl.plugin import CHUNK, SMALL, Buffer, Reader
 from nl.stores.filesystem.layout import Layout
+from nl.stores.filesystem.reserving import reserve
 
 PIECE = 1024 * 1024
-"""Bytes that are gathered before a thread writes them: a hop costs 80 us, writing them 300."""
+"""Bytes that are gathered before a thread writes them: a hop costs 80 us, writing them 200. Written on the spot, so
+much of one file goes to the cache before others have their turn."""
+_LEAST = 64 * 1024
+"""Bytes that are worth a write of their own on the spot: fewer are gathered, which copies them."""
+_AHEAD = 8 * 1024 * 1024
+"""Reserved in one go. More of it at a time saves nothing, and an upload that stops early would hold it meanwhile."""
+_SLOW_S = 0.005
+"""A write on the spot that takes longer is one that waits for the disk: 256 KiB take 50 us, in memory that the host
+must find first 500."""
+_FAST_IN_A_ROW = 32
+"""Writes in threads, none of which waited, after which one on the spot is tried again."""
 _MAX_PARTS = 512
 """Below IOV_MAX (1024)."""
 _MODE = 0o444
@@ -24,9 +39,12 @@ _MODE = 0o444
 class TempFile:
     """A file under way. As a context manager it is removed at the end unless `committed` was set."""
 
-    def __init__(self, layout: Layout, *, mode: int = _MODE) -> None:
+    def __init__(self, layout: Layout, *, mode: int = _MODE, expected: int = -1) -> None:
+        """`expected` is the size that the file will have, if that is known: room is reserved for a large one."""
         self.name = layout.temp_name()
         self.size = 0
+        self._expected = expected if expected >= PIECE else 0
+        self._reserved = 0
         self.committed = False
         self._folder_fd = layout.temp.fd
         self._mode = mode
@@ -47,6 +65,8 @@ class TempFile:
 
     def append(self, parts: Sequence[Buffer]) -> None:
         """Writes all parts, on the spot."""
+        if self._reserved < self._expected and self.size + sum(map(len, parts)) > self._reserved:
+            self._reserve()
         for start in range(0, len(parts), _MAX_PARTS):
             views = list(parts[start : start + _MAX_PARTS])
             while views:
@@ -56,6 +76,11 @@ class TempFile:
                     written -= len(views.pop(0))
                 if written:
                     views[0] = memoryview(views[0])[written:]
+
+    def _reserve(self) -> None:
+        stop = min(self._expected, self.size + _AHEAD)
+        can = reserve(self.fd, offset=self._reserved, count=stop - self._reserved) if stop > self._reserved else True
+        self._reserved = stop if can else self._expected
 
     def finish(self) -> os.stat_result:
         """Closes the file with its final mode; returns its stat, by which it is known from now on."""
@@ -76,28 +101,60 @@ class TempFile:
             self.fd = -1
 
 
+class DiskPace:
+    """Whether the page cache of a store's disk takes what is written at once. One for all files of a store.
+
+    The first write that has to wait, for a fifth of a second at the worst, turns all to threads; they are measured,
+    too, and some that did not wait turn back.
+    """
+
+    __slots__ = ("_fast_in_a_row", "is_fast")
+
+    def __init__(self) -> None:
+        self.is_fast = True
+        self._fast_in_a_row = 0
+
+    def note(self, seconds: float) -> None:
+        """A write took so long."""
+        if seconds > _SLOW_S:
+            self.is_fast = False
+            self._fast_in_a_row = 0
+        elif not self.is_fast:
+            self._fast_in_a_row += 1
+            self.is_fast = self._fast_in_a_row >= _FAST_IN_A_ROW
+
+
 class Gatherer:
-    """Collects what readers hand out until it is worth a thread.
+    """Writes what a reader hands out: on the spot while the disk's pace allows, else collected until it is worth a
+    thread.
 
     A reader's buffers may change with its next call, so what is kept longer is copied, unless it cannot change
     (`bytes`, and views of it).
     """
 
-    def __init__(self, file: TempFile, *, threads: trio.CapacityLimiter) -> None:
+    def __init__(self, file: TempFile, *, pace: DiskPace, threads: trio.CapacityLimiter) -> None:
         self._file = file
+        self._pace = pace
         self._threads = threads
+        self._since_turn = 0
         self._parts: list[Buffer] = []
         self._gathered = 0
+
+    @property
+    def wants(self) -> int:
+        """How many bytes to bring at most."""
+        return CHUNK if self._pace.is_fast else PIECE
 
     async def add(self, parts: Sequence[Buffer]) -> None:
         """Takes the next parts; writes when there is enough."""
         count = sum(map(len, parts))
-        if not self._gathered and count >= PIECE // 2:
-            await self._write(parts)
+        fast = self._pace.is_fast
+        if not self._gathered and count >= (_LEAST if fast else PIECE // 2):
+            await self._write(parts, count)
             return
         self._parts.extend(part if _is_lasting(part) else bytes(part) for part in parts)
         self._gathered += count
-        if self._gathered >= PIECE or len(self._parts) >= _MAX_PARTS:
+        if self._gathered >= (CHUNK if fast else PIECE) or len(self._parts) >= _MAX_PARTS:
             await self.flush()
 
     async def flush(self) -> None:
@@ -105,12 +162,25 @@ class Gatherer:
         parts, gathered = self._parts, self._gathered
         self._parts, self._gathered = [], 0
         if gathered > SMALL:
-            await self._write(parts)
+            await self._write(parts, gathered)
         elif gathered:
             self._file.append(parts)
 
-    async def _write(self, parts: Sequence[Buffer]) -> None:
-        await trio.to_thread.run_sync(self._file.append, parts, limiter=self._threads)
+    async def _write(self, parts: Sequence[Buffer], count: int) -> None:
+        if not self._pace.is_fast:
+            self._pace.note(await trio.to_thread.run_sync(self._append, parts, limiter=self._threads))
+            return
+        self._pace.note(self._append(parts))
+        self._since_turn += count
+        if self._since_turn >= PIECE:
+            self._since_turn = 0
+            await trio.lowlevel.checkpoint()
+
+    def _append(self, parts: Sequence[Buffer]) -> float:
+        """How long it took, by the clock."""
+        began = time.perf_counter()
+        self._file.append(parts)
+        return time.perf_counter() - began
 
 
 async def drain(reader: Reader) -> int:
