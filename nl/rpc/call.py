@@ -18,7 +18,7 @@ from nl.rpc import frames as fr
 from nl.rpc import messages
 from nl.rpc.connection import HIGH_WATER, Connection
 from nl.rpc.contract import MessageBody
-from nl.rpc.core import GOODWILL, Owner, Stream
+from nl.rpc.core import GOODWILL, Chunk, Owner, Stream
 from nl.rpc.transport import TransportLost
 
 SMALL = 16 * 1024
@@ -30,7 +30,9 @@ PIECE = 1 << 20
 class Call(Stream):
     """See the module's docstring. One task at a time in each direction."""
 
-    __slots__ = ("_body", "_lent", "_reader", "_window_waiter", "blocked_since", "encoding", "max_message_size")
+    __slots__ = (
+        "_body", "_lent", "_reader", "_window_waiter", "blocked_since", "encoding", "max_message_size", "pinned",
+    )  # fmt: skip
 
     core: Connection
 
@@ -39,9 +41,11 @@ class Call(Stream):
         self.max_message_size = max_message_size
         self.encoding: str | None = None
         self.blocked_since: float | None = None
+        self.pinned = 0
+        """Bytes of a message that is here in part, or not sent yet: only the peer can end this."""
         self._reader: trio.lowlevel.Task | None = None
         self._window_waiter: trio.lowlevel.Task | None = None
-        self._lent: list[tuple[Owner | None, int]] = []
+        self._lent: list[Chunk] = []
         self._body: Body | None = None
 
     # -- hooks of the derived classes --------------------------------------------------------------------------------
@@ -99,12 +103,18 @@ class Call(Stream):
         """What was handed out as views is done with."""
         if self._lent:
             lent, self._lent = self._lent, []
-            total = 0
-            for owner, size in lent:
-                if owner is not None:
-                    owner.release(size)
-                total += size
-            self.consumed(total)
+            total = count = 0
+            owner: Owner | None = None
+            for view, whose in lent:
+                if whose is not owner:  # they come in runs
+                    if owner is not None:
+                        owner.release(count)
+                    total += count
+                    owner, count = whose, 0
+                count += len(view)
+            if owner is not None:
+                owner.release(count)
+            self.consumed(total + count)
             if self.core.out:  # a window update: outside of a pass of the reader nobody else would send it
                 self.core.flush_soon()
 
@@ -148,7 +158,9 @@ class Call(Stream):
         while len(joined) < length:
             for part in await self._views(length - len(joined)):
                 joined += part
+            self.pinned = len(joined)
             self.return_lent()
+        self.pinned = 0
         if compressed:
             return messages.decompress(joined, max_bytes=self.max_message_size)
         return memoryview(joined)
@@ -173,7 +185,9 @@ class Call(Stream):
             for part in await self._views(length):
                 parts.append(bytes(part))
                 length -= len(part)
+                self.pinned += len(part)
             self.return_lent()
+        self.pinned = 0
         return parts
 
     def _finish_body(self) -> None:
@@ -204,8 +218,12 @@ class Call(Stream):
 
     def _pop(self, max_bytes: int) -> list[memoryview]:
         """Takes up to `max_bytes` that have arrived; they are lent until `return_lent`."""
-        parts: list[memoryview] = []
         chunks = self.chunks
+        if self.held <= max_bytes and not self._lent:  # all of it
+            self._lent = list(chunks)
+            chunks.clear()
+            return [view for view, _ in self._lent]
+        parts: list[memoryview] = []
         while chunks and max_bytes:
             view, owner = chunks[0]
             size = len(view)
@@ -216,7 +234,7 @@ class Call(Stream):
                 chunks.popleft()
             max_bytes -= size
             parts.append(view)
-            self._lent.append((owner, size))
+            self._lent.append((view, owner))
         return parts
 
     async def _views(self, max_bytes: int) -> list[memoryview]:
@@ -290,11 +308,13 @@ class Call(Stream):
         cutter = messages.Cutter(parts)
         piece = PIECE if core.transport.inline else 4 * SMALL
         while cutter.left:
+            self.pinned = cutter.left
             size = min(await self.wait_send_credit(), piece, cutter.left)
             self.send_window -= size
             core.send_window -= size
             frames = cutter.cut(size, sid=self.sid, max_frame=core.peer_max_frame, end_stream=end_stream)
             await core.send_frames(frames, stream=self)
+        self.pinned = 0
         if end_stream:
             self.send_closed = True
             core.close_if_done(self)

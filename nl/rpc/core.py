@@ -26,6 +26,8 @@ from nl.rpc.hpack import Field, HeaderDecoder, HeadersTooLarge
 
 _MERGE_BELOW = 1024
 _MERGED_MAX = 16_384
+_RUN_FROM = 4096
+"""Frames of this size or more are looked at for more of the same behind them."""
 _REMEMBERED_RESETS = 256
 
 
@@ -339,13 +341,15 @@ class Core:
                     declared = content is None or (content >= 0 and not (ended and content))
                     if connection_left >= 0 <= stream_left and declared:
                         # by far the most frequent frame, taken whole
-                        pos = stop
+                        first, pos = pos, stop
                         self.recv_window.left = connection_left
                         stream.recv_window.left = stream_left
                         stream.content_left = content
                         if ended:
                             stream.recv_closed = True
                         stream.add(view[body:stop], owner)
+                        if not ended and length >= _RUN_FROM and end - stop > length and content is None:
+                            pos = self._run(stream, view, first=first, stop=stop, end=end, owner=owner)
                         stream.on_data()
                         if ended and stream.send_closed:
                             self.close_if_done(stream)
@@ -368,6 +372,32 @@ class Core:
                 return pos
             pos = stop
             _HANDLERS[kind](self, sid, flags, bytes(view[body:stop]))
+
+    def _run(
+        self, stream: Stream, view: memoryview, *, first: int, stop: int, end: int, owner: Owner | None
+    ) -> int:
+        """Takes the frames with the very header of the one at `first`, as far as credit goes; where parsing stopped.
+
+        Large messages come as dozens of such frames in a row. What fits is the same as for one, so is what is checked.
+        """
+        unpack = fr.HEADER.unpack_from
+        header = unpack(view, first)
+        step = stop - first
+        length = step - fr.HEADER_SIZE
+        credit = min(self.recv_window.left, stream.recv_window.left) // length
+        last = min(stop + credit * step, end) - step
+        append = stream.chunks.append
+        pos = stop
+        while pos <= last and unpack(view, pos) == header:
+            append((view[pos + fr.HEADER_SIZE : pos + step], owner))
+            pos += step
+        total = (pos - stop) // step * length
+        self.recv_window.left -= total
+        stream.recv_window.left -= total
+        stream.held += total
+        if owner is not None:
+            owner.held += total
+        return pos
 
     def _continue_payload(self, view: memoryview, pos: int, end: int, owner: Owner | None) -> int:
         """The next piece of a payload that is taken as it comes: DATA, padding, unknown frames."""

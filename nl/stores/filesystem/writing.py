@@ -69,10 +69,14 @@ class TempFile:
             self._reserve()
         for start in range(0, len(parts), _MAX_PARTS):
             views = list(parts[start : start + _MAX_PARTS])
-            while views:
+            left = sum(map(len, views))
+            while left:
                 written = os.writev(self.fd, views)
                 self.size += written
-                while views and written >= len(views[0]):
+                left -= written
+                if not left:
+                    break
+                while written >= len(views[0]):
                     written -= len(views.pop(0))
                 if written:
                     views[0] = memoryview(views[0])[written:]
