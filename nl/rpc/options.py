@@ -36,6 +36,10 @@ class ServerOptions:
     idle_timeout: float | None = None
     """A connection without calls for this long is asked to leave; None: never."""
     max_connections: int = 20_000
+    max_held: int = 1 << 30
+    """Bytes that all connections together may hold for their peers: DATA that nobody has consumed yet, messages that
+    have arrived in part, replies that a peer does not take. Beyond it the connection that holds the most is ended, and
+    the next, until it is enough; what arrives within a second may be on top of it."""
     tls: ssl.SSLContext | None = None
 
 

@@ -23,6 +23,8 @@ from nl.rpc.transport import SocketTransport, StreamTransport, Transport, descri
 
 log = logging.getLogger(__name__)
 _SWEEP_S = 1.0
+_CLOSE_WATCH_S = 0.05
+"""How often connections are looked at while they hold more than half of what they may."""
 T = TypeVar("T")
 
 Http1 = Callable[[trio.abc.Stream, bytes], Awaitable[None]]
@@ -109,11 +111,32 @@ class Server:
         }
 
     async def _sweep(self) -> None:
+        swept = trio.current_time()
         while True:
-            await trio.sleep(_SWEEP_S)
+            is_near = self._end_the_largest() > self.options.max_held // 2
+            await trio.sleep(_CLOSE_WATCH_S if is_near else _SWEEP_S)
             now = trio.current_time()
-            for connection in list(self._connections):
-                connection.sweep(now)
+            if now - swept >= _SWEEP_S:
+                swept = now
+                for connection in list(self._connections):
+                    connection.sweep(now)
+
+    def _end_the_largest(self) -> int:
+        """Keeps all connections together within `max_held`; how much they hold.
+
+        Ending is the one remedy that cannot deadlock: who waits for the rest of a message, or for its peer to read,
+        gives nothing back by being held up.
+        """
+        held = [(connection.held_bytes(), connection) for connection in self._connections]
+        total = sum(count for count, _ in held)
+        if total > self.options.max_held:
+            held.sort(key=lambda each: each[0], reverse=True)
+            for count, connection in held:
+                if total <= self.options.max_held:
+                    break
+                connection.give_up(f"the server holds too much for its clients, {count} bytes of it for this one")
+                total -= count
+        return total
 
     # -- one connection ----------------------------------------------------------------------------------------------
 

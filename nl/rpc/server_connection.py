@@ -314,6 +314,22 @@ class ServerConnection(Connection):
         """Ends the connection, for whatever reason, calls and all."""
         self._leave()
 
+    def held_bytes(self) -> int:
+        """What is here for this peer, and only its reading, writing or going will free: counted, not kept count of."""
+        held = self.out_bytes
+        for stream in self.streams.values():
+            held += stream.held
+            if isinstance(stream, ServerCall):
+                held += stream.pinned
+        return held
+
+    def give_up(self, reason: str) -> None:
+        """Ends the connection because it costs too much; the client is told so."""
+        if self._fault is None:
+            log.warning("%s: %s", self.transport.peer, reason)
+        self._fault = ConnectionFault(ErrorCode.ENHANCE_YOUR_CALM, reason)
+        self._leave()
+
     def cancel_calls(self, outcome: Outcome = _SHUTDOWN) -> None:
         """Stops every handler; the clients get `outcome`."""
         for call in [*self._running, *self._ready]:

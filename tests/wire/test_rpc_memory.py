@@ -1,0 +1,80 @@
+"""What all clients together may make a server hold is bounded, and those who make it hold the most pay for that."""
+
+import struct
+
+import pytest
+from trio.testing import wait_all_tasks_blocked
+
+from nl.rpc import frames as fr
+from nl.rpc.frames import ErrorCode, Setting
+from nl.rpc.options import ServerOptions
+from tests.wire.raw_h2 import RawClient, headers, message
+from tests.wire.rpc_hosting import serving
+from tests.wire.rpc_service import RawService
+
+MIB = 1 << 20
+SMALL_SERVER = ServerOptions(max_held=4 * MIB)
+
+
+@pytest.fixture
+async def service():
+    yield RawService()
+    RawClient.close_all()
+
+
+def data_frames(sid, data):
+    return b"".join(fr.frame(fr.DATA, 0, sid, data[at : at + 16_384]) for at in range(0, len(data), 16_384))
+
+
+async def half_a_message(client, sid, *, sent, announced):
+    await client.send(headers(sid, "Echo"), data_frames(sid, fr.PREFIX.pack(0, announced) + bytes(sent)))
+
+
+async def is_told_to_calm_down(client):
+    payload = await client.until(fr.GOAWAY)
+    assert struct.unpack(">I", payload[4:8])[0] == ErrorCode.ENHANCE_YOUR_CALM
+    assert b"holds too much" in payload
+
+
+async def test_who_sends_the_beginnings_of_many_messages_is_ended_and_others_are_not(service):
+    async with serving(service, options=SMALL_SERVER) as (_, port):
+        bystander = await RawClient.connect(port)
+        await half_a_message(bystander, 1, sent=50_000, announced=60_000)
+        greedy = await RawClient.connect(port)
+        for sid in (1, 3, 5):
+            await half_a_message(greedy, sid, sent=2 * MIB, announced=4 * MIB - 1)
+        await is_told_to_calm_down(greedy)
+        await bystander.send(fr.frame(fr.DATA, fr.END_STREAM, 1, bytes(10_000)))
+        await bystander.send(fr.window_update(0, MIB), fr.window_update(1, MIB))
+        await bystander.until(fr.DATA, sid=1)
+
+
+async def test_who_asks_for_much_and_takes_nothing_is_ended(service):
+    async with serving(service, options=SMALL_SERVER) as (_, port):
+        greedy = await RawClient.connect(port, settings={Setting.INITIAL_WINDOW_SIZE: 0})
+        for sid in range(1, 17, 2):
+            await greedy.send(headers(sid, "Big"), message(sid, b"1000000"))
+        await is_told_to_calm_down(greedy)
+
+
+async def test_who_sends_what_no_handler_reads_is_ended(service):
+    async with serving(service, options=SMALL_SERVER) as (_, port):
+        greedy = await RawClient.connect(port)
+        for sid in (1, 3, 5):
+            await greedy.send(headers(sid, "Hang"), message(sid, b"and", end=False), data_frames(sid, bytes(2 * MIB)))
+        await is_told_to_calm_down(greedy)
+
+
+async def test_what_is_held_is_what_is_there_and_nothing_in_the_end(service):
+    async with serving(service) as (server, port):
+        client = await RawClient.connect(port, settings={Setting.INITIAL_WINDOW_SIZE: 0})
+        await half_a_message(client, 1, sent=100_000, announced=200_000)
+        await client.send(headers(3, "Hang"), message(3, b"and", end=False), data_frames(3, bytes(50_000)))
+        await client.send(headers(5, "Big"), message(5, b"300000"))
+        await wait_all_tasks_blocked()
+        [connection] = server._connections
+        assert connection.held_bytes() == 100_000 + 50_000 + 300_005
+        for sid in (1, 3, 5):
+            await client.send(fr.rst_stream(sid, ErrorCode.CANCEL))
+        await wait_all_tasks_blocked()
+        assert connection.held_bytes() == 0
