@@ -347,7 +347,7 @@ def fork_warden(sock: socket.socket, sign_off: tuple[socket.socket, ...]) -> int
         code = 0
     except ConnectionError:
         code = 0
-    except BaseException as exc:  # noqa: BLE001, ASYNC103  # the process ends here: say why, run none of the parent's clean-up
+    except BaseException as exc:  # noqa: BLE001, ASYNC103  # the process ends here: say why, no clean-up of the parent's
         print(f"nl warden: {type(exc).__name__}: {exc}", file=sys.stderr, flush=True)
     finally:
         os._exit(code)
