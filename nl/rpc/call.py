@@ -115,8 +115,8 @@ class Call(Stream):
             if owner is not None:
                 owner.release(count)
             self.consumed(total + count)
-            if self.core.out:  # a window update: outside of a pass of the reader nobody else would send it
-                self.core.flush_soon()
+            if self.core.out and not self.core.in_pass:  # a window update: nobody else would send it
+                self.core.flush()
 
     def take_message(self) -> bytes | None:
         """The next message if it is here, plain and in one piece; None says to go on with `receive_message`."""

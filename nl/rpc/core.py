@@ -107,7 +107,7 @@ class Stream:
         self.send_closed = False
         self.reset_code: int | None = None
         self.send_window = core.peer_initial_window
-        self.recv_window = ReceiveWindow(core.stream_window)
+        self.recv_window = ReceiveWindow(core.stream_window, parts=2)
         self.content_left: int | None = None
         self.chunks: deque[Chunk] = deque()
         self.held = 0

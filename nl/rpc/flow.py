@@ -13,10 +13,16 @@ class ReceiveWindow:
     Invariant: `left` (what the peer may send) + bytes held by us + `owed` (consumed, not yet announced) == `size`.
     """
 
-    __slots__ = ("left", "owed", "size")
+    __slots__ = ("announce", "left", "owed", "size")
 
-    def __init__(self, size: int) -> None:
+    def __init__(self, size: int, *, parts: int = 4) -> None:
+        """Credit is announced when a `parts`-th of the window has come together.
+
+        A quarter for a window that many share: what some hold and what is not announced yet must not be all of it.
+        Half does for a stream's own, whose reader waits for nobody: half as many frames, each a packet to send.
+        """
         self.size = size
+        self.announce = size // parts
         self.left = size
         self.owed = 0
 
@@ -28,7 +34,7 @@ class ReceiveWindow:
     def give_back(self, count: int) -> int:
         """Bytes have been consumed; the increment to announce now, or 0 while too little has come together."""
         owed = self.owed + count
-        if owed * 4 < self.size:
+        if owed < self.announce:
             self.owed = owed
             return 0
         self.owed = 0

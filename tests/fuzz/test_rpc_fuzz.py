@@ -139,6 +139,27 @@ def test_any_bytes_parse_or_end_in_a_protocol_error_wherever_they_are_split(data
 
 
 @relaxed
+@given(
+    st.lists(
+        st.tuples(st.sampled_from([1, 3]), st.sampled_from([4095, 4096, 16_384]), st.integers(1, 6)), max_size=6
+    ),
+    st.one_of(FRAME, GOOD_DATA, st.just(b"")),
+    st.lists(st.integers(0, 400_000), max_size=6),
+)
+def test_runs_of_equal_frames_parse_the_same_wherever_they_are_split(runs, odd, cuts):
+    opened = [fr.frame(fr.HEADERS, 4, sid, hpack.encode([(b"x", b"y")])) for sid in (1, 3)]
+    blocks = [fr.frame(fr.DATA, 0, sid, bytes([size % 251]) * size) * count for sid, size, count in runs]
+    data = b"".join([fr.settings({}), *opened, *blocks, odd])
+    edges = [0, *sorted(min(cut, len(data)) for cut in cuts), len(data)]
+    whole = feed([data])
+    assert feed([data[a:b] for a, b in zip(edges, edges[1:], strict=False)]) == whole
+    frames = [0]
+    while frames[-1] < len(data):
+        frames.append(frames[-1] + 9 + int.from_bytes(data[frames[-1] : frames[-1] + 3], "big"))
+    assert feed([data[a:b] for a, b in zip(frames, frames[1:], strict=False)]) == whole
+
+
+@relaxed
 @given(WIRE)
 def test_windows_and_held_bytes_never_go_astray(data):
     core = Recorder()

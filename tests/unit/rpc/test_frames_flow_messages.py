@@ -55,6 +55,13 @@ def test_credit_returns_in_portions_and_none_is_lost():
     assert not window.take(1001)
 
 
+def test_a_streams_own_window_is_announced_by_halves():
+    window = ReceiveWindow(1000, parts=2)
+    assert window.take(600)
+    assert [window.give_back(100) for _ in range(6)] == [0, 0, 0, 0, 500, 0]
+    assert (window.left, window.owed) == (900, 100)
+
+
 def test_a_budget_is_spent_and_grows_back():
     budget = Budget(3, 1.0)
     assert [budget.spend(0.0) for _ in range(4)] == [True, True, True, False]
