@@ -8,7 +8,12 @@ from nl.plugin import ConfigError, Count, EvictionPolicy, Flag, Options, Size, T
 
 
 class FilesystemOptions(Options):
-    """Keeps blobs as files in a folder, which any number of processes on one machine may share."""
+    """Keeps blobs as files in a folder, which any number of processes on one machine may share.
+
+    In `content_path`, blobs lie in `d` and action results in `a`: an action and a blob may have the same digest. A
+    folder that NativeLink has filled can be taken over: action results that it has put into `d` are still found there.
+    Files that turn out to be wrong are moved to `{content_path}.corrupt`, at most 64 of them and 256 MiB.
+    """
 
     EXAMPLE = """{
       filesystem: {
