@@ -147,7 +147,9 @@ class Stream:
             return
         self.held -= count
         core = self.core
-        core.give_back(count)
+        increment = core.recv_window.give_back(count)
+        if increment:
+            core.emit(fr.window_update(0, increment))
         if not self.recv_closed and self.reset_code is None:
             increment = self.recv_window.give_back(count)
             if increment:

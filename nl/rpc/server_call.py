@@ -233,7 +233,8 @@ class ServerCall(Call):
         core.close_if_done(self)
         if self.held:
             self.discard()
-        core.flush_soon()
+        if not core.in_pass:
+            core.flush_soon()
         return True
 
     def end_now(self, outcome: Outcome) -> None:

@@ -39,7 +39,8 @@ _DEADLINE = Outcome(Code.DEADLINE_EXCEEDED, "the deadline has passed")
 _SHUTDOWN = Outcome(Code.UNAVAILABLE, "the server is shutting down")
 _CANCELLED = Outcome(Code.CANCELLED, "the call was cancelled")
 _HINT = " (pages and metrics are served over HTTP/1.1)"
-_EAGER = hpack.ACCEPT_ENCODING
+_LAST_PSEUDO, _STATUS, _EAGER, _BAD = hpack.LAST_PSEUDO, hpack.STATUS, hpack.ACCEPT_ENCODING, hpack.BAD
+_NOTHING_YET: list[bytes | None] = [None] * (_EAGER + 1)
 _CONTENT_TYPES = frozenset((b"application/grpc", b"application/grpc+proto"))
 _CONTENT_TYPE_PREFIXES = (b"application/grpc;", b"application/grpc+proto;")
 
@@ -192,29 +193,28 @@ class ServerConnection(Connection):
                 raise rest from None
         finally:
             call.return_lent()
-            if call.scope is None:
+            if call.scope is None and not self.streams:
                 self._after_call()
 
     # -- requests --------------------------------------------------------------------------------------------------
 
     def open_stream(self, sid: int, fields: list[Field], *, ended: bool) -> Stream | None:
         """A request: checked as HTTP (RFC 9113, section 8.3), then as gRPC, and made a call."""
-        eager: list[bytes | None] = [None] * (_EAGER + 1)
+        eager = _NOTHING_YET.copy()
         regular = False
         for _, value, kind, _ in fields:
-            if kind == hpack.REGULAR:
+            if kind > _LAST_PSEUDO:
                 regular = True
-            elif kind <= hpack.LAST_PSEUDO:
-                if regular or eager[kind] is not None or kind == hpack.STATUS:
+                if kind <= _EAGER:
+                    eager[kind] = value
+                elif kind == _BAD:
                     return self._malformed(sid)
-                eager[kind] = value
-            elif kind <= _EAGER:
+            elif not kind:
                 regular = True
-                eager[kind] = value
-            elif kind == hpack.BAD:
+            elif regular or eager[kind] is not None or kind == _STATUS:
                 return self._malformed(sid)
             else:
-                regular = True
+                eager[kind] = value
         path, http_method, te = eager[hpack.PATH], eager[hpack.METHOD], eager[hpack.TE]
         if not path or not http_method or eager[hpack.SCHEME] is None or te not in (None, b"trailers"):
             return self._malformed(sid)
