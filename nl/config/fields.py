@@ -134,36 +134,24 @@ def without_none(annotation: Any) -> tuple[Any, bool]:
     return annotation, False
 
 
-def walk(value: Any, path: str = "") -> Iterator[tuple[str, Any]]:
-    """Every value inside a converted value with its path, outermost first, child stores included."""
+def walk(value: Any, path: str = "", *, into_children: bool = True) -> Iterator[tuple[str, Any]]:
+    """Every value inside a converted value with its path, outermost first, child stores included or not."""
     yield path, value
     if isinstance(value, t.StoreSpec):
-        yield from walk(value.options, join(path, value.kind))
+        inner = [(join(path, value.kind), value.options)] if into_children else []
     elif isinstance(value, t.Options):
-        for one in fields_of(type(value)):
-            yield from walk(getattr(value, one.attribute), join(path, one.key))
+        inner = [(join(path, one.key), getattr(value, one.attribute)) for one in fields_of(type(value))]
     elif isinstance(value, Mapping):
-        for key, inner in value.items():
-            yield from walk(inner, join(path, key))
+        inner = [(join(path, key), each) for key, each in value.items()]
     elif isinstance(value, Sequence) and not isinstance(value, str):
-        for i, inner in enumerate(value):
-            yield from walk(inner, f"{path}[{i}]")
+        inner = [(f"{path}[{at}]", each) for at, each in enumerate(value)]
+    else:
+        inner = []
+    for where, each in inner:
+        yield from walk(each, where, into_children=into_children)
 
 
 def child_specs(options: t.Options) -> list[tuple[str, t.StoreSpec]]:
     """The child stores that these options name directly, with their paths inside the options."""
-
-    def inside(value: Any, path: str) -> Iterator[tuple[str, t.StoreSpec]]:
-        if isinstance(value, t.StoreSpec):
-            yield path, value
-        elif isinstance(value, t.Options):
-            for one in fields_of(type(value)):
-                yield from inside(getattr(value, one.attribute), join(path, one.key))
-        elif isinstance(value, Mapping):
-            for key, inner in value.items():
-                yield from inside(inner, join(path, key))
-        elif isinstance(value, Sequence) and not isinstance(value, str):
-            for i, inner in enumerate(value):
-                yield from inside(inner, f"{path}[{i}]")
-
-    return list(inside(options, ""))
+    found = walk(options, into_children=False)
+    return [(path, value) for path, value in found if isinstance(value, t.StoreSpec)]
