@@ -11,6 +11,9 @@ Rules for this file:
   resets by `Budget`, held DATA by the windows (small pieces are merged, so that overhead is bounded, too).
 * A DATA payload is handed on as views of the receive buffer, also in pieces when a frame has arrived in part; `owner`
   counts the bytes that are still referred to.
+
+Longer than a module should be, and in one piece all the same: what one frame type may do depends on what every other
+has done to the same state, and that is easier to check where all of it is in sight.
 """
 
 from __future__ import annotations
