@@ -49,6 +49,11 @@ class ClientConnection(Connection):
         self.ready = trio.Event()
         self.reason = "connection closed"
         self._slots = trio.lowlevel.ParkingLot()
+        self._life = trio.CancelScope()
+
+    def give_up(self) -> None:
+        """Ends `run`, also before it has begun."""
+        self._life.cancel()
 
     @property
     def is_usable(self) -> bool:
@@ -57,6 +62,10 @@ class ClientConnection(Connection):
 
     async def run(self) -> None:
         """Reads until the connection ends; then every open call has failed."""
+        with self._life:
+            await self._read_to_the_end()
+
+    async def _read_to_the_end(self) -> None:
         fault: ConnectionFault | None = None
         try:
             async with trio.open_nursery() as nursery:
@@ -262,7 +271,11 @@ class Channel:
                     transport = await self._open()
                     connection = ClientConnection(transport, self.options)
                     self._nursery.start_soon(connection.run)
-                    await connection.ready.wait()
+                    try:
+                        await connection.ready.wait()
+                    except BaseException:  # cancelled, or too slow: nobody else knows of this connection
+                        connection.give_up()
+                        raise
             except (OSError, trio.TooSlowError, trio.BrokenResourceError, ssl.SSLError) as exc:
                 self._failed()
                 raise GRPCError(Status.UNAVAILABLE, f"cannot connect to {self._name}: {exc!r}") from exc
