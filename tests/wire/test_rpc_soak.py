@@ -61,7 +61,7 @@ async def guarded(channel, rng, counts):
     counts["cancelled"] += scope.cancelled_caught
 
 
-@pytest.mark.parametrize("seed", range(3))
+@pytest.mark.parametrize("seed", [0, 1, 2, 121])  # with 121 the very attempt to connect is cancelled
 async def test_everything_is_given_back(seed):
     rng = random.Random(seed)
     limits = Limits(stream_window=200_000, connection_window=500_000, reset_burst=10_000)
@@ -86,5 +86,4 @@ async def test_everything_is_given_back(seed):
             assert other.send_window == window.left
             assert each.out_bytes == 0 and not each.streams
         assert (theirs.zombies, ours.taken) == (0, 0)
-        assert server.statistics()["accepted"] == 1
     assert counts["done"] > 50 and counts["failed"] > 20 and counts["cancelled"] > 10
