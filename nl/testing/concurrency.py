@@ -9,7 +9,7 @@ import trio
 
 from nl.blob.hashing import digest_of
 from nl.plugin import CHUNK, SMALL, BlobNotFoundError, BytesReader, Store, UnavailableError
-from nl.testing.observing import find, make_blob, read
+from nl.testing.observing import find, make_blob, read, same
 from nl.testing.readers import BlockingReader, FailingReader, PartsReader, drain, split, write_blocked
 
 
@@ -35,7 +35,7 @@ class ConcurrencyConformance:
                 with pytest.raises(BlobNotFoundError):
                     await read(store, digest)
                 reader.go_on.set()
-            assert await find(store, digest) == data
+            assert same(await find(store, digest), data)
 
     @pytest.mark.parametrize("size", [100, SMALL + 1, 2 * CHUNK])
     async def test_writers_of_one_blob_at_once_all_succeed(self, store: Store, size: int) -> None:
@@ -44,7 +44,7 @@ class ConcurrencyConformance:
             for number in range(8):
                 nursery.start_soon(store.write, digest, PartsReader(split(data, 997 + number * 1000)))
                 nursery.start_soon(store.put, digest, data)
-        assert await find(store, digest) == data
+        assert same(await find(store, digest), data)
 
     async def test_a_failing_twin_does_not_hurt_a_good_upload(self, store: Store) -> None:
         digest = digest_of(data := make_blob(2 * CHUNK))
@@ -55,7 +55,7 @@ class ConcurrencyConformance:
             with pytest.raises(UnavailableError):
                 await store.write(digest, FailingReader([data[:5000]], UnavailableError("cut"), size=len(data)))
             good.go_on.set()
-        assert await find(store, digest) == data
+        assert same(await find(store, digest), data)
 
     async def test_a_cancelled_twin_does_not_hurt_a_good_upload(self, store: Store) -> None:
         digest = digest_of(data := make_blob(2 * CHUNK))
@@ -65,7 +65,7 @@ class ConcurrencyConformance:
             await cut.blocked.wait()
             await store.write(digest, PartsReader(split(data, CHUNK)))
             nursery.cancel_scope.cancel()
-        assert await find(store, digest) == data
+        assert same(await find(store, digest), data)
 
     async def test_many_different_blobs_at_once(self, store: Store) -> None:
         blobs = [make_blob(size, seed=9) for size in [10, 5000, SMALL + 5, CHUNK + 5] * 10]
@@ -74,7 +74,7 @@ class ConcurrencyConformance:
             data = blobs[number] + b"%d" % number
             digest = digest_of(data)
             await store.write(digest, PartsReader(split(data, 33_333)))
-            assert await find(store, digest) == data
+            assert same(await find(store, digest), data)
 
         async with trio.open_nursery() as nursery:
             for number in range(len(blobs)):
@@ -84,9 +84,9 @@ class ConcurrencyConformance:
         digest = digest_of(data := make_blob(3 * CHUNK))
         await store.put(digest, data)
         async with store.open(digest) as one, store.open(digest, offset=5) as two:
-            assert b"".join(map(bytes, await one.receive_parts(1000))) == data[:1000]
-            assert await drain(two) == data[5:]
-            assert await drain(one, taken=1000) == data[1000:]
+            assert same(b"".join(map(bytes, await one.receive_parts(1000))), data[:1000])
+            assert same(await drain(two), data[5:])
+            assert same(await drain(one, taken=1000), data[1000:])
 
     async def test_a_cancelled_reader_leaves_the_store_as_it_was(self, store: Store) -> None:
         for size in (100, 2 * CHUNK):
@@ -95,7 +95,7 @@ class ConcurrencyConformance:
             with trio.CancelScope() as scope:
                 scope.cancel()
                 await find(store, digest)
-            assert await find(store, digest) == data
+            assert same(await find(store, digest), data)
 
     async def test_an_upload_that_was_cancelled_may_be_made_again(self, store: Store) -> None:
         for size in (1000, 2 * CHUNK):
@@ -106,4 +106,4 @@ class ConcurrencyConformance:
                 await cut.blocked.wait()
                 nursery.cancel_scope.cancel()
             await store.write(digest, BytesReader(data))
-            assert await find(store, digest) == data
+            assert same(await find(store, digest), data)

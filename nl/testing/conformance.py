@@ -33,7 +33,7 @@ from nl.plugin import (
 from nl.testing.concurrency import ConcurrencyConformance
 from nl.testing.forgetful import ForgetfulStoreConformance
 from nl.testing.local_files import LocalFilesConformance
-from nl.testing.observing import NAMES, SIZES, find, make_blob, read
+from nl.testing.observing import NAMES, SIZES, find, make_blob, read, same
 from nl.testing.readers import PartsReader, drain, split
 
 
@@ -73,7 +73,7 @@ class StoreConformance(ConcurrencyConformance, ForgetfulStoreConformance):
     async def test_what_put_stores_every_way_of_reading_finds(self, store: Store, size: int) -> None:
         digest = digest_of(data := make_blob(size))
         await store.put(digest, data)
-        assert await find(store, digest) == data
+        assert same(await find(store, digest), data)
 
     @pytest.mark.parametrize("known", [True, False], ids=["size known", "size unknown"])
     @pytest.mark.parametrize("size", SIZES)
@@ -82,25 +82,25 @@ class StoreConformance(ConcurrencyConformance, ForgetfulStoreConformance):
     ) -> None:
         digest = digest_of(data := make_blob(size))
         await store.write(digest, PartsReader(split(data, 10_007), size=None if known else -1))
-        assert await find(store, digest) == data
+        assert same(await find(store, digest), data)
 
     async def test_blake3_blobs_are_kept_like_any_other(self, store: Store) -> None:
         digest = digest_of(data := make_blob(1000), DigestFunction.BLAKE3)
         await store.write(digest, VerifyingReader(BytesReader(data), digest, DigestFunction.BLAKE3))
-        assert await find(store, digest) == data
+        assert same(await find(store, digest), data)
 
     async def test_a_blob_larger_than_a_whole_one_is_streamed_only(self, store: Store) -> None:
         digest = digest_of(data := make_blob(MAX_WHOLE + 1))
         await store.write(digest, PartsReader(split(data, CHUNK)))
         assert await store.has([digest]) == [len(data)]
-        assert await read(store, digest) == data
+        assert same(await read(store, digest), data)
         with pytest.raises(ExhaustedError):
             await store.get(digest)
 
     async def test_a_blob_of_exactly_the_whole_limit_is_got(self, store: Store) -> None:
         digest = digest_of(data := make_blob(MAX_WHOLE))
         await store.put(digest, data)
-        assert await store.get(digest) == data
+        assert same(await store.get(digest), data)
 
     # --- ranges
 
@@ -110,7 +110,7 @@ class StoreConformance(ConcurrencyConformance, ForgetfulStoreConformance):
         for offset in range(11):
             for length in (None, *range(12)):
                 end = len(data) if length is None else offset + length
-                assert await read(store, digest, offset=offset, length=length) == data[offset:end], (offset, length)
+                assert same(await read(store, digest, offset=offset, length=length), data[offset:end]), (offset, length)
 
     async def test_ranges_of_a_large_blob(self, store: Store) -> None:
         digest = digest_of(data := make_blob(3 * CHUNK + 7))
@@ -121,7 +121,7 @@ class StoreConformance(ConcurrencyConformance, ForgetfulStoreConformance):
             for length in (None, 0, 1, CHUNK, chance.randrange(len(data)), 2**62):
                 end = len(data) if length is None else offset + length
                 got = await read(store, digest, offset=offset, length=length)
-                assert got == data[offset:end], (offset, length)
+                assert same(got, data[offset:end]), (offset, length)
 
     async def test_an_offset_outside_of_the_blob_is_a_range_error(self, store: Store) -> None:
         for size in (10, CHUNK + 1):
@@ -139,7 +139,7 @@ class StoreConformance(ConcurrencyConformance, ForgetfulStoreConformance):
             await store.put(digest, data)
             for most in (7, 4096, CHUNK):
                 async with store.open(digest, length=20_000) as reader:
-                    assert await drain(reader, most) == data[:20_000]
+                    assert same(await drain(reader, most), data[:20_000])
 
     async def test_a_reader_may_be_left_halfway(self, store: Store) -> None:
         digest = digest_of(data := make_blob(CHUNK * 3))
@@ -150,7 +150,7 @@ class StoreConformance(ConcurrencyConformance, ForgetfulStoreConformance):
             async with store.open(digest) as reader:
                 await reader.receive_parts(1000)
                 raise ZeroDivisionError
-        assert await find(store, digest) == data
+        assert same(await find(store, digest), data)
 
     # --- ownership
 
@@ -162,7 +162,7 @@ class StoreConformance(ConcurrencyConformance, ForgetfulStoreConformance):
                 buffer = bytearray(data)
                 await store.put(digest, lend(buffer))
                 buffer[:] = bytes(len(buffer))
-                assert await find(store, digest) == data
+                assert same(await find(store, digest), data)
 
     async def test_what_get_returned_may_be_kept(self, store: Store) -> None:
         kept: list[tuple[bytes, Buffer]] = []
@@ -171,7 +171,7 @@ class StoreConformance(ConcurrencyConformance, ForgetfulStoreConformance):
             await store.put(digest_of(data), data)
             kept.append((data, await store.get(digest_of(data))))
         for data, got in kept:
-            assert got == data
+            assert same(got, data)
 
     # --- keys
 
@@ -180,7 +180,7 @@ class StoreConformance(ConcurrencyConformance, ForgetfulStoreConformance):
         for _ in range(3):
             await store.put(digest, data)
             await store.write(digest, PartsReader(split(data, 8192)))
-        assert await find(store, digest) == data
+        assert same(await find(store, digest), data)
 
     @pytest.mark.parametrize("make_key", [lambda d: ActionKey(d.hash, d.size), str], ids=["ActionKey", "str"])
     async def test_the_last_write_to_a_mutable_key_wins(self, store: Store, make_key: Callable[[Digest], Key]) -> None:
@@ -188,9 +188,9 @@ class StoreConformance(ConcurrencyConformance, ForgetfulStoreConformance):
         for size in (300, 10, CHUNK + 1, 300, 1):
             data, other = self.make_value(size, seed=1), self.make_value(size + 5, seed=2)
             await store.put(key, data)
-            assert await find(store, key) == data
+            assert same(await find(store, key), data)
             await store.write(key, PartsReader(split(other, 9999)))
-            assert await find(store, key) == other
+            assert same(await find(store, key), other)
 
     async def test_an_open_reader_survives_an_overwrite(self, store: Store) -> None:
         key = ActionKey("ab" * 32, 7)
@@ -201,7 +201,7 @@ class StoreConformance(ConcurrencyConformance, ForgetfulStoreConformance):
                 first = b"".join(map(bytes, await reader.receive_parts(500)))
                 await store.put(key, new)
                 assert first + await drain(reader, taken=len(first)) == old
-            assert await find(store, key) == new
+            assert same(await find(store, key), new)
 
     async def test_equal_text_in_different_types_names_different_things(self, store: Store) -> None:
         digest = digest_of(data := b"the blob itself")

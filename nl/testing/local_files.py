@@ -14,6 +14,7 @@ import trio
 
 from nl.blob.hashing import digest_of
 from nl.plugin import EMPTY_DIGESTS, Link, LocalFiles, Store
+from nl.testing.observing import same
 
 
 class LocalFilesConformance:
@@ -44,7 +45,7 @@ class LocalFilesConformance:
             links.append((data, Link(digest, str(inputs / f"again{number}"), False)))
         assert await local.link_files([link for _, link in links]) == []
         for data, link in links:
-            assert Path(link.path).read_bytes() == data
+            assert same(Path(link.path).read_bytes(), data)
             assert stat.S_IMODE(os.stat(link.path).st_mode) == (0o555 if link.executable else 0o444)
 
     async def test_linked_empty_files_are_fresh(self, local: LocalFiles, inputs: Path) -> None:
@@ -85,7 +86,7 @@ class LocalFilesConformance:
             got = b""
             while parts := await reader.receive_parts():
                 got += b"".join(map(bytes, parts))
-        assert got == data
+        assert same(got, data)
 
     async def test_adopting_what_is_there_or_empty_is_harmless(
         self, store: Store, local: LocalFiles, inputs: Path
@@ -108,4 +109,4 @@ class LocalFilesConformance:
                 path = inputs / str(number)
                 path.write_bytes(data)
                 nursery.start_soon(local.adopt_file, digest, str(path))
-        assert await store.get(digest) == data
+        assert same(await store.get(digest), data)

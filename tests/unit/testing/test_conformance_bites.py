@@ -2,6 +2,7 @@
 
 import ast
 import inspect
+import os
 import re
 import subprocess
 import sys
@@ -297,7 +298,10 @@ def run_suite(kinds, folder, *arguments):
     # In a project of its own, without this project's settings: the suite must not need them.
     (folder / "pytest.ini").write_text("[pytest]\naddopts = --strict-markers\nfilterwarnings = error\n")
     command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", f"--basetemp={folder / 'tmp'}"]
-    return subprocess.run([*command, *arguments, "test_it.py"], cwd=folder, capture_output=True, text=True, timeout=300)
+    environment = {name: value for name, value in os.environ.items() if name != "CI"}  # pytest shortens less there
+    return subprocess.run(
+        [*command, *arguments, "test_it.py"], cwd=folder, capture_output=True, text=True, timeout=300, env=environment
+    )
 
 
 @pytest.fixture(scope="module")
