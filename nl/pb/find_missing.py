@@ -8,8 +8,9 @@ goes to the general codec, so that what is accepted, and what it means, is exact
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
+from operator import add
 from typing import Final
 
 from nl.pb import codec, reapi
@@ -53,7 +54,8 @@ class FindMissingRequest:
 
     instance_name: str
     digest_function: int
-    digests: list[Pair]
+    hashes: Sequence[str]
+    sizes: Sequence[int]
     is_plain: bool
     """Every hash is 64 lower-case hex digits and every size is at least 0. If not, the pairs are as the client wrote
     them and have to be checked one by one."""
@@ -65,6 +67,10 @@ class FindMissingRequest:
         """Raises DecodeError if the bytes are not a FindMissingBlobsRequest."""
         whole = bytes(data)
         return _plain(whole) or _any(whole)
+
+    def pairs(self) -> Iterator[Pair]:
+        """The digests, in order. No list of them is made unless the caller needs one."""
+        return zip(self.hashes, self.sizes, strict=True)
 
     @property
     def slices(self) -> list[bytes]:
@@ -99,10 +105,10 @@ def _plain(data: bytes) -> FindMissingRequest | None:
         start = 2 + data[1]
         instance = data[2:start]
     found: list[_Found] = _FIND(str(data, "latin-1"), start)
-    sizes = [_SIZES[length + size] for length, _, size in found]
-    names = [name for _, name, _ in found]
+    lengths, names, tails = zip(*found, strict=True) if found else ((), (), ())
+    sizes = list(map(_SIZES.__getitem__, map(add, lengths, tails)))
     # Matches do not overlap: that their lengths add up to all bytes means that nothing lies between them.
-    left = end - start - _FIXED * len(found) - sum([len(size) for _, _, size in found])
+    left = end - start - _FIXED * len(found) - sum(map(len, tails))
     function = 0
     if left == 2 and data[-2] == 0x18 and data[-1] < 128:
         function, left = data[-1], 0
@@ -112,7 +118,7 @@ def _plain(data: bytes) -> FindMissingRequest | None:
         name = str(instance, "utf-8")
     except UnicodeDecodeError:
         return None
-    return FindMissingRequest(name, function, list(zip(names, sizes, strict=True)), is_plain=True, _found=found)
+    return FindMissingRequest(name, function, names, sizes, is_plain=True, _found=found)
 
 
 def _are_hex(names: Sequence[str]) -> bool:
@@ -126,7 +132,8 @@ def _any(data: bytes) -> FindMissingRequest:
     return FindMissingRequest(
         instance_name=message.instance_name,
         digest_function=int(message.digest_function),
-        digests=digests,
+        hashes=[name for name, _ in digests],
+        sizes=[size for _, size in digests],
         is_plain=all(len(name) == 64 and name.isascii() and size >= 0 for name, size in digests)
         and _are_hex([name for name, _ in digests]),
         _encoded=[codec.encode(digest) for digest in message.blob_digests],

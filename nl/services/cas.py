@@ -71,7 +71,7 @@ class CasService:
         store = self._instances.get(request.instance_name).store
         parse_function(request.digest_function)
         make = _make_digest if request.is_plain else _parse_pair  # the codec has checked what is plain
-        sizes = await store.has(list(map(make, request.digests)))
+        sizes = await store.has(list(map(make, request.pairs())))
         await stream.send_parts(request.missing(sizes).encode_parts())
 
     async def batch_update_blobs(

@@ -151,12 +151,12 @@ def check_find_missing(data):
     expected = oracle.theirs(name).FromString(data)
     assert request.instance_name == expected.instance_name
     assert request.digest_function == expected.digest_function
-    assert request.digests == [(digest.hash, digest.size_bytes) for digest in expected.blob_digests]
+    assert list(request.pairs()) == [(digest.hash, digest.size_bytes) for digest in expected.blob_digests]
     reply = oracle.theirs(f"{V2}.FindMissingBlobsResponse").FromString(
         b"".join(find_missing_codec.FindMissingResponse(request.slices).encode_parts())
     )
     assert list(reply.missing_blob_digests) == list(expected.blob_digests)
-    plain_hashes = all(len(h) == 64 and set(h) <= set("0123456789abcdef") and size >= 0 for h, size in request.digests)
+    plain_hashes = all(len(h) == 64 and set(h) <= set("0123456789abcdef") and size >= 0 for h, size in request.pairs())
     assert request.is_plain == plain_hashes
 
 

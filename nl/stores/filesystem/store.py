@@ -18,6 +18,7 @@ import time
 from collections import deque
 from collections.abc import Mapping, Sequence
 from contextlib import AbstractAsyncContextManager
+from operator import attrgetter
 from types import TracebackType
 from typing import TypeVar, cast
 
@@ -63,6 +64,7 @@ from nl.stores.filesystem.writing import DiskPace, Gatherer, TempFile, drain
 _log = logging.getLogger(__name__)
 
 C = TypeVar("C")
+_SIZE_OF = attrgetter("size")
 
 _READ_FLAGS = os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW | os.O_NONBLOCK
 _READ_THREADS = 8
@@ -128,7 +130,7 @@ class FilesystemStore(Store):
                 deque(map(blobs.move_to_end, keys), 0)
                 for present in entries:
                     present.used = now
-                return [present.size for present in entries]
+                return list(map(_SIZE_OF, entries))
         get, touch = blobs.get, blobs.move_to_end
         sizes: list[int | None] = []
         append = sizes.append

@@ -27,7 +27,7 @@ def test_as_many_digests_as_fit_into_a_message_are_taken():
     digests = [reapi.Digest(hash=H, size_bytes=18)] * 55_000
     data = encode(reapi.FindMissingBlobsRequest(blob_digests=digests))
     assert len(data) < 4 << 20
-    assert len(BoundedFindMissing.decode(data).digests) == 55_000
+    assert len(BoundedFindMissing.decode(data).hashes) == 55_000
 
 
 def test_a_blob_of_tags_is_no_crowd():
