@@ -115,7 +115,8 @@ async def test_metadata_travels_in_both_directions_also_binary(service):
 
 
 async def test_the_handler_sees_the_clients_deadline(service):
-    assert await call(service, lambda client: client.unary("Deadline", timeout=100)) == b"100"
+    seen = await call(service, lambda client: client.unary("Deadline", timeout=100))
+    assert seen in (b"100", b"101")  # grpcio rounds what is left up when it writes the header
 
 
 async def test_a_deadline_cancels_the_handler_and_is_answered(service):
