@@ -95,12 +95,12 @@ def test_a_wrong_option_of_it_is_told_with_its_path(installed):
     assert "max_blob" in done.stderr
 
 
-def test_its_authors_six_lines_pass_the_conformance_suite(installed):
+def test_its_authors_six_lines_pass_the_conformance_suite(tmp_path, installed):
     tests = TEMPLATE / "tests" / "test_conformance.py"
     assert len([line for line in tests.read_text().splitlines() if line.strip()]) <= 6
     copy = installed[0] / "test_conformance.py"
     shutil.copy(tests, copy)
-    options = ["-q", "-p", "no:cacheprovider", "--rootdir", str(installed[0])]
+    options = ["-q", "-p", "no:cacheprovider", "--rootdir", str(installed[0]), f"--basetemp={tmp_path}/t"]
     done = run_python(installed, "-m", "pytest", *options, str(copy))
     assert done.returncode == 0, done.stdout + done.stderr
     assert "passed" in done.stdout
