@@ -17,9 +17,9 @@ from nl.errors import ExhaustedError, InvalidRequestError
 from nl.rpc import frames as fr
 from nl.rpc import messages
 from nl.rpc.connection import HIGH_WATER, Connection
-from nl.rpc.contract import MessageBody
-from nl.rpc.core import GOODWILL, Chunk, Owner, Stream
-from nl.rpc.transport import TransportLost
+from nl.rpc.contract import MessageBody, TransportLost
+from nl.rpc.h2.limits import GOODWILL
+from nl.rpc.h2.stream import Chunk, Owner, Stream
 
 SMALL = 16 * 1024
 """Messages up to this size are copied and leave with whatever else is queued."""

@@ -22,134 +22,16 @@ from grpclib.const import Status
 from grpclib.exceptions import GRPCError
 from grpclib.metadata import Deadline
 
-from nl.rpc import frames as fr
 from nl.rpc import hpack
-from nl.rpc.client_stream import ClientCall, ClientStream
-from nl.rpc.connection import Connection
-from nl.rpc.frames import ConnectionFault
+from nl.rpc.client_connection import ClientCall, ClientConnection
+from nl.rpc.client_stream import ClientStream
 from nl.rpc.options import ChannelOptions
-from nl.rpc.transport import SocketTransport, StreamTransport, Transport, TransportLost, take_socket
+from nl.rpc.transport import SocketTransport, StreamTransport, Transport, take_socket
 
 log = logging.getLogger(__name__)
 _SWEEP_S = 1.0
 
 Connect = Callable[[], Awaitable[trio.abc.Stream]]
-
-
-class ClientConnection(Connection):
-    """One connection to the server. `run` is its whole life."""
-
-    client = True
-
-    def __init__(self, transport: Transport, options: ChannelOptions) -> None:
-        super().__init__(transport, options.limits)
-        self.options = options
-        self.next_sid = 1
-        self.taken = 0
-        self.ready = trio.Event()
-        self.reason = "connection closed"
-        self._slots = trio.lowlevel.ParkingLot()
-        self._life = trio.CancelScope()
-
-    def give_up(self) -> None:
-        """Ends `run`, also before it has begun."""
-        self._life.cancel()
-
-    @property
-    def is_usable(self) -> bool:
-        """Whether a new call may go here."""
-        return not self.lost and self.peer_goaway is None and self.next_sid < fr.MAX_STREAM_ID
-
-    async def run(self) -> None:
-        """Reads until the connection ends; then every open call has failed."""
-        with self._life:
-            await self._read_to_the_end()
-
-    async def _read_to_the_end(self) -> None:
-        fault: ConnectionFault | None = None
-        try:
-            async with trio.open_nursery() as nursery:
-                self.nursery = nursery
-                self.preface()
-                self.flush()
-                try:
-                    await self._read()
-                except TransportLost as exc:
-                    self.reason = f"connection lost: {exc}"
-                except ConnectionFault as exc:
-                    fault = exc
-                    self.reason = str(exc)
-                    log.warning("%s: %s", self.transport.peer, exc)
-                nursery.cancel_scope.cancel()
-            self.nursery = None
-            if fault is not None:
-                await self.say_goodbye(fault.code, fault.reason)
-        finally:
-            self.lost = True
-            self.ready.set()
-            for stream in list(self.streams.values()):
-                if isinstance(stream, ClientCall):
-                    stream.fail(GRPCError(Status.UNAVAILABLE, f"{self.transport.peer}: {self.reason}"))
-            self.streams.clear()
-            self._slots.unpark_all()
-            self.transport.close()
-            self.wake_all()
-
-    async def _read(self) -> None:
-        more = False
-        while True:
-            if self.out:
-                self.flush()
-            if more:
-                await trio.lowlevel.checkpoint()
-            else:
-                self.rest()
-                await self.transport.wait_readable()
-            more = self.pump()
-
-    def on_settings(self) -> None:
-        """The server has said what it takes."""
-        self.ready.set()
-        self._slots.unpark_all()
-
-    def on_goaway(self, last_sid: int, code: int) -> None:
-        """No new calls here; those that the server will not look at may be tried again elsewhere."""
-        for sid, stream in list(self.streams.items()):
-            if sid > last_sid and isinstance(stream, ClientCall):
-                del self.streams[sid]
-                stream.fail(GRPCError(Status.UNAVAILABLE, "the server is going away"))
-        self._slots.unpark_all()
-        self._leave_if_done()
-
-    def _leave_if_done(self) -> None:
-        if self.peer_goaway is not None and not self.streams and not self.taken and self.nursery is not None:
-            self.reason = "the server is going away"
-            self.nursery.cancel_scope.cancel()
-
-    async def take_slot(self) -> bool:
-        """Waits for the right to open a stream; False if the connection is no longer usable."""
-        while self.is_usable:
-            if self.taken < min(self.peer_max_streams, self.options.max_streams):
-                self.taken += 1
-                return True
-            await self._slots.park()
-        return False
-
-    def release_slot(self) -> None:
-        """A call is over."""
-        self.taken -= 1
-        self._slots.unpark()
-        self._leave_if_done()
-
-    def open_call(self) -> ClientCall:
-        """A new stream, whose HEADERS the caller sends next."""
-        call = ClientCall(self, self.next_sid, max_message_size=self.options.max_message_size)
-        self.streams[self.next_sid] = call
-        self.next_sid += 2
-        return call
-
-    def _opened_by_us(self, sid: int) -> bool:
-        return bool(sid & 1) and sid < self.next_sid
 
 
 class Channel:

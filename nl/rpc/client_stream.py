@@ -18,89 +18,15 @@ from nl.blob.reader import Buffer
 from nl.errors import NlError
 from nl.rpc import frames as fr
 from nl.rpc import hpack, messages
-from nl.rpc.call import Call, encoder_of
-from nl.rpc.contract import MessageBody
+from nl.rpc.call import encoder_of
+from nl.rpc.contract import MessageBody, TransportLost
 from nl.rpc.frames import ErrorCode
-from nl.rpc.hpack import Field
 from nl.rpc.metadata import decode_fields, encode_fields, encode_timeout
 from nl.rpc.method import decoder_for
-from nl.rpc.status import HTTP_CODES, RESET_CODES, error_from_trailers
-from nl.rpc.transport import TransportLost
 
 if TYPE_CHECKING:
-    from nl.rpc.channel import Channel, ClientConnection
-
-
-class ClientCall(Call):
-    """The HTTP/2 stream below a ClientStream; exists once the request's headers are sent."""
-
-    __slots__ = ("error", "initial", "trailing")
-
-    core: ClientConnection
-
-    def __init__(self, core: ClientConnection, sid: int, *, max_message_size: int) -> None:
-        super().__init__(core, sid, max_message_size=max_message_size)
-        self.initial: list[Field] | None = None
-        self.trailing: list[Field] | None = None
-        self.error: GRPCError | None = None
-
-    def raise_if_over(self) -> None:
-        """Raises what ended the call, unless its data is still to be read."""
-        if self.error is not None:
-            raise self.error
-
-    def raise_if_unsendable(self) -> None:
-        """After the server's status, sending is pointless even where HTTP/2 allows it."""
-        super().raise_if_unsendable()
-        if self.trailing is not None:
-            raise TransportLost("the server has answered already")
-
-    def on_headers(self, fields: list[Field]) -> None:
-        """Response headers, trailers, or both in one."""
-        if self.initial is None:
-            status = next((value for _, value, kind, _ in fields if kind == hpack.STATUS), b"")
-            if status[:1] == b"1" and not self.recv_closed:
-                return
-            self.initial = fields
-            self._check_response(status, fields)
-            if self.recv_closed:
-                self.trailing = fields
-        elif self.recv_closed:
-            self.trailing = fields
-        if self.trailing is not None and self.error is None:
-            self.error = error_from_trailers(self.trailing)
-        self.on_data()
-        self.on_window()
-
-    def _check_response(self, status: bytes, fields: list[Field]) -> None:
-        if status != b"200":
-            code = HTTP_CODES.get(int(status) if status.isdigit() else 0, 2)
-            self.error = GRPCError(Status(int(code)), f"HTTP status {status.decode('latin-1')}")
-        for _, value, kind, _ in fields:
-            if kind == hpack.CONTENT_TYPE and not value.startswith(b"application/grpc") and self.error is None:
-                self.error = GRPCError(Status.UNKNOWN, f"content-type {value.decode('latin-1')}")
-            elif kind == hpack.ENCODING:
-                self.encoding = value.decode("latin-1")
-
-    def on_reset(self, code: int) -> None:
-        """The server has ended the stream. After trailers (NO_ERROR) that changes nothing."""
-        if self.trailing is None and self.error is None:
-            try:
-                text = ErrorCode(code).name
-            except ValueError:
-                text = str(code)
-            status = RESET_CODES.get(code, 2)  # type: ignore[call-overload]
-            self.error = GRPCError(Status(int(status)), f"the server reset the stream: {text}")
-        self.on_data()
-        self.on_window()
-
-    def fail(self, error: GRPCError) -> None:
-        """The connection is gone."""
-        if self.trailing is None and self.error is None:
-            self.error = error
-        self.recv_closed = self.send_closed = True
-        self.on_data()
-        self.on_window()
+    from nl.rpc.channel import Channel
+    from nl.rpc.client_connection import ClientCall
 
 
 class ClientStream:

@@ -19,9 +19,12 @@ import trio
 
 from nl.blob.reader import Buffer
 from nl.rpc import frames as fr
-from nl.rpc.core import Core, Limits, Owner, Stream
+from nl.rpc.contract import TransportLost
 from nl.rpc.frames import ConnectionFault, ErrorCode
-from nl.rpc.transport import Transport, TransportLost
+from nl.rpc.h2.limits import Limits
+from nl.rpc.h2.protocol import H2Connection
+from nl.rpc.h2.stream import Owner, Stream
+from nl.rpc.transport import Transport
 
 ARENA_SIZE = 256 * 1024
 MIN_ROOM = 32 * 1024
@@ -104,7 +107,7 @@ def _take_arena() -> Arena:
         return Arena()
 
 
-class Connection(Core):
+class Connection(H2Connection):
     """See the module's docstring."""
 
     def __init__(self, transport: Transport, limits: Limits) -> None:

@@ -24,6 +24,10 @@ Req = TypeVar("Req")
 Rep = TypeVar("Rep")
 
 
+class TransportLost(Exception):  # an event rather than an error: peers leave all the time
+    """The other side is gone, or the socket is closed."""
+
+
 class MessageBody(Reader):
     """One inbound message whose bytes are taken as they arrive: `size` is its length on the wire (uncompressed).
 

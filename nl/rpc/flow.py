@@ -1,7 +1,7 @@
 """Flow control, the receiving half: how much the peer may still send, and when to tell it that it may send more.
 
 Pure arithmetic. Credit returns when the application has *consumed* bytes, not when they arrive: back-pressure is the
-window. The sending half is two integers (core.py), since all it needs is a minimum.
+window. The sending half is two integers (h2/protocol.py), since all it needs is a minimum.
 """
 
 from __future__ import annotations

@@ -1,6 +1,6 @@
 """HTTP/2 frames as bytes: numbers, packing, settings (RFC 9113, sections 4, 6 and 7). Pure: no loop, no socket.
 
-Not here: what a frame means for a connection (core.py) and header blocks (hpack.py).
+Not here: what a frame means for a connection (h2/) and header blocks (hpack.py).
 """
 
 from __future__ import annotations

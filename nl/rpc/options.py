@@ -5,7 +5,7 @@ from __future__ import annotations
 import ssl
 from dataclasses import dataclass, field
 
-from nl.rpc.core import Limits
+from nl.rpc.h2.limits import Limits
 
 
 @dataclass(frozen=True, slots=True)

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from nl.rpc import frames as fr
 from nl.rpc import hpack
-from nl.rpc.core import Core, Stream
+from nl.rpc.h2.protocol import H2Connection
+from nl.rpc.h2.stream import Stream
 
 
 class PlainAnswer(Stream):
@@ -12,7 +13,7 @@ class PlainAnswer(Stream):
 
     __slots__ = ("_body", "_head")
 
-    def __init__(self, core: Core, sid: int, *, status: int, text: str) -> None:
+    def __init__(self, core: H2Connection, sid: int, *, status: int, text: str) -> None:
         super().__init__(core, sid)
         self._body = memoryview(f"{text}\n".encode())
         length = b"%d" % len(self._body)

@@ -17,13 +17,13 @@ from nl.rpc import frames as fr
 from nl.rpc import hpack, messages
 from nl.rpc.call import SMALL, Call, encoder_of
 from nl.rpc.connection import HIGH_WATER
-from nl.rpc.core import GOODWILL
+from nl.rpc.contract import TransportLost
 from nl.rpc.frames import ErrorCode
+from nl.rpc.h2.limits import GOODWILL
 from nl.rpc.hpack import Field
 from nl.rpc.metadata import decode_fields, encode_fields
 from nl.rpc.method import Method
 from nl.rpc.status import Outcome, trailers
-from nl.rpc.transport import TransportLost
 
 if TYPE_CHECKING:
     from nl.rpc.server_connection import ServerConnection

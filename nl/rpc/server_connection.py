@@ -23,8 +23,9 @@ from nl.errors import Code, InvalidRequestError
 from nl.rpc import frames as fr
 from nl.rpc import hpack, messages
 from nl.rpc.connection import Connection
-from nl.rpc.core import Stream
+from nl.rpc.contract import TransportLost
 from nl.rpc.frames import ConnectionFault, ErrorCode
+from nl.rpc.h2.stream import Stream
 from nl.rpc.hpack import Field
 from nl.rpc.metadata import decode_timeout
 from nl.rpc.method import Method
@@ -32,7 +33,7 @@ from nl.rpc.options import ServerOptions
 from nl.rpc.plain_answer import PlainAnswer
 from nl.rpc.server_call import ServerCall
 from nl.rpc.status import OK, Outcome, outcome_of, trailers
-from nl.rpc.transport import Transport, TransportLost
+from nl.rpc.transport import Transport
 
 log = logging.getLogger(__name__)
 _DEADLINE = Outcome(Code.DEADLINE_EXCEEDED, "the deadline has passed")

@@ -20,9 +20,9 @@ from nl.errors import Code, Detail, FieldViolation, NlError, RetryAfter, Violati
 from nl.pb import rpc_status, wkt
 from nl.pb.codec import DecodeError, decode, encode
 from nl.rpc import hpack
+from nl.rpc.contract import TransportLost
 from nl.rpc.frames import ErrorCode
 from nl.rpc.metadata import decode_binary, decode_message, encode_binary, encode_fields, encode_message
-from nl.rpc.transport import TransportLost
 
 log = logging.getLogger(__name__)
 _MAX_MESSAGE = 4096

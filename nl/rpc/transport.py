@@ -14,13 +14,10 @@ from contextlib import suppress
 import trio
 
 from nl.blob.reader import Buffer
+from nl.rpc.contract import TransportLost
 
 TLS_CHUNK = 64 * 1024
 _SEND_ERRORS = (OSError, trio.BrokenResourceError, trio.ClosedResourceError)
-
-
-class TransportLost(Exception):  # an event rather than an error: peers leave all the time
-    """The other side is gone, or the socket is closed."""
 
 
 class Transport(ABC):

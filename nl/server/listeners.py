@@ -12,7 +12,7 @@ import trio
 
 from nl.config.servers import AdvancedHttpOptions, HttpListener, TlsOptions
 from nl.errors import ConfigError
-from nl.rpc.core import Limits
+from nl.rpc.h2.limits import Limits
 from nl.rpc.options import ServerOptions
 from nl.rpc.tls import server_context
 

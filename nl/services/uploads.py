@@ -23,7 +23,7 @@ from nl.blob.reader import CHUNK, Buffer, Reader
 from nl.blob.verify import VerifyingReader
 from nl.errors import CancelledError, Code, InvalidRequestError, NlError, UnavailableError
 from nl.model.digest import Digest, DigestFunction
-from nl.rpc.transport import TransportLost
+from nl.rpc.contract import TransportLost
 from nl.services.write_messages import WriteMessage, WriteMessages
 from nl.storage.contract import Store
 

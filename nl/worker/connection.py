@@ -19,9 +19,9 @@ from nl.pb import worker_api
 from nl.pb.codec import DecodeError
 from nl.rpc.channel import Channel
 from nl.rpc.client_stream import ClientStream
+from nl.rpc.contract import TransportLost
 from nl.rpc.options import ChannelOptions
 from nl.rpc.tls import client_context
-from nl.rpc.transport import TransportLost
 from nl.worker.agent import Connect, WorkerStream
 from nl.worker.crew import one_error
 

@@ -14,8 +14,10 @@ from hypothesis import strategies as st
 from nl.errors import NlError
 from nl.rpc import frames as fr
 from nl.rpc import hpack, metadata
-from nl.rpc.core import Core, Limits, Stream
 from nl.rpc.frames import ConnectionFault
+from nl.rpc.h2.limits import Limits
+from nl.rpc.h2.protocol import H2Connection as Core
+from nl.rpc.h2.stream import Stream
 
 LIMITS = Limits(stream_window=70_000, connection_window=100_000, max_concurrent_streams=20, max_header_list_size=4096)
 

@@ -7,8 +7,8 @@ import trio
 
 from nl.rpc import frames as fr
 from nl.rpc import hpack
-from nl.rpc.core import Limits
 from nl.rpc.frames import ErrorCode, Setting
+from nl.rpc.h2.limits import Limits
 from nl.rpc.options import ServerOptions
 from tests.wire.raw_h2 import RawClient, headers, message, request_block
 from tests.wire.rpc_hosting import serving

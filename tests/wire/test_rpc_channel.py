@@ -261,7 +261,7 @@ async def test_goaway_moves_new_calls_to_a_new_connection_while_old_ones_finish(
 
 
 async def test_calls_wait_for_a_stream_when_the_server_allows_few(service):
-    from nl.rpc.core import Limits
+    from nl.rpc.h2.limits import Limits
 
     options = ServerOptions(limits=Limits(max_concurrent_streams=2))
     async with serving(service, options=options) as (_, port), Channel(f"127.0.0.1:{port}") as channel:

@@ -8,8 +8,8 @@ from trio.testing import wait_all_tasks_blocked
 
 from nl.rpc import frames as fr
 from nl.rpc.connection import HIGH_WATER, Connection
-from nl.rpc.core import Limits
 from nl.rpc.frames import ErrorCode, Setting
+from nl.rpc.h2.limits import Limits
 from nl.rpc.options import ServerOptions
 from nl.rpc.transport import SocketTransport
 from tests.wire.raw_h2 import RawClient, headers, message

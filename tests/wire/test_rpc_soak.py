@@ -8,7 +8,7 @@ from grpclib.const import Cardinality
 from grpclib.exceptions import GRPCError
 
 from nl.rpc.channel import Channel
-from nl.rpc.core import Limits
+from nl.rpc.h2.limits import Limits
 from nl.rpc.options import ChannelOptions, ServerOptions
 from tests.wire.rpc_hosting import serving
 from tests.wire.rpc_service import RawService

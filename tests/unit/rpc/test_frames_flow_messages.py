@@ -6,9 +6,9 @@ from nl.errors import ExhaustedError, InvalidRequestError
 from nl.rpc import frames as fr
 from nl.rpc import messages
 from nl.rpc.connection import _advance, _unfinished
-from nl.rpc.core import Budget
 from nl.rpc.flow import ReceiveWindow
 from nl.rpc.frames import ConnectionFault
+from nl.rpc.h2.limits import Budget
 
 
 def parse(data):

@@ -1,7 +1,7 @@
 """One HTTP/2 connection without its I/O: which frame is legal when, what it changes, what must be answered (RFC 9113).
 
-Bytes go in through `Core.receive`; what they mean comes out as calls of the hooks (`open_stream`, `Stream.on_*`,
-`on_*`), and what must be sent is appended to `Core.out`. The shell around it (connection.py) owns sockets, tasks and
+Bytes go in through `receive`; what they mean comes out as calls of the hooks (`open_stream`, `Stream.on_*`,
+`on_*`), and what must be sent is appended to `out`. The shell around it (connection.py) owns sockets, tasks and
 time. Either role: the server opens streams when requests arrive, the client when it sends them.
 
 Rules for this file:
@@ -19,157 +19,21 @@ has done to the same state, and that is easier to check where all of it is in si
 from __future__ import annotations
 
 from collections import deque
-from dataclasses import dataclass
 
 from nl.rpc import frames as fr
 from nl.rpc import hpack
 from nl.rpc.flow import ReceiveWindow
 from nl.rpc.frames import ConnectionFault, ErrorCode, Setting
+from nl.rpc.h2.limits import MAX_GOODWILL, Budget, Limits
+from nl.rpc.h2.stream import Owner, Stream
 from nl.rpc.hpack import Field, HeaderDecoder, HeadersTooLarge
 
-_MERGE_BELOW = 1024
-_MERGED_MAX = 16_384
 _RUN_FROM = 4096
 """Frames of this size or more are looked at for more of the same behind them."""
 _REMEMBERED_RESETS = 256
 
 
-@dataclass(frozen=True, slots=True)
-class Limits:
-    """What one connection may cost. The defaults serve fast peers on a fast network."""
-
-    stream_window: int = 4 << 20
-    """Bytes of unread DATA per stream; at least 65,535, which is what a peer may assume before it has our settings."""
-    connection_window: int = 16 << 20
-    """Bytes of unread DATA per connection."""
-    max_frame_size: int = 16_384
-    """Largest frame taken. Most clients never send larger ones, and header blocks are frames, too."""
-    max_concurrent_streams: int = 1000
-    max_header_list_size: int = 16_384
-    """Sum of names, values and 32 bytes for each field of a message."""
-    chatter_burst: int = 1000
-    """Frames that move nothing (PING, SETTINGS, empty DATA, unknown, ...) beyond which the peer is cut off ..."""
-    chatter_per_s: float = 100.0
-    """... and how fast that allowance grows back."""
-    reset_burst: int = 500
-    """Streams that a peer may reset before they are answered; grows back with answered streams and with time."""
-    reset_per_s: float = 100.0
-
-
-MAX_GOODWILL = 4000
-GOODWILL = 4
-"""Frames that move nothing which each message we send pays for: PINGs to estimate bandwidth, small WINDOW_UPDATEs."""
-
-
-class Budget:
-    """An allowance that grows back with time: a token bucket."""
-
-    __slots__ = ("burst", "left", "rate", "since")
-
-    def __init__(self, burst: float, rate: float) -> None:
-        self.burst = self.left = burst
-        self.rate = rate
-        self.since = 0.0
-
-    def spend(self, now: float, cost: float = 1.0) -> bool:
-        """Takes `cost`; False if it is not there."""
-        left = min(self.burst, self.left + max(0.0, now - self.since) * self.rate) - cost
-        self.since = now
-        self.left = left
-        return left >= 0
-
-
-class Owner:
-    """Counts the bytes of one receive buffer that somebody still holds views of."""
-
-    __slots__ = ("held",)
-
-    def __init__(self) -> None:
-        self.held = 0
-
-    def release(self, count: int) -> None:
-        """So many bytes are no longer referred to."""
-        self.held -= count
-
-
-Chunk = tuple[memoryview, Owner | None]
-
-
-class Stream:
-    """State of one stream, and the DATA that has arrived and is not consumed yet. Shells derive from it."""
-
-    __slots__ = (
-        "chunks", "content_left", "core", "held", "recv_closed", "recv_window", "reset_code", "send_closed",
-        "send_window", "sid",
-    )  # fmt: skip
-
-    def __init__(self, core: Core, sid: int) -> None:
-        self.core = core
-        self.sid = sid
-        self.recv_closed = False
-        self.send_closed = False
-        self.reset_code: int | None = None
-        self.send_window = core.peer_initial_window
-        self.recv_window = ReceiveWindow(core.stream_window, parts=2)
-        self.content_left: int | None = None
-        self.chunks: deque[Chunk] = deque()
-        self.held = 0
-
-    def on_headers(self, fields: list[Field]) -> None:
-        """A client's response headers, or trailers of either side (`recv_closed` is set then)."""
-
-    def on_data(self) -> None:
-        """`chunks` or `recv_closed` have changed."""
-
-    def on_window(self) -> None:
-        """`send_window` has grown."""
-
-    def on_reset(self, code: int) -> None:
-        """The stream is over, by the peer's RST_STREAM or by a fault of the peer's."""
-
-    def add(self, view: memoryview, owner: Owner | None) -> None:
-        """Keeps a piece of DATA. Small ones behind others are merged, since each costs more than it holds."""
-        size = len(view)
-        self.held += size
-        chunks = self.chunks
-        if size < _MERGE_BELOW and chunks:
-            last, last_owner = chunks[-1]
-            if len(last) < _MERGED_MAX and (last_owner is None or len(last) < _MERGE_BELOW):
-                if last_owner is not None:
-                    last_owner.release(len(last))
-                chunks[-1] = (memoryview(b"".join((last, view))), None)
-                return
-        if owner is not None:
-            owner.held += size
-        chunks.append((view, owner))
-
-    def consumed(self, count: int) -> None:
-        """The application is done with so many bytes: their credit goes back, unless `discard` has returned it."""
-        count = min(count, self.held)
-        if not count:
-            return
-        self.held -= count
-        core = self.core
-        increment = core.recv_window.give_back(count)
-        if increment:
-            core.emit(fr.window_update(0, increment))
-        if not self.recv_closed and self.reset_code is None:
-            increment = self.recv_window.give_back(count)
-            if increment:
-                core.emit(fr.window_update(self.sid, increment))
-
-    def discard(self) -> None:
-        """Forgets what has arrived and returns its credit."""
-        for view, owner in self.chunks:
-            if owner is not None:
-                owner.release(len(view))
-        self.chunks.clear()
-        if self.held:
-            held, self.held = self.held, 0
-            self.core.give_back(held)
-
-
-class Core:
+class H2Connection:
     """The connection. See the module's docstring."""
 
     client = False
@@ -707,13 +571,13 @@ class Core:
 
 
 _HANDLERS = {
-    fr.HEADERS: Core._headers,
-    fr.PRIORITY: Core._priority,
-    fr.RST_STREAM: Core._rst_stream,
-    fr.SETTINGS: Core._settings,
-    fr.PUSH_PROMISE: Core._push_promise,
-    fr.PING: Core._ping,
-    fr.GOAWAY: Core._goaway,
-    fr.WINDOW_UPDATE: Core._window_update,
-    fr.CONTINUATION: Core._continuation,
+    fr.HEADERS: H2Connection._headers,
+    fr.PRIORITY: H2Connection._priority,
+    fr.RST_STREAM: H2Connection._rst_stream,
+    fr.SETTINGS: H2Connection._settings,
+    fr.PUSH_PROMISE: H2Connection._push_promise,
+    fr.PING: H2Connection._ping,
+    fr.GOAWAY: H2Connection._goaway,
+    fr.WINDOW_UPDATE: H2Connection._window_update,
+    fr.CONTINUATION: H2Connection._continuation,
 }
