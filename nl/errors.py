@@ -112,6 +112,12 @@ class PreconditionError(NlError):
     code = Code.FAILED_PRECONDITION
 
 
+class UnauthenticatedError(NlError):
+    """The caller's credentials are missing or wrong. Never says anything of what was sent."""
+
+    code = Code.UNAUTHENTICATED
+
+
 class PermissionDeniedError(NlError):
     """The caller may not do this here (a read-only action cache, say)."""
 

@@ -19,6 +19,7 @@ from grpclib.metadata import Deadline
 from multidict import MultiDict
 
 from nl.blob.reader import Buffer, Reader
+from nl.model.access import Identity
 
 Req = TypeVar("Req")
 Rep = TypeVar("Rep")
@@ -44,6 +45,8 @@ class ServerStream(Protocol, Generic[Req, Rep]):
     peer: str
     """`host:port` of the client, for logs."""
     deadline: Deadline | None
+    identity: Identity
+    """Who asks. `identity.require(right, instance)` before anything is done for it."""
 
     @property
     def metadata(self) -> MultiDict[str | bytes]:

@@ -23,15 +23,16 @@ Field = tuple[bytes, bytes, int, int]
 REGULAR = 0
 METHOD, SCHEME, PATH, AUTHORITY, STATUS = range(1, 6)
 LAST_PSEUDO = STATUS
-CONTENT_TYPE, TE, CONTENT_LENGTH, TIMEOUT, ENCODING, ACCEPT_ENCODING = range(6, 12)
-GRPC_STATUS, GRPC_MESSAGE, USER_AGENT = range(12, 15)
+CONTENT_TYPE, TE, CONTENT_LENGTH, TIMEOUT, ENCODING, ACCEPT_ENCODING, AUTHORIZATION = range(6, 13)
+GRPC_STATUS, GRPC_MESSAGE, USER_AGENT = range(13, 16)
 BAD = 99
 """A field that makes its message malformed (RFC 9113, section 8.2)."""
 
 _KINDS: dict[bytes, int] = {
     b":method": METHOD, b":scheme": SCHEME, b":path": PATH, b":authority": AUTHORITY, b":status": STATUS,
     b"content-type": CONTENT_TYPE, b"te": TE, b"content-length": CONTENT_LENGTH, b"grpc-timeout": TIMEOUT,
-    b"grpc-encoding": ENCODING, b"grpc-accept-encoding": ACCEPT_ENCODING, b"grpc-status": GRPC_STATUS,
+    b"grpc-encoding": ENCODING, b"grpc-accept-encoding": ACCEPT_ENCODING,
+    b"authorization": AUTHORIZATION, b"grpc-status": GRPC_STATUS,
     b"grpc-message": GRPC_MESSAGE, b"user-agent": USER_AGENT,
     b"connection": BAD, b"keep-alive": BAD, b"proxy-connection": BAD, b"transfer-encoding": BAD, b"upgrade": BAD,
 }  # fmt: skip

@@ -3,9 +3,18 @@
 from __future__ import annotations
 
 import ssl
+from collections.abc import Callable
 from dataclasses import dataclass, field
 
+from nl.model.access import Identity, PeerCertificate
 from nl.rpc.h2.limits import Limits
+
+Authenticate = Callable[[str, PeerCertificate | None, bytes | None], Identity]
+"""Who asks: from the peer (`host:port`), the verified certificate of the TLS client and the request's `authorization`.
+
+Called once for every call, on the loop: it looks up, and never waits. Raises UnauthenticatedError for credentials that
+are wrong; none at all make an identity, too, with what rights it may have.
+"""
 
 
 @dataclass(frozen=True, slots=True)
@@ -41,6 +50,8 @@ class ServerOptions:
     have arrived in part, replies that a peer does not take. Beyond it the connection that holds the most is ended, and
     the next, until it is enough; what arrives within a second may be on top of it."""
     tls: ssl.SSLContext | None = None
+    authenticate: Authenticate | None = None
+    """None: everybody may do everything."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -19,6 +19,7 @@ from nl.rpc.connection import LINGER_S
 from nl.rpc.method import Service, table_of
 from nl.rpc.options import ServerOptions
 from nl.rpc.server_connection import ServerConnection
+from nl.rpc.tls import peer_certificate
 from nl.rpc.transport import SocketTransport, StreamTransport, Transport, describe_peer, take_socket
 
 log = logging.getLogger(__name__)
@@ -196,7 +197,7 @@ class Server:
         if scope.cancelled_caught or not first:
             await trio.aclose_forcefully(stream)
         elif first == fr.PREFACE:
-            await self.run_connection(StreamTransport(secure, peer=peer))
+            await self.run_connection(StreamTransport(secure, peer=peer, certificate=peer_certificate(secure)))
         else:
             await self._other(secure, first)
 

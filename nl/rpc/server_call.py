@@ -13,6 +13,7 @@ from multidict import MultiDict
 
 from nl.blob.reader import Buffer
 from nl.errors import Code, InternalError, InvalidRequestError
+from nl.model.access import Identity
 from nl.rpc import frames as fr
 from nl.rpc import hpack, messages
 from nl.rpc.call import SMALL, Call, encoder_of
@@ -41,14 +42,17 @@ class ServerCall(Call):
 
     __slots__ = (
         "_fields", "_headers_sent", "_metadata", "_reply", "_trailers_sent", "accepts_gzip", "cancel_reason",
-        "definition", "expires", "received", "scope", "zombie",
+        "definition", "expires", "identity", "received", "scope", "zombie",
     )  # fmt: skip
 
     core: ServerConnection
 
-    def __init__(self, core: ServerConnection, sid: int, method: Method, fields: list[Field]) -> None:
+    def __init__(
+        self, core: ServerConnection, sid: int, method: Method, fields: list[Field], identity: Identity
+    ) -> None:
         Call.__init__(self, core, sid, max_message_size=core.options.max_message_size)
         self.definition = method
+        self.identity = identity
         self._fields = fields
         self._metadata: MultiDict[str | bytes] | None = None
         self._headers_sent = False

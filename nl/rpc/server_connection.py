@@ -19,7 +19,8 @@ from typing import Any
 
 import trio
 
-from nl.errors import Code, InvalidRequestError
+from nl.errors import Code, InvalidRequestError, NlError
+from nl.model.access import EVERYONE
 from nl.rpc import frames as fr
 from nl.rpc import hpack, messages
 from nl.rpc.connection import Connection
@@ -40,7 +41,7 @@ _DEADLINE = Outcome(Code.DEADLINE_EXCEEDED, "the deadline has passed")
 _SHUTDOWN = Outcome(Code.UNAVAILABLE, "the server is shutting down")
 _CANCELLED = Outcome(Code.CANCELLED, "the call was cancelled")
 _HINT = " (pages and metrics are served over HTTP/1.1)"
-_LAST_PSEUDO, _STATUS, _EAGER, _BAD = hpack.LAST_PSEUDO, hpack.STATUS, hpack.ACCEPT_ENCODING, hpack.BAD
+_LAST_PSEUDO, _STATUS, _EAGER, _BAD = hpack.LAST_PSEUDO, hpack.STATUS, hpack.AUTHORIZATION, hpack.BAD
 _NOTHING_YET: list[bytes | None] = [None] * (_EAGER + 1)
 _CONTENT_TYPES = frozenset((b"application/grpc", b"application/grpc+proto"))
 _CONTENT_TYPE_PREFIXES = (b"application/grpc;", b"application/grpc+proto;")
@@ -240,7 +241,14 @@ class ServerConnection(Connection):
         if method is None:
             text = f"unknown method {path.decode('latin-1')[:200]}"
             return self._answer(sid, _status(Outcome(Code.UNIMPLEMENTED, text)), ended=ended)
-        call = ServerCall(self, sid, method, fields)
+        identity = EVERYONE
+        if self.options.authenticate is not None:
+            transport = self.transport
+            try:
+                identity = self.options.authenticate(transport.peer, transport.certificate, eager[hpack.AUTHORIZATION])
+            except NlError as exc:
+                return self._answer(sid, _status(Outcome(exc.code, exc.message)), ended=ended)
+        call = ServerCall(self, sid, method, fields, identity)
         call.content_left = length
         if eager[hpack.TIMEOUT] is not None:
             try:

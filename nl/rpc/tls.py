@@ -6,7 +6,10 @@ import re
 import ssl
 from pathlib import Path
 
+import trio
+
 from nl.errors import ConfigError
+from nl.model.access import PeerCertificate
 
 _KEY = re.compile(rb"-----BEGIN (?:[A-Z]+ )?PRIVATE KEY-----")
 
@@ -53,6 +56,24 @@ def client_context(
         _require_one_key(key_file)
         _load_chain(context, cert_file, key_file)
     return context
+
+
+def peer_certificate(stream: trio.SSLStream[trio.SocketStream]) -> PeerCertificate | None:
+    """The certificate that the client has proven to have; None if it sent none. After the handshake."""
+    found = stream.getpeercert()
+    if not found:
+        return None
+    names: dict[str, list[str]] = {"URI": [], "DNS": [], "email": []}
+    for kind, value in found.get("subjectAltName", ()):
+        names.setdefault(kind, []).append(value)
+    subject = dict(pair for part in found.get("subject", ()) for pair in part)
+    return PeerCertificate(
+        common_name=subject.get("commonName", ""),
+        uris=tuple(names["URI"]),
+        dns_names=tuple(names["DNS"]),
+        emails=tuple(names["email"]),
+        not_after=float(ssl.cert_time_to_seconds(found["notAfter"])),
+    )
 
 
 def _require_one_key(key_file: str) -> None:

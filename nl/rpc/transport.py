@@ -14,6 +14,7 @@ from contextlib import suppress
 import trio
 
 from nl.blob.reader import Buffer
+from nl.model.access import PeerCertificate
 from nl.rpc.contract import TransportLost
 
 TLS_CHUNK = 64 * 1024
@@ -23,11 +24,13 @@ _SEND_ERRORS = (OSError, trio.BrokenResourceError, trio.ClosedResourceError)
 class Transport(ABC):
     """One duplex byte pipe. One task reads; sends never overlap."""
 
-    __slots__ = ("peer",)
+    __slots__ = ("certificate", "peer")
 
     inline = False
     """Whether `try_send` ever takes something: if so, large payloads are sent from the caller's own buffers."""
     peer: str
+    certificate: PeerCertificate | None
+    """The verified certificate of a TLS client that sent one."""
 
     @abstractmethod
     async def wait_readable(self) -> None:
@@ -70,6 +73,7 @@ class SocketTransport(Transport):
         self._sock = sock
         self._unread = unread
         self.peer = describe_peer(sock)
+        self.certificate = None
         if sock.family in (socket.AF_INET, socket.AF_INET6):
             sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
             with suppress(OSError, AttributeError):  # trio sets 16 KiB, which wakes a sender for every frame
@@ -136,11 +140,19 @@ class StreamTransport(Transport):
 
     __slots__ = ("_ended", "_stream", "_unread")
 
-    def __init__(self, stream: trio.abc.Stream, *, peer: str, unread: bytes = b"") -> None:
+    def __init__(
+        self,
+        stream: trio.abc.Stream,
+        *,
+        peer: str,
+        unread: bytes = b"",
+        certificate: PeerCertificate | None = None,
+    ) -> None:
         self._stream = stream
         self._unread = memoryview(unread)
         self._ended = False
         self.peer = peer
+        self.certificate = certificate
 
     async def wait_readable(self) -> None:
         if self._unread or self._ended:

@@ -16,6 +16,7 @@ import grpclib.const
 from nl.cas.action_results import load_action_result, store_action_result
 from nl.cas.digests import parse_digest
 from nl.errors import BlobNotFoundError, CorruptBlobError, InvalidRequestError, NotFoundError, PermissionDeniedError
+from nl.model.access import Right
 from nl.model.digest import Digest
 from nl.pb import reapi
 from nl.pb.codec import DecodeError, decode, encode
@@ -49,7 +50,7 @@ class ActionCacheService:
     ) -> None:
         """The stored result; NotFoundError if there is none, or a damaged one."""
         request = await receive_request(stream)
-        instance = self._instances.get(request.instance_name)
+        instance = self._instances.get(stream, request.instance_name, Right.READ_AC)
         parse_function(request.digest_function)
         digest = parse_digest(request.action_digest, "action_digest")
         encoded = await _load(instance.store, digest)
@@ -62,7 +63,7 @@ class ActionCacheService:
     ) -> None:
         """Stores a result in place of what may be there, and answers with it."""
         request = await receive_request(stream)
-        instance = self._instances.get(request.instance_name)
+        instance = self._instances.get(stream, request.instance_name, Right.WRITE_AC)
         parse_function(request.digest_function)
         digest = parse_digest(request.action_digest, "action_digest")
         if instance.read_only:

@@ -17,6 +17,7 @@ import trio
 from nl.blob.reader import Buffer
 from nl.blob.verify import VerifyingReader, check_bytes
 from nl.errors import InternalError, InvalidRequestError, RangeError
+from nl.model.access import Right
 from nl.model.resource import ReadName, WriteName, parse_read, parse_write
 from nl.pb import bytestream
 from nl.pb.codec import varint
@@ -86,7 +87,7 @@ class ByteStreamService:
         """Bytes [read_offset, read_offset + read_limit) of a blob; a limit of 0 is to the end, one beyond is cut."""
         request = await receive_request(stream)
         name = parse_read(request.resource_name)
-        store = self._instances.get(name.instance).store
+        store = self._instances.get(stream, name.instance, Right.READ_CAS).store
         _refuse_compressor(name)
         digest = name.digest
         offset, limit = request.read_offset, request.read_limit
@@ -113,7 +114,7 @@ class ByteStreamService:
         if first is None:
             raise InvalidRequestError("a Write needs at least one message")
         name = parse_write(first.resource_name)
-        instance = self._instances.get(name.instance)
+        instance = self._instances.get(stream, name.instance, Right.WRITE_CAS)
         _refuse_compressor(name)
         digest = name.digest
         if (await instance.store.has([digest]))[0] is None:
@@ -156,7 +157,7 @@ class ByteStreamService:
         """How much of an upload is here: all of it, what a session has taken, or nothing."""
         request = await receive_request(stream)
         name = parse_write(request.resource_name)
-        instance = self._instances.get(name.instance)
+        instance = self._instances.get(stream, name.instance, Right.WRITE_CAS)
         _refuse_compressor(name)
         reply = bytestream.QueryWriteStatusResponse()
         if (await instance.store.has([name.digest]))[0] is not None:

@@ -12,6 +12,7 @@ from dataclasses import dataclass
 
 import grpclib.const
 
+from nl.model.access import ANY_RIGHT
 from nl.model.digest import DigestFunction
 from nl.pb import reapi
 from nl.pb.codec import encode
@@ -48,7 +49,7 @@ class CapabilitiesService:
     ) -> None:
         """What the instance can do."""
         request = await receive_request(stream)
-        await stream.send_parts([self._replies.get(request.instance_name)])
+        await stream.send_parts([self._replies.get(stream, request.instance_name, ANY_RIGHT)])
 
     def __mapping__(self) -> dict[str, grpclib.const.Handler]:
         return {

@@ -22,6 +22,7 @@ from nl.blob.reader import Buffer
 from nl.blob.verify import check_bytes
 from nl.cas.digests import parse_digest
 from nl.errors import InvalidRequestError, NlError, UnimplementedError
+from nl.model.access import Right
 from nl.model.digest import Digest, DigestFunction
 from nl.pb import reapi, rpc_status
 from nl.pb.find_missing import FindMissingRequest, Pair
@@ -68,7 +69,7 @@ class CasService:
     ) -> None:
         """The digests of the request that the store does not have, as they were written, in their order."""
         request = await receive_request(stream)
-        store = self._instances.get(request.instance_name).store
+        store = self._instances.get(stream, request.instance_name, Right.READ_CAS).store
         parse_function(request.digest_function)
         make = _make_digest if request.is_plain else _parse_pair  # the codec has checked what is plain
         sizes = await store.has(list(map(make, request.pairs())))
@@ -79,7 +80,7 @@ class CasService:
     ) -> None:
         """Stores blobs, each checked against its digest, each with a status of its own."""
         request = await receive_request(stream)
-        instance = self._instances.get(request.instance_name)
+        instance = self._instances.get(stream, request.instance_name, Right.WRITE_CAS)
         function = parse_function(request.digest_function)
         blobs = request.requests
         total = sum(len(blob.data) for blob in blobs)
@@ -112,7 +113,7 @@ class CasService:
     ) -> None:
         """Whole blobs, each with a status of its own; refused if the reply would be larger than announced."""
         request = await receive_request(stream)
-        instance = self._instances.get(request.instance_name)
+        instance = self._instances.get(stream, request.instance_name, Right.READ_CAS)
         parse_function(request.digest_function)
         _refuse_large_reply(request, limit=instance.max_batch_bytes)
         found: list[Buffer | NlError] = [b""] * len(request.digests)
@@ -137,7 +138,7 @@ class CasService:
     async def get_tree(self, stream: ServerStream[reapi.GetTreeRequest, reapi.GetTreeResponse]) -> None:
         """All distinct directories below a root, in pages."""
         request = await receive_request(stream)
-        store = self._instances.get(request.instance_name).store
+        store = self._instances.get(stream, request.instance_name, Right.READ_CAS).store
         parse_function(request.digest_function)
         root = parse_digest(request.root_digest, "root_digest")
         if request.page_size < 0:
@@ -149,12 +150,12 @@ class CasService:
 
     async def split_blob(self, stream: ServerStream[reapi.SplitBlobRequest, reapi.SplitBlobResponse]) -> None:
         """Not offered, and announced as such."""
-        self._instances.get((await receive_request(stream)).instance_name)
+        self._instances.get(stream, (await receive_request(stream)).instance_name, Right.READ_CAS)
         raise UnimplementedError("SplitBlob is not offered by this server (split_blob_support is not announced)")
 
     async def splice_blob(self, stream: ServerStream[reapi.SpliceBlobRequest, reapi.SpliceBlobResponse]) -> None:
         """Not offered, and announced as such."""
-        self._instances.get((await receive_request(stream)).instance_name)
+        self._instances.get(stream, (await receive_request(stream)).instance_name, Right.WRITE_CAS)
         raise UnimplementedError("SpliceBlob is not offered by this server (splice_blob_support is not announced)")
 
     def __mapping__(self) -> dict[str, grpclib.const.Handler]:

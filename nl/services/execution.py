@@ -27,6 +27,7 @@ from nl.errors import (
     PreconditionError,
     Violation,
 )
+from nl.model.access import Right
 from nl.model.digest import Digest, DigestFunction
 from nl.model.execution import ActionRequest, Properties
 from nl.pb import longrunning, reapi, wkt
@@ -73,7 +74,7 @@ class ExecutionService:
     async def execute(self, stream: ExecuteStream) -> None:
         """Runs an action, or finds its result, and streams the states of the operation until it is done."""
         request = await receive_request(stream)
-        instance = self._instances.get(request.instance_name)
+        instance = self._instances.get(stream, request.instance_name, Right.EXECUTE)
         action = await _checked(instance, request, _requester(stream))
         await self._follow(stream, await instance.scheduler.submit(action))
 

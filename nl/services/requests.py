@@ -7,9 +7,10 @@ not configured is NOT_FOUND, a digest function this server does not speak and a 
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Generic, TypeVar
+from typing import Any, Generic, TypeVar
 
 from nl.errors import InvalidRequestError, NotFoundError
+from nl.model.access import EVERYONE, Right
 from nl.model.digest import DigestFunction
 from nl.rpc.contract import ServerStream
 
@@ -26,12 +27,18 @@ class Instances(Generic[T]):
     def __init__(self, instances: Mapping[str, T]) -> None:
         self._instances = dict(instances)
 
-    def get(self, name: str) -> T:
-        """The instance called `name`; NotFoundError names those that there are."""
+    def get(self, stream: ServerStream[Any, Any], name: str, right: Right) -> T:
+        """The instance called `name`, if the caller has `right` for it.
+
+        Raises what `Identity.require` raises, and NotFoundError, which names those that the caller may know of.
+        """
+        identity = stream.identity
+        if identity is not EVERYONE:
+            identity.require(right, name)
         try:
             return self._instances[name]
         except KeyError:
-            known = sorted(self._instances)
+            known = sorted(each for each in self._instances if identity.sees(each))
             shown = ", ".join(map(repr, known[:_SHOWN_INSTANCES])) or "none for this service"
             more = f" and {len(known) - _SHOWN_INSTANCES} more" if len(known) > _SHOWN_INSTANCES else ""
             raise NotFoundError(f"unknown instance name {name[:200]!r}; this server has: {shown}{more}") from None

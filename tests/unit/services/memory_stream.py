@@ -6,16 +6,18 @@ from contextlib import asynccontextmanager
 import trio
 from multidict import MultiDict
 
+from nl.model.access import EVERYONE
 from nl.pb.codec import decode, encode, encode_parts
 
 
 class MemoryStream:
     """Both ends of one call: the handler's (`nl.rpc.contract.ServerStream`) and, as `send`/`receive`, the client's."""
 
-    def __init__(self, handler, method, metadata=()):
+    def __init__(self, handler, method, metadata=(), identity=EVERYONE):
         self.method = method
         self.peer = "test:1"
         self.deadline = None
+        self.identity = identity
         self.metadata = MultiDict(metadata)
         self._handler = handler
         self._to_server, self._requests = trio.open_memory_channel(math.inf)
@@ -59,10 +61,10 @@ class MemoryStream:
 
 
 @asynccontextmanager
-async def calling(service, method, *messages, metadata=(), half_close=True):
+async def calling(service, method, *messages, metadata=(), half_close=True, identity=EVERYONE):
     """A call under way; leaving the block cancels it, as RST_STREAM would. `method` is the last part of its name."""
     [(full, handler)] = [item for item in service.__mapping__().items() if item[0].endswith("/" + method)]
-    stream = MemoryStream(handler, full, metadata)
+    stream = MemoryStream(handler, full, metadata, identity)
     for message in messages:
         await stream.send(message)
     if half_close:
@@ -73,10 +75,10 @@ async def calling(service, method, *messages, metadata=(), half_close=True):
         nursery.cancel_scope.cancel()
 
 
-async def call(service, method, *messages, metadata=()):
+async def call(service, method, *messages, metadata=(), identity=EVERYONE):
     """All replies of a call that ends by itself. Raises the handler's error as it is."""
     [(full, handler)] = [item for item in service.__mapping__().items() if item[0].endswith("/" + method)]
-    stream = MemoryStream(handler, full, metadata)
+    stream = MemoryStream(handler, full, metadata, identity)
     for message in messages:
         await stream.send(message)
     stream.half_close()

@@ -3,21 +3,39 @@
 import pytest
 
 from nl.cas.digests import parse_digest
-from nl.errors import InvalidRequestError, NotFoundError
+from nl.errors import InvalidRequestError, NotFoundError, PermissionDeniedError
+from nl.model.access import ALL_RIGHTS, Grant, Identity, Right
 from nl.model.digest import Digest, DigestFunction
 from nl.pb import reapi
 from nl.services.requests import Instances, parse_function
+from tests.unit.services.memory_stream import MemoryStream
 
 
 def test_an_unknown_instance_is_not_found_and_the_known_ones_are_named():
     instances = Instances({"": 1, "main": 2})
-    assert (instances.get(""), instances.get("main")) == (1, 2)
+    stream = MemoryStream(None, "")
+    assert [instances.get(stream, name, Right.READ_CAS) for name in ("", "main")] == [1, 2]
     with pytest.raises(NotFoundError, match="unknown instance name 'x'; this server has: '', 'main'$"):
-        instances.get("x")
+        instances.get(stream, "x", Right.READ_CAS)
     with pytest.raises(NotFoundError, match="this server has: none"):
-        Instances({}).get("")
+        Instances({}).get(stream, "", Right.READ_CAS)
     with pytest.raises(NotFoundError, match="and 90 more"):
-        Instances(dict.fromkeys(map(str, range(100)))).get("x" * 10_000)
+        Instances(dict.fromkeys(map(str, range(100)))).get(stream, "x" * 10_000, Right.READ_CAS)
+
+
+def test_only_instances_that_one_has_rights_for_are_named():
+    instances = Instances({"": 1, "main": 2, "pr": 3})
+    stream = MemoryStream(None, "", identity=Identity("ci", [Grant(("pr*",), Right.READ_CAS)]))
+    assert instances.get(stream, "pr", Right.READ_CAS) == 3
+    with pytest.raises(NotFoundError, match="this server has: 'pr'$"):
+        instances.get(stream, "pr-1", Right.READ_CAS)
+
+
+@pytest.mark.parametrize("name", ["main", "no such instance"])
+def test_without_the_right_nothing_is_said_about_what_there_is(name):
+    stream = MemoryStream(None, "", identity=Identity("ci", [Grant(("pr",), ALL_RIGHTS)]))
+    with pytest.raises(PermissionDeniedError, match=f"^'ci' does not have read_cas for instance '{name}'$"):
+        Instances({"main": 2}).get(stream, name, Right.READ_CAS)
 
 
 def test_no_digest_function_is_sha256():

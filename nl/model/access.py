@@ -1,0 +1,124 @@
+"""Who may do what: rights, and the identities that have them. Pure values; `Identity.require` is the one question.
+
+Every RPC and every HTTP route asks it, for the instance whose data it touches. How an identity is found (tokens,
+certificates) is `nl.auth`'s business; without that everybody is `EVERYONE`.
+"""
+
+from __future__ import annotations
+
+import enum
+import re
+from collections.abc import Iterable
+from dataclasses import dataclass
+
+from nl.errors import PermissionDeniedError, UnauthenticatedError
+
+_MAX_REMEMBERED = 256
+"""Instance names whose rights an identity remembers; clients may invent names, so there is a bound."""
+
+
+class Right(enum.Flag):
+    """What an identity may do with an instance. They do not imply each other."""
+
+    READ_CAS = enum.auto()
+    WRITE_CAS = enum.auto()
+    READ_AC = enum.auto()
+    WRITE_AC = enum.auto()
+    EXECUTE = enum.auto()
+    REGISTER_WORKERS = enum.auto()
+    ADMINISTER = enum.auto()
+    """See and end everybody's operations, read the status page."""
+
+    @property
+    def words(self) -> str:
+        """As in configs and messages: `read_cas, write_ac`."""
+        return ", ".join(str(each.name).lower() for each in type(self) if each in self)
+
+
+ANY_RIGHT = Right(0)
+"""Asked for: at least one right, whichever it is."""
+ALL_RIGHTS = ~ANY_RIGHT
+
+
+def matches(pattern: str, text: str) -> bool:
+    """Whether `text` is as `pattern` says, in which `*` stands for any characters (`/` and none included)."""
+    if "*" not in pattern:
+        return pattern == text
+    return re.fullmatch(".*".join(map(re.escape, pattern.split("*"))), text, re.DOTALL) is not None
+
+
+@dataclass(frozen=True, slots=True)
+class Grant:
+    """Rights for the instances whose names match one of the patterns."""
+
+    instances: tuple[str, ...]
+    rights: Right
+
+
+@dataclass(frozen=True, slots=True)
+class PeerCertificate:
+    """What the verified certificate of a TLS client says about it."""
+
+    common_name: str
+    uris: tuple[str, ...] = ()
+    dns_names: tuple[str, ...] = ()
+    emails: tuple[str, ...] = ()
+    not_after: float = float("inf")
+    """Seconds since the epoch."""
+
+
+class Identity:
+    """Somebody with a name and grants. `is_anonymous`: no credentials were given, and some might help."""
+
+    __slots__ = ("_known", "grants", "is_anonymous", "name")
+
+    def __init__(self, name: str, grants: Iterable[Grant], *, is_anonymous: bool = False) -> None:
+        self.name = name
+        self.grants = tuple(grants)
+        self.is_anonymous = is_anonymous
+        self._known: dict[str, int] = {}
+
+    def _bits(self, instance: str) -> int:
+        bits = self._known.get(instance)
+        if bits is None:
+            rights = Right(0)
+            for grant in self.grants:
+                if any(matches(pattern, instance) for pattern in grant.instances):
+                    rights |= grant.rights
+            bits = rights.value
+            if len(self._known) >= _MAX_REMEMBERED:
+                self._known.clear()
+            self._known[instance] = bits
+        return bits
+
+    def rights_on(self, instance: str) -> Right:
+        """All rights for one instance."""
+        return Right(self._bits(instance))
+
+    def may(self, right: Right, instance: str) -> bool:
+        """Whether it has (all of) `right` for an instance."""
+        wanted = right._value_
+        bits = self._bits(instance)
+        return bits & wanted == wanted and bits != 0
+
+    def require(self, right: Right, instance: str) -> None:
+        """Raises PermissionDeniedError, or UnauthenticatedError when no credentials were given, unless it `may`."""
+        wanted = right._value_
+        bits = self._bits(instance)
+        if bits & wanted == wanted and bits:
+            return
+        missing = Right(wanted & ~bits).words or "any right"
+        if self.is_anonymous:
+            raise UnauthenticatedError(f"{missing} for instance {instance[:200]!r} needs credentials; none were given")
+        raise PermissionDeniedError(f"{self.name!r} does not have {missing} for instance {instance[:200]!r}")
+
+    def sees(self, instance: str) -> bool:
+        """Whether it may know that an instance is there: it has any right for it."""
+        return self._bits(instance) != 0
+
+    def __repr__(self) -> str:
+        return f"Identity({self.name!r}, {list(self.grants)})"
+
+
+EVERYONE = Identity("everyone", [Grant(("*",), ALL_RIGHTS)])
+"""Whoever asks a server that knows no credentials."""

@@ -1,0 +1,66 @@
+"""Rights: who has which for which instance, and what is said to those who do not."""
+
+import pytest
+
+from nl.errors import PermissionDeniedError, UnauthenticatedError
+from nl.model.access import ALL_RIGHTS, ANY_RIGHT, EVERYONE, Grant, Identity, Right, matches
+
+READ = Right.READ_CAS | Right.READ_AC
+
+
+@pytest.mark.parametrize(
+    ("pattern", "text", "expected"),
+    [
+        ("main", "main", True), ("main", "main2", False), ("main", "", False), ("", "", True), ("", "x", False),
+        ("*", "", True), ("*", "a/b", True), ("*", "a\nb", True),
+        ("pr-*", "pr-", True), ("pr-*", "pr-1/x", True), ("pr-*", "xpr-1", False), ("pr-*", "pr", False),
+        ("*/ci", "team/ci", True), ("*/ci", "team/ci2", False),
+        ("a*b*c", "a--b--c", True), ("a*b*c", "a--c--b", False),
+        ("[ab]", "a", False), ("[ab]", "[ab]", True), ("a?", "ab", False), ("a.", "ab", False),
+    ],
+)  # fmt: skip
+def test_in_patterns_only_the_star_is_special(pattern, text, expected):
+    assert matches(pattern, text) is expected
+
+
+def test_grants_add_up_and_reach_only_their_instances():
+    identity = Identity("ci", [Grant(("*",), READ), Grant(("main", "pr-*"), Right.WRITE_AC)])
+    assert identity.rights_on("main") == identity.rights_on("pr-7") == READ | Right.WRITE_AC
+    assert identity.rights_on("other") == READ
+    identity.require(Right.WRITE_AC, "main")
+    with pytest.raises(PermissionDeniedError, match="^'ci' does not have write_ac for instance 'other'$"):
+        identity.require(Right.READ_AC | Right.WRITE_AC, "other")
+
+
+def test_who_gave_no_credentials_is_told_to():
+    nobody = Identity("anonymous", [Grant(("public",), READ)], is_anonymous=True)
+    nobody.require(Right.READ_CAS, "public")
+    for right, words in ((Right.WRITE_CAS, "write_cas"), (READ, "read_cas, read_ac"), (ANY_RIGHT, "any right")):
+        with pytest.raises(UnauthenticatedError, match=f"^{words} for instance 'main' needs credentials; none were"):
+            nobody.require(right, "main")
+        assert not nobody.may(right, "main")
+
+
+def test_any_right_is_enough_to_know_of_an_instance_and_none_is_not():
+    identity = Identity("w", [Grant(("main",), Right.REGISTER_WORKERS)])
+    identity.require(ANY_RIGHT, "main")
+    assert identity.sees("main")
+    assert identity.may(ANY_RIGHT, "main")
+    assert not identity.sees("other")
+    with pytest.raises(PermissionDeniedError, match="any right"):
+        identity.require(ANY_RIGHT, "other")
+
+
+@pytest.mark.parametrize("right", list(Right))
+def test_no_right_implies_another(right):
+    identity = Identity("one", [Grant(("*",), right)])
+    assert [each for each in Right if identity.may(each, "")] == [right]
+    assert EVERYONE.may(right, "")
+    assert EVERYONE.rights_on("x") == ALL_RIGHTS
+
+
+def test_names_that_clients_invent_do_not_add_up():
+    identity = Identity("one", [Grant(("n1*",), READ)])
+    for number in range(1000):
+        assert identity.may(READ, f"n{number}") == str(number).startswith("1")
+    assert len(identity._known) <= 256
