@@ -8,12 +8,11 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import AsyncGenerator, Collection, Sequence
-from time import perf_counter
+from contextlib import suppress
 from typing import NamedTuple
 
-import trio
-
 from nl.blob.reader import Buffer
+from nl.cas.concurrent import for_each
 from nl.cas.digests import parse_digest
 from nl.errors import BlobNotFoundError, ExhaustedError, InvalidRequestError
 from nl.model.digest import Digest
@@ -27,11 +26,9 @@ MAX_DIRECTORIES = 250_000
 Node = reapi.FileNode | reapi.DirectoryNode | reapi.SymlinkNode
 _DIRECTORIES_TAG = 0x12
 """Tag of Directory.directories."""
-_TASKS = 8
-_SLICE_S = 0.005
 _WINDOW_BLOBS = 256
 _WINDOW_BYTES = 4 * 1024 * 1024
-"""How much of a tree is in memory at once, and how many tasks ask the store for it."""
+"""How much of a tree is in memory at once."""
 
 
 class LoadedDirectory(NamedTuple):
@@ -137,29 +134,12 @@ def _window(queue: Sequence[Digest], start: int) -> Sequence[Digest]:
 async def _load(store: Store, digests: Sequence[Digest]) -> list[Buffer | None]:
     """The blobs in order, None where missing; asked for at once, as a store far away takes its time for each."""
     loaded: list[Buffer | None] = [None] * len(digests)
-    failures: list[Exception] = []
-    numbers = iter(range(len(digests)))
 
-    async def load() -> None:
-        until = perf_counter() + _SLICE_S
-        for at in numbers:
-            if perf_counter() > until:
-                await trio.lowlevel.checkpoint()
-                until = perf_counter() + _SLICE_S
-            try:
-                loaded[at] = await store.get(digests[at])
-            except BlobNotFoundError:
-                pass
-            except Exception as exc:  # noqa: BLE001  raised again below, alone
-                failures.append(exc)
-                nursery.cancel_scope.cancel()
-                return
+    async def load(at: int) -> None:
+        with suppress(BlobNotFoundError):
+            loaded[at] = await store.get(digests[at])
 
-    async with trio.open_nursery() as nursery:
-        for _ in range(min(_TASKS, len(digests))):
-            nursery.start_soon(load)
-    if failures:
-        raise failures[0]
+    await for_each(len(digests), load)
     return loaded
 
 

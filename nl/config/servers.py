@@ -341,5 +341,8 @@ class ServerOptions(Options):
     """Where to listen."""
     services: ServicesOptions
     """What to serve."""
+    any_instance_name: Flag = False
+    """Serve every instance name that is not configured as the instance `""`. Clients have default names of their own
+    (moon: `moon-outputs`, siso: `default_instance`) that a cache for everybody need not know."""
     experimental_identity_header: Annotated[IdentityHeader | None, Ignored("identities are not recorded")] = None
     """Who asks, taken from a request header."""

@@ -16,9 +16,8 @@ from typing import Final
 from nl.pb import codec, reapi
 from nl.pb.codec import Buffer, varint
 from nl.pb.codec.wire import read_varint
+from nl.pb.hot import Pair
 
-Pair = tuple[str, int]
-"""A digest: hash, size in bytes."""
 _Found = tuple[str, str, str]
 
 # A digest in field 2, its bytes as latin-1 text: (its length, the hash, the size with its tag). The length is that of

@@ -8,7 +8,6 @@ they stand for is for the layers above to say.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from typing import Final, NamedTuple
 
 from nl.pb import codec, reapi
@@ -16,6 +15,7 @@ from nl.pb.codec import Buffer, DecodeError, varint
 from nl.pb.codec.wire import read_length, read_varint, skip_field
 
 Pair = tuple[str, int]
+"""A digest: hash, size in bytes."""
 
 _HASH_AT, _HASH_END, _SIZE_AT = 4, 68, 69
 """In an encoded digest: tag, length, tag of the hash, 64, the hash, tag of the size, the size."""
@@ -45,22 +45,6 @@ def _size_at(data: bytes, at: int, end: int) -> int:
     if size > 127:
         size, at = read_varint(data, at, size)
     return size if at == end and size < 1 << 63 else -1
-
-
-@dataclass(slots=True)
-class Raw:
-    """A reply, or any message, that is encoded already."""
-
-    parts: list[Buffer]
-
-    def encode_parts(self) -> list[Buffer]:
-        """The buffers to send."""
-        return self.parts
-
-
-def read_response_parts(data: Buffer) -> list[Buffer]:
-    """An encoded ReadResponse around a payload, which is not copied."""
-    return [b"\x52" + varint(len(data)), data]
 
 
 class BatchReadReply:

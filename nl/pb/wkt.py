@@ -26,6 +26,7 @@ __all__ = (
     "pack",
     "pack_encoded",
     "timestamp_from_ns",
+    "timestamp_from_s",
     "timestamp_to_ns",
     "type_url",
     "unpack",
@@ -65,6 +66,11 @@ def timestamp_from_ns(ns: int) -> Timestamp:
     """Nanoseconds since the epoch (`time.time_ns()`) as a Timestamp."""
     seconds, nanos = divmod(ns, _NANOS)
     return Timestamp(seconds=seconds, nanos=nanos)
+
+
+def timestamp_from_s(seconds: float) -> Timestamp:
+    """Seconds since the epoch (`time.time()`) as a Timestamp."""
+    return timestamp_from_ns(int(seconds * _NANOS))
 
 
 def timestamp_to_ns(stamp: Timestamp) -> int:

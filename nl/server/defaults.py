@@ -83,6 +83,7 @@ def default_config(*, listen: str, port: int, data_dir: Path, max_bytes: int) ->
             {
                 "name": "public",
                 "listener": {"http": {"socket_address": f"{host}:{port}"}},
+                "any_instance_name": True,
                 "services": {
                     "cas": [{"cas_store": "CAS"}],
                     "ac": [{"ac_store": "AC"}],

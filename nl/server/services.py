@@ -1,18 +1,21 @@
-"""From the `services` of a listener to service objects over stores and schedulers. Nothing is started here."""
+"""From the `services` of a listener to service objects over stores and schedulers. Nothing is started here.
+
+A table says which builder makes what of which key of `services`; a new service is a builder and a line in it.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cache
 from importlib.resources import files
-from typing import Any, Protocol
+from typing import Any, Protocol, runtime_checkable
 
-import grpclib.const
 import trio
 
+from nl.config import servers as cfg
 from nl.config.document import Config
-from nl.config.servers import ServerOptions, ServicesOptions
+from nl.rpc.method import Service
 from nl.scheduler.simple import SimpleScheduler
 from nl.services.action_cache import ActionCacheInstance, ActionCacheService
 from nl.services.bytestream import ByteStreamInstance, ByteStreamService
@@ -30,16 +33,18 @@ ENVELOPE_BYTES = 64 * 1024
 """What a batch of blobs needs in a message besides the blobs: announced batches stay below the limit by this much."""
 
 
-class Service(Protocol):
-    """An object that grpclib would serve."""
-
-    def __mapping__(self) -> dict[str, grpclib.const.Handler]: ...
-
-
+@runtime_checkable
 class Runnable(Protocol):
-    """A part with background work."""
+    """A service with background work."""
 
     async def run(self, *, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> None: ...
+
+
+@runtime_checkable
+class Counting(Protocol):
+    """A service with figures to show."""
+
+    def statistics(self) -> Mapping[str, int | float | str]: ...
 
 
 @dataclass(slots=True)
@@ -47,12 +52,44 @@ class Mounted:
     """What one listener serves."""
 
     services: list[Service] = field(default_factory=list)
-    runnables: list[Runnable] = field(default_factory=list)
+
+    @property
+    def runnables(self) -> list[Runnable]:
+        """The services that have to be run."""
+        return [service for service in self.services if isinstance(service, Runnable)]
 
     @property
     def names(self) -> list[str]:
         """Full names of the gRPC services."""
-        return sorted({path.split("/")[1] for service in self.services for path in service.__mapping__()})
+        return sorted({name for service in self.services for name in _names(service)})
+
+    def statistics(self) -> dict[str, Mapping[str, int | float | str]]:
+        """The figures of each service that has some, by its full name."""
+        return {_names(each)[0]: each.statistics() for each in self.services if isinstance(each, Counting)}
+
+
+@dataclass(frozen=True, slots=True)
+class Site:
+    """What builders may take from: the listener's own config, and everything that it can refer to."""
+
+    server: cfg.ServerOptions
+    config: Config
+    graph: StoreGraph
+    schedulers: Mapping[str, SimpleScheduler]
+
+    @property
+    def any_name(self) -> bool:
+        """Whether instance names that are not configured are served, too."""
+        return self.server.any_instance_name
+
+    @property
+    def max_batch_bytes(self) -> int:
+        """The most bytes of blobs in a batch."""
+        return min(MAX_BATCH_BYTES, max(self.server.listener.http.max_decoding_message_size - ENVELOPE_BYTES, 1))
+
+    def everywhere(self, kind: str) -> Sequence[Any]:
+        """The entries of one kind over all listeners."""
+        return [entry for server in self.config.servers for entry in getattr(server.services, kind) or ()]
 
 
 def action_caches(config: Config, graph: StoreGraph) -> dict[str, Store]:
@@ -65,7 +102,7 @@ def action_caches(config: Config, graph: StoreGraph) -> dict[str, Store]:
 
 
 def mount(
-    server: ServerOptions,
+    server: cfg.ServerOptions,
     *,
     config: Config,
     graph: StoreGraph,
@@ -73,78 +110,100 @@ def mount(
     health: HealthRegistry,
 ) -> Mounted:
     """The service objects of one listener, health and reflection always among them."""
-    options = server.services
+    site = Site(server, config, graph, schedulers)
     mounted = Mounted()
-    add = mounted.services.append
-    max_batch = _max_batch_bytes(server)
-    cas_by_instance = {entry.instance_name: graph[entry.cas_store] for entry in options.cas or ()}
-    if options.cas:
-        add(CasService({name: CasInstance(store, max_batch) for name, store in cas_by_instance.items()}))
-    if options.ac:
-        add(
-            ActionCacheService(
-                {
-                    entry.instance_name: ActionCacheInstance(
-                        graph[entry.ac_store], cas_by_instance.get(entry.instance_name), entry.read_only
-                    )
-                    for entry in options.ac
-                }
-            )
-        )
-    if options.bytestream:
-        bytestream = ByteStreamService(
-            {
-                entry.instance_name: ByteStreamInstance(
-                    graph[entry.cas_store], entry.persist_stream_on_disconnect_timeout_s
-                )
-                for entry in options.bytestream
-            }
-        )
-        add(bytestream)
-        mounted.runnables.append(bytestream)
-    if options.execution:
-        executing = {
-            entry.instance_name: ExecutionInstance(
-                entry.instance_name, graph[entry.cas_store], schedulers[entry.scheduler], _max_action_timeout_s(config)
-            )
-            for entry in options.execution
-        }
-        add(ExecutionService(executing))
-        add(OperationsService({name: instance.scheduler for name, instance in executing.items()}))
-    if options.worker_api is not None:
-        add(WorkerApiService(schedulers[options.worker_api.scheduler]))
-    if options.capabilities is not None:
-        add(CapabilitiesService(_capabilities(config, options, max_batch)))
-    for name in mounted.names:
+    for kind, build in _BUILDERS.items():
+        entries = getattr(server.services, kind)
+        if entries is not None:
+            mounted.services += build(entries, site)
+    names = mounted.names
+    for name in names:
         health.add_service(name)
-    add(HealthService(health))
-    add(ReflectionService(mounted.names, load_descriptors=_descriptors))
+    mounted.services += [HealthService(health), ReflectionService(mounted.names, load_descriptors=_descriptors)]
     return mounted
 
 
-def _capabilities(config: Config, options: ServicesOptions, max_batch: int) -> dict[str, CapabilitiesInstance]:
+def _cas(entries: Sequence[cfg.CasService], site: Site) -> Iterable[Service]:
+    instances = {e.instance_name: CasInstance(site.graph[e.cas_store], site.max_batch_bytes) for e in entries}
+    return [CasService(instances, any_name=site.any_name)] if instances else []
+
+
+def _action_cache(entries: Sequence[cfg.AcService], site: Site) -> Iterable[Service]:
+    cas = {entry.instance_name: site.graph[entry.cas_store] for entry in site.server.services.cas or ()}
+    instances = {
+        entry.instance_name: ActionCacheInstance(
+            site.graph[entry.ac_store], cas.get(entry.instance_name), entry.read_only
+        )
+        for entry in entries
+    }
+    return [ActionCacheService(instances, any_name=site.any_name)] if instances else []
+
+
+def _bytestream(entries: Sequence[cfg.ByteStreamService], site: Site) -> Iterable[Service]:
+    instances = {
+        entry.instance_name: ByteStreamInstance(
+            site.graph[entry.cas_store], entry.persist_stream_on_disconnect_timeout_s
+        )
+        for entry in entries
+    }
+    return [ByteStreamService(instances, any_name=site.any_name)] if instances else []
+
+
+def _execution(entries: Sequence[cfg.ExecutionService], site: Site) -> Iterable[Service]:
+    instances = {
+        entry.instance_name: ExecutionInstance(
+            entry.instance_name,
+            site.graph[entry.cas_store],
+            site.schedulers[entry.scheduler],
+            _max_action_timeout_s(site.config),
+        )
+        for entry in entries
+    }
+    schedulers = {name: instance.scheduler for name, instance in instances.items()}
+    if not instances:
+        return []
+    return [
+        ExecutionService(instances, any_name=site.any_name),
+        OperationsService(schedulers, any_name=site.any_name),
+    ]
+
+
+def _worker_api(options: cfg.WorkerApiService, site: Site) -> Iterable[Service]:
+    return [WorkerApiService(site.schedulers[options.scheduler])]
+
+
+def _capabilities(entries: Sequence[cfg.CapabilitiesService], site: Site) -> Iterable[Service]:
     """Every instance that anything is served for can be asked about (REAPI A.7 rule 23: per instance, consistently)."""
-    announced = {entry.instance_name: entry for entry in options.capabilities or ()}
-    cas = {e.instance_name for e in _everywhere(config, "cas")}
-    caches = {e.instance_name: e for e in _everywhere(config, "ac")}
-    executing = {e.instance_name for e in options.execution or ()}
-    return {
+    announced = {entry.instance_name: entry for entry in entries}
+    cas = {entry.instance_name for entry in site.everywhere("cas")}
+    caches = {entry.instance_name: entry for entry in site.everywhere("ac")}
+    executing = {entry.instance_name for entry in site.server.services.execution or ()}
+    instances = {
         name: CapabilitiesInstance(
-            max_batch if name in cas else 0,
+            site.max_batch_bytes if name in cas else 0,
             update_enabled=name in caches and not caches[name].read_only,
             execution=name in executing or (name in announced and announced[name].remote_execution is not None),
             supported_node_properties=("mtime", "unix_mode") if name in executing else (),
         )
         for name in {*announced, *cas, *caches, *executing}
     }
+    return [CapabilitiesService(instances, any_name=site.any_name)]
 
 
-def _everywhere(config: Config, service: str) -> Sequence[Any]:
-    return [entry for server in config.servers for entry in getattr(server.services, service) or ()]
+_BUILDERS: Mapping[str, Callable[[Any, Site], Iterable[Service]]] = {
+    "cas": _cas,
+    "ac": _action_cache,
+    "bytestream": _bytestream,
+    "execution": _execution,
+    "worker_api": _worker_api,
+    "capabilities": _capabilities,
+}
+"""By key of a listener's `services`: what makes service objects of it, if it is set."""
 
 
-def _max_batch_bytes(server: ServerOptions) -> int:
-    return min(MAX_BATCH_BYTES, max(server.listener.http.max_decoding_message_size - ENVELOPE_BYTES, 1))
+def _names(service: Service) -> list[str]:
+    """The full names of the gRPC services that an object serves, usually one."""
+    return sorted({path.split("/")[1] for path in service.__mapping__()})
 
 
 def _max_action_timeout_s(config: Config) -> float | None:

@@ -42,8 +42,8 @@ class ActionCacheInstance:
 class ActionCacheService:
     """build.bazel.remote.execution.v2.ActionCache."""
 
-    def __init__(self, instances: Mapping[str, ActionCacheInstance]) -> None:
-        self._instances = Instances(instances)
+    def __init__(self, instances: Mapping[str, ActionCacheInstance], *, any_name: bool = False) -> None:
+        self._instances = Instances(instances, any_name=any_name)
 
     async def get_action_result(
         self, stream: ServerStream[reapi.GetActionResultRequest, reapi.ActionResult]

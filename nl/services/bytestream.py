@@ -55,10 +55,11 @@ class ByteStreamService:
         self,
         instances: Mapping[str, ByteStreamInstance],
         *,
+        any_name: bool = False,
         max_parked: int = MAX_PARKED,
         max_parked_bytes: int = MAX_PARKED_BYTES,
     ) -> None:
-        self._instances = Instances(instances)
+        self._instances = Instances(instances, any_name=any_name)
         self._sessions = UploadSessions(max_parked=max_parked, max_parked_bytes=max_parked_bytes)
         self._nursery: trio.Nursery | None = None
 

@@ -41,8 +41,9 @@ class CapabilitiesInstance:
 class CapabilitiesService:
     """build.bazel.remote.execution.v2.Capabilities. Replies are encoded once."""
 
-    def __init__(self, instances: Mapping[str, CapabilitiesInstance]) -> None:
-        self._replies = Instances({name: encode(_describe(instance)) for name, instance in instances.items()})
+    def __init__(self, instances: Mapping[str, CapabilitiesInstance], *, any_name: bool = False) -> None:
+        replies = {name: encode(_describe(instance)) for name, instance in instances.items()}
+        self._replies = Instances(replies, any_name=any_name)
 
     async def get_capabilities(
         self, stream: ServerStream[reapi.GetCapabilitiesRequest, reapi.ServerCapabilities]

@@ -1,32 +1,31 @@
 """ContentAddressableStorage: what is missing, many small blobs at once, and directory trees.
 
 Every uploaded blob is checked against its digest, whatever the store. Batches answer in the order of the request,
-one status a blob; only what concerns the call as a whole fails it. The blobs of a batch are handled by a few tasks:
-a store that never waits is done by the first of them, one far away has several under way.
+one status a blob; only what concerns the call as a whole fails it. The blobs of a batch are handled by a few tasks
+(`nl.cas.concurrent`).
 
 Not here: single blobs in pieces (`nl.services.bytestream`), the cutting of trees into pages (`tree_pages`).
 """
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Callable, Mapping
+from collections.abc import Callable, Mapping
 from contextlib import aclosing
 from dataclasses import dataclass
 from functools import partial
-from time import perf_counter
 
 import grpclib.const
-import trio
 
 from nl.blob.reader import Buffer
 from nl.blob.verify import check_bytes
+from nl.cas.concurrent import for_each
 from nl.cas.digests import parse_digest
 from nl.errors import InvalidRequestError, NlError, UnimplementedError
 from nl.model.access import Right
 from nl.model.digest import Digest, DigestFunction
 from nl.pb import reapi, rpc_status
-from nl.pb.find_missing import FindMissingRequest, Pair
-from nl.pb.hot import BatchReadReply
+from nl.pb.find_missing import FindMissingRequest
+from nl.pb.hot import BatchReadReply, Pair
 from nl.rpc.contract import ServerStream
 from nl.services.bounded import BoundedBatchRead, BoundedBatchUpdate, BoundedFindMissing
 from nl.services.requests import Instances, parse_function, receive_request
@@ -42,9 +41,6 @@ _REPLY_OVERHEAD = 100
 _EXPLAINED = 200
 _EXPLANATION_CHARS = 300
 """How many failed blobs of a batch get a message beside their code, and how long that may be."""
-_TASKS = 8
-SLICE_S = 0.005
-"""How long a batch whose store never waits may keep everybody else waiting."""
 _OK = rpc_status.Status()
 _MASK64 = (1 << 64) - 1
 _PREFIX = "/build.bazel.remote.execution.v2.ContentAddressableStorage/"
@@ -61,8 +57,8 @@ class CasInstance:
 class CasService:
     """build.bazel.remote.execution.v2.ContentAddressableStorage."""
 
-    def __init__(self, instances: Mapping[str, CasInstance]) -> None:
-        self._instances = Instances(instances)
+    def __init__(self, instances: Mapping[str, CasInstance], *, any_name: bool = False) -> None:
+        self._instances = Instances(instances, any_name=any_name)
 
     async def find_missing_blobs(
         self, stream: ServerStream[FindMissingRequest, reapi.FindMissingBlobsResponse]
@@ -98,7 +94,7 @@ class CasService:
             except NlError as exc:
                 statuses[at] = rpc_status.Status(code=int(exc.code), message=explain(exc))
 
-        await _for_each(len(blobs), store_one)
+        await for_each(len(blobs), store_one)
         await stream.send_message(
             reapi.BatchUpdateBlobsResponse(
                 responses=[
@@ -124,7 +120,7 @@ class CasService:
             except NlError as exc:
                 found[at] = exc
 
-        await _for_each(len(found), read_one)
+        await for_each(len(found), read_one)
         reply = BatchReadReply()
         explain = _Explanations()
         for digest, blob in zip(request.digests, found, strict=True):
@@ -218,34 +214,3 @@ class _Explanations:
     def __call__(self, error: NlError) -> str:
         self._left -= 1
         return error.message[:_EXPLANATION_CHARS] if self._left >= 0 else ""
-
-
-async def _for_each(count: int, act: Callable[[int], Awaitable[None]]) -> None:
-    """Calls `act` with 0..count-1, in order, several under way at once if they wait."""
-    numbers = iter(range(count))
-
-    async def work() -> None:
-        until = perf_counter() + SLICE_S
-        for number in numbers:
-            await act(number)
-            if perf_counter() > until:
-                await trio.lowlevel.checkpoint()
-                until = perf_counter() + SLICE_S
-
-    if count == 1:
-        await work()
-        return
-    failures: list[Exception] = []
-
-    async def work_or_fail() -> None:
-        try:
-            await work()
-        except Exception as exc:  # noqa: BLE001  raised again below, alone
-            failures.append(exc)
-            nursery.cancel_scope.cancel()
-
-    async with trio.open_nursery() as nursery:
-        for _ in range(min(_TASKS, count)):
-            nursery.start_soon(work_or_fail)
-    if failures:
-        raise failures[0]

@@ -66,8 +66,10 @@ class ExecutionInstance:
 class ExecutionService:
     """build.bazel.remote.execution.v2.Execution. `keepalive_s`: how often an unchanged state is sent again."""
 
-    def __init__(self, instances: Mapping[str, ExecutionInstance], *, keepalive_s: float = 20.0) -> None:
-        self._instances = Instances(instances)
+    def __init__(
+        self, instances: Mapping[str, ExecutionInstance], *, any_name: bool = False, keepalive_s: float = 20.0
+    ) -> None:
+        self._instances = Instances(instances, any_name=any_name)
         self._schedulers = {name: instance.scheduler for name, instance in instances.items()}
         self._keepalive_s = keepalive_s
 
@@ -75,6 +77,7 @@ class ExecutionService:
         """Runs an action, or finds its result, and streams the states of the operation until it is done."""
         request = await receive_request(stream)
         instance = self._instances.get(stream, request.instance_name, Right.EXECUTE)
+        request.instance_name = instance.name  # from here on it is the name of the one that serves it
         action = await _checked(instance, request, _requester(stream))
         await self._follow(stream, await instance.scheduler.submit(action))
 

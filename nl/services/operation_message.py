@@ -15,7 +15,6 @@ from nl.pb import longrunning, reapi, rpc_status, wkt
 from nl.pb.codec import DecodeError, decode, encode, encode_parts
 from nl.rpc.status import status_of
 
-_NANOS = 1_000_000_000
 MAX_REPLY_BYTES = 4 * 1024 * 1024 - 16 * 1024
 """Clients take messages of 4 MiB unless told otherwise (REAPI A.7 rule 20)."""
 
@@ -33,7 +32,7 @@ def operation_message(state: OperationState) -> longrunning.Operation:
         action_digest=reapi.Digest(hash=digest.hash, size_bytes=digest.size),
         digest_function=reapi.DigestFunctionValue(state.digest_function),
         partial_execution_metadata=reapi.ExecutedActionMetadata(
-            worker=state.worker_id, queued_timestamp=wkt.timestamp_from_ns(int(state.queued_at * _NANOS))
+            worker=state.worker_id, queued_timestamp=wkt.timestamp_from_s(state.queued_at)
         ),
     )
     message = longrunning.Operation(name=state.name, metadata=wkt.pack(metadata))

@@ -12,13 +12,14 @@ import grpclib.const
 import trio
 
 from nl.errors import InvalidRequestError, NotFoundError
+from nl.model.access import ANY_RIGHT
 from nl.pb import longrunning, wkt
 from nl.pb.codec import encode
 from nl.rpc.contract import ServerStream
 from nl.scheduler.operation import Operation
 from nl.scheduler.simple import SimpleScheduler
 from nl.services.operation_message import MAX_REPLY_BYTES, operation_message, operation_parts
-from nl.services.requests import receive_request
+from nl.services.requests import Instances, receive_request
 
 _PREFIX = "/google.longrunning.Operations/"
 _DEFAULT_PAGE = 100
@@ -30,8 +31,9 @@ LONGEST_WAIT_S = 24 * 3600.0
 class OperationsService:
     """google.longrunning.Operations over the schedulers of all instances."""
 
-    def __init__(self, schedulers: Mapping[str, SimpleScheduler]) -> None:
+    def __init__(self, schedulers: Mapping[str, SimpleScheduler], *, any_name: bool = False) -> None:
         self._schedulers = dict(schedulers)
+        self._instances = Instances(schedulers, any_name=any_name)
 
     async def get_operation(self, stream: ServerStream[longrunning.GetOperationRequest, longrunning.Operation]) -> None:
         """The present state. NotFoundError if there is no such operation (any more)."""
@@ -55,7 +57,10 @@ class OperationsService:
     async def list_operations(
         self, stream: ServerStream[longrunning.ListOperationsRequest, longrunning.ListOperationsResponse]
     ) -> None:
-        """Operations of the instance `name` (empty: of all), the oldest first, in pages."""
+        """Operations of the instance `name` (empty: of all), the oldest first, in pages.
+
+        The name may be that of the instance or of its collection, `{instance}/operations`.
+        """
         request = await receive_request(stream)
         if request.filter:
             raise InvalidRequestError("filters are not supported by ListOperations")
@@ -65,7 +70,11 @@ class OperationsService:
         limit = min(request.page_size or _DEFAULT_PAGE, _MAX_PAGE)
         reply = longrunning.ListOperationsResponse()
         size = 0
-        for operation in self._listed(request.name.removesuffix("/operations").removesuffix("operations")):
+        wanted = None
+        if request.name:
+            wanted = self._instances.resolve(_instance_of(request.name))
+            self._instances.get(stream, wanted, ANY_RIGHT)
+        for operation in self._listed(wanted):
             if operation.number <= after:
                 continue
             message = operation_message(operation.state)
@@ -97,13 +106,13 @@ class OperationsService:
             raise NotFoundError(f"operation {name[:300]!r} not found: no such instance")
         return scheduler, scheduler.operation(name)
 
-    def _listed(self, instance_name: str) -> Iterator[Operation]:
+    def _listed(self, instance_name: str | None) -> Iterator[Operation]:
         schedulers = dict.fromkeys(self._schedulers.values())
         found = [
             operation
             for scheduler in schedulers
             for operation in scheduler.operations()
-            if not instance_name or operation.execution.request.instance_name == instance_name
+            if instance_name is None or operation.execution.request.instance_name == instance_name
         ]
         return iter(sorted(found, key=lambda operation: operation.number))
 
@@ -121,6 +130,12 @@ class OperationsService:
             _PREFIX + "CancelOperation": unary(self.cancel_operation, longrunning.CancelOperationRequest, wkt.Empty),
             _PREFIX + "DeleteOperation": unary(self.delete_operation, longrunning.DeleteOperationRequest, wkt.Empty),
         }
+
+
+def _instance_of(name: str) -> str:
+    """The instance that a collection belongs to: no instance has a segment `operations` of its own."""
+    instance, _, last = name.rpartition("/")
+    return instance if last == "operations" else name
 
 
 def _parse_token(token: str) -> int:

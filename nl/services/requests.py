@@ -1,7 +1,8 @@
 """What every service reads from a request in the same way: the instance, the digest function, a digest.
 
 One meaning and one status for each (REAPI A.7 rule 23 asks for consistency over all services): an instance that is
-not configured is NOT_FOUND, a digest function this server does not speak and a malformed digest are INVALID_ARGUMENT.
+not configured is NOT_FOUND, or means the instance "" where the config says so; a digest function this server does not
+speak and a malformed digest are INVALID_ARGUMENT.
 """
 
 from __future__ import annotations
@@ -22,16 +23,23 @@ _FUNCTIONS = {0: DigestFunction.SHA256, **{int(function): function for function 
 
 
 class Instances(Generic[T]):
-    """The configured instances of one service, by name."""
+    """The configured instances of one service, by name.
 
-    def __init__(self, instances: Mapping[str, T]) -> None:
+    `any_name`: a name that is not configured means the instance "", if there is that one. Clients have default names
+    of their own (moon: `moon-outputs`, siso: `default_instance`), and a cache for everybody has no use for names.
+    """
+
+    def __init__(self, instances: Mapping[str, T], *, any_name: bool = False) -> None:
         self._instances = dict(instances)
+        self._any_name = any_name and "" in self._instances
 
     def get(self, stream: ServerStream[Any, Any], name: str, right: Right) -> T:
-        """The instance called `name`, if the caller has `right` for it.
+        """The instance that serves `name`, if the caller has `right` for it.
 
         Raises what `Identity.require` raises, and NotFoundError, which names those that the caller may know of.
         """
+        if name not in self._instances:
+            name = self.resolve(name)
         identity = stream.identity
         if identity is not EVERYONE:
             identity.require(right, name)
@@ -41,7 +49,14 @@ class Instances(Generic[T]):
             known = sorted(each for each in self._instances if identity.sees(each))
             shown = ", ".join(map(repr, known[:_SHOWN_INSTANCES])) or "none for this service"
             more = f" and {len(known) - _SHOWN_INSTANCES} more" if len(known) > _SHOWN_INSTANCES else ""
-            raise NotFoundError(f"unknown instance name {name[:200]!r}; this server has: {shown}{more}") from None
+            raise NotFoundError(
+                f"unknown instance name {name[:200]!r}; this server has: {shown}{more} (the option any_instance_name "
+                "serves every other name as '')"
+            ) from None
+
+    def resolve(self, name: str) -> str:
+        """The name of the instance that serves `name`: itself, or "". Rights are asked for that one."""
+        return "" if self._any_name and name not in self._instances else name
 
     def __repr__(self) -> str:
         return f"Instances({', '.join(map(repr, sorted(self._instances)))})"

@@ -25,7 +25,6 @@ from nl.services.requests import receive_request
 
 _log = logging.getLogger(__name__)
 _METHOD = "/com.github.trace_machina.nativelink.remote_execution.WorkerApi/ConnectWorker"
-_NANOS = 1_000_000_000
 GOODBYE_S = 5.0
 """How long a removed worker may take to receive its `disconnect`."""
 WorkerStream = ServerStream[wire.UpdateForScheduler, wire.UpdateForWorker]
@@ -122,7 +121,7 @@ def _start_parts(start: StartAction, worker_id: str) -> list[Buffer]:
     platform = [reapi.PlatformProperty(name=name, value=value) for name, value in start.platform]
     message = wire.StartExecute(
         execute_request=decode(reapi.ExecuteRequest, start.request.execute_request),
-        queued_timestamp=wkt.timestamp_from_ns(int(start.queued_at * _NANOS)),
+        queued_timestamp=wkt.timestamp_from_s(start.queued_at),
         operation_id=start.operation_id,
         platform=reapi.Platform(properties=platform),
         worker_id=worker_id,

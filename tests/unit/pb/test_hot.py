@@ -81,17 +81,6 @@ def test_every_cut_through_a_digest_is_an_error():
             find_missing_codec.FindMissingRequest.decode(whole[:cut])
 
 
-def test_a_raw_reply_is_sent_as_it_is():
-    assert codec.encode(hot.Raw([b"ab", memoryview(b"c")])) == b"abc"
-
-
-def test_read_responses_do_not_copy_their_payload():
-    payload = memoryview(b"x" * 5000)
-    head, data = hot.read_response_parts(payload)
-    assert data is payload
-    assert codec.decode(bytestream.ReadResponse, head + bytes(data)).data == payload
-
-
 def test_batch_replies_do_not_copy_big_payloads():
     big, small = b"x" * 5000, b"y"
     reply = hot.BatchReadReply()

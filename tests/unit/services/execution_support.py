@@ -32,11 +32,11 @@ def wire(digest):
 class House:
     """Everything there is for execution, in one process and without a network."""
 
-    def __init__(self, scheduler, cas, cache, **instance):
+    def __init__(self, scheduler, cas, cache, *, names=("main",), any_name=False, **instance):
         self.scheduler, self.cas, self.cache = scheduler, cas, cache
-        executing = ExecutionInstance("main", cas, scheduler, **instance)
-        self.execution = ExecutionService({"main": executing}, keepalive_s=20)
-        self.operations = OperationsService({"main": scheduler})
+        executing = {name: ExecutionInstance(name, cas, scheduler, **instance) for name in names}
+        self.execution = ExecutionService(executing, any_name=any_name, keepalive_s=20)
+        self.operations = OperationsService(dict.fromkeys(names, scheduler), any_name=any_name)
         self.workers = WorkerApiService(scheduler)
 
     async def put(self, message):
@@ -45,7 +45,7 @@ class House:
         await self.cas.put(digest, data)
         return digest
 
-    async def action(self, *, salt=b"", command=None, action=None, properties=()):
+    async def action(self, *, name="main", salt=b"", command=None, action=None, properties=()):
         """Stores an action with its command; the ExecuteRequest for it."""
         command = command or reapi.Command(arguments=["true"])
         command_digest = await self.put(command)
@@ -56,7 +56,7 @@ class House:
             platform=reapi.Platform(properties=[reapi.PlatformProperty(name=n, value=v) for n, v in properties]),
             **(action or {}),
         )
-        return reapi.ExecuteRequest(instance_name="main", action_digest=wire(await self.put(made)))
+        return reapi.ExecuteRequest(instance_name=name, action_digest=wire(await self.put(made)))
 
     async def execute(self, request, **more):
         return await call(self.execution, "Execute", request, **more)

@@ -10,9 +10,9 @@ from tests.unit.services.memory_stream import call, calling
 RESPONSE = reapi.ExecuteResponse(result=reapi.ActionResult(exit_code=3))
 
 
-async def submitted(at, salt=b""):
+async def submitted(at, salt=b"", **action):
     """The name of an operation whose stream has dropped."""
-    async with at.executing(await at.action(salt=salt)) as stream:
+    async with at.executing(await at.action(salt=salt, **action)) as stream:
         return (await stream.receive()).name
 
 
@@ -109,7 +109,30 @@ async def test_list_pages_through_all_operations_in_order():
         assert await listed(at, page_size=7) == [names]
         assert await listed(at, name="main") == [names]
         assert await listed(at, name="main/operations") == [names]
-        assert await listed(at, name="other") == [[]]
+        with pytest.raises(NotFoundError, match="unknown instance name 'other'"):
+            await listed(at, name="other")
+
+
+@pytest.mark.parametrize("name", ["operation", "ops-operations", "a/b", "soperations"])
+async def test_operations_are_listed_under_the_name_of_their_instance_whatever_it_is(name):
+    async with house(instance={"names": ("", "main", name)}) as at:
+        other = await submitted(at, name="main")
+        nameless = await submitted(at, name="")
+        own = await submitted(at, name=name)
+        assert await listed(at, name=name) == [[own]]
+        assert await listed(at, name=f"{name}/operations") == [[own]]
+        assert await listed(at, name="operations") == [[nameless]]
+        assert await listed(at) == [[other, nameless, own]]
+
+
+async def test_an_unknown_name_is_the_nameless_instance_where_the_config_says_so():
+    async with house(instance={"names": ("", "main"), "any_name": True}) as at:
+        nameless = await submitted(at, name="moon-outputs")
+        await submitted(at, name="main")
+        assert nameless.rpartition("/")[0] == ""
+        assert await listed(at, name="moon-outputs") == await listed(at, name="default/x/operations") == [[nameless]]
+        [operation] = await call(at.operations, "GetOperation", longrunning.GetOperationRequest(name=nameless))
+        assert operation.name == nameless
 
 
 async def test_list_stays_below_the_message_limit():

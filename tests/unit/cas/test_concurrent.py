@@ -1,12 +1,12 @@
-"""The blobs of a batch are handled by a few tasks, which leave room for others."""
+"""The items of a request are handled by a few tasks, which leave room for others."""
 
 import pytest
 import trio
 import trio.testing
 
+from nl.cas import concurrent
+from nl.cas.concurrent import for_each
 from nl.errors import UnavailableError
-from nl.services import cas
-from nl.services.cas import _for_each
 
 
 @pytest.mark.parametrize("count", [0, 1, 3, 100])
@@ -16,7 +16,7 @@ async def test_each_number_is_handled_once(count):
     async def act(number):
         seen.append(number)
 
-    await _for_each(count, act)
+    await for_each(count, act)
     assert seen == list(range(count))
 
 
@@ -30,12 +30,12 @@ async def test_several_are_under_way_at_once_when_they_wait():
         await trio.testing.wait_all_tasks_blocked()
         started -= 1
 
-    await _for_each(20, act)
+    await for_each(20, act)
     assert 1 < most <= 8
 
 
 async def test_a_batch_that_never_waits_lets_others_run(monkeypatch):
-    monkeypatch.setattr(cas, "SLICE_S", 0.0)
+    monkeypatch.setattr(concurrent, "SLICE_S", 0.0)
     turns = []
 
     async def act(number):
@@ -47,7 +47,7 @@ async def test_a_batch_that_never_waits_lets_others_run(monkeypatch):
             await trio.lowlevel.checkpoint()
 
     async with trio.open_nursery() as nursery:
-        nursery.start_soon(_for_each, 100, act)
+        nursery.start_soon(for_each, 100, act)
         nursery.start_soon(other)
     assert turns.index("other") < 100
     assert "".join(turn[0] for turn in turns).count("bo") > 3
@@ -60,4 +60,4 @@ async def test_a_bug_in_one_ends_the_others_and_is_raised_as_it_is():
         await trio.sleep_forever()
 
     with pytest.raises(UnavailableError, match="away"):
-        await _for_each(10, act)
+        await for_each(10, act)
