@@ -51,14 +51,20 @@ async def test_what_was_printed_before_a_timeout_is_kept_and_nothing_goes_on(bui
     assert marked(mark) == []
 
 
+def named(root: Path, word: str) -> list[str]:
+    """Paths below `root` with `word` in their last part. The worker may be removing an action's folder meanwhile:
+    os.walk passes over what has gone, Path.rglob raises.
+    """
+    return [os.path.join(at, each) for at, *inner in os.walk(root) for each in sum(inner, []) if word in each]
+
+
 @pytest.mark.parametrize("name", ["../../../escaped", "..", "a/../../escaped", "/tmp/escaped", ""])
 async def test_a_file_node_that_leads_out_is_refused_and_nothing_is_written(builder: Builder, name: str) -> None:
-    before = set(builder.server.log.parent.rglob("*escaped*"))
     root = REAPI.Directory()
     root.files.add(name=name, digest=await builder.client.put(b"escaped bytes"))
     code, message = await outcome(builder, await builder.request("true", root=root))
     assert code is INVALID, message
-    assert set(builder.server.log.parent.rglob("*escaped*")) == before
+    assert named(builder.server.log.parent, "escaped") == []
     assert not Path("/tmp/escaped").exists()
     assert (await builder.run("echo still well > out")).result.exit_code == 0
 

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import subprocess
+import tempfile
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -87,11 +90,17 @@ def test_a_name_that_is_not_utf8_is_refused(tmp_path):
         scan(tmp_path / "d")
 
 
-def test_a_deep_directory_needs_no_recursion(tmp_path):
-    path = tmp_path / "d"
-    path.mkdir()
-    deep = path
+@pytest.fixture
+def deep_path() -> Iterator[Path]:
+    """Not below `tmp_path`: pytest removes that with shutil.rmtree, now or runs later, and rmtree recurses."""
+    path = Path(tempfile.mkdtemp(prefix="nl-deep-"))
+    yield path
+    subprocess.run(["rm", "-rf", path], check=True)
+
+
+def test_a_deep_directory_needs_no_recursion(deep_path):
+    deep = deep_path
     for _ in range(1000):
         deep = deep / "x"
         deep.mkdir()
-    assert len(scan(path).blobs) == 1001
+    assert len(scan(deep_path).blobs) == 1001
