@@ -419,6 +419,14 @@ def test_variables_come_from_the_environment_of_the_process(monkeypatch):
     assert config.workers[0].local.work_directory == "/here"
 
 
+def test_an_environment_that_is_given_is_the_only_one_also_when_it_is_empty(monkeypatch):
+    monkeypatch.setenv("WORK_HERE", "/here")
+    value = worker(work_directory="${WORK_HERE:-/there}")
+    for env in ({}, {"OTHER": "x"}):
+        assert load_value(value, env=env, kinds=kinds()).workers[0].local.work_directory == "/there"
+    assert load_text(json.dumps(value), env={}, kinds=kinds()).workers[0].local.work_directory == "/there"
+
+
 @given(at=st.integers(0, len(TEXT)), cut=st.integers(0, 12),
        put=st.text(max_size=6) | st.sampled_from(["{", "]", ",", "'", "/*", "$"]))
 def test_a_damaged_config_loads_or_is_refused_in_one_line(at, cut, put):

@@ -82,6 +82,14 @@ def test_lists_of_numbers_may_come_packed_or_not():
     assert codec.encode(one_by_one) == b"\x1a\x02\x01\x02"
 
 
+@pytest.mark.parametrize("behind", [b"", b"\x01", b"\x01\x18\x01"], ids=["the end", "a byte", "a byte and a field"])
+@pytest.mark.parametrize("form", [bytes, memoryview])
+def test_a_packed_list_ends_where_its_length_says(behind, form):
+    """Its last number goes on beyond that: neither may it take bytes of what follows, nor be cut."""
+    with pytest.raises(codec.DecodeError, match="truncated"):
+        codec.decode(reapi.BatchReadBlobsRequest, form(b"\x1a\x02\x01\x80" + behind))
+
+
 def test_a_singular_message_that_comes_twice_is_merged():
     action = codec.decode(reapi.Action, b"\x0a\x03\x0a\x01h\x0a\x02\x10\x07")
     assert action.command_digest == reapi.Digest(hash="h", size_bytes=7)
