@@ -1,5 +1,8 @@
 """`./dev bench`: one table. (1) the transport beside grpcio.aio and grpclib; (2) the full stack on memory and
-filesystem stores, or any REAPI endpoint with `--endpoint HOST:PORT --pid PID`. Medians of several rounds.
+filesystem stores, or any REAPI endpoint with `--endpoint HOST:PORT --pid PID`. Medians of several rounds, and with our
+own servers what TLS costs beside.
+
+`--against CHECKOUT` starts the servers of another checkout, too, and measures each row on both in turns.
 
 The figure to trust is the server's CPU time per operation; rates move with whatever else the machine does.
 """
@@ -13,183 +16,179 @@ import platform
 import statistics
 import subprocess
 import sys
-import tempfile
 import time
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import AbstractContextManager
+from functools import partial
 from pathlib import Path
 
+from tests.bench.servers import KINDS, TRANSPORTS, Running, full_stack, transport_server
 from tests.bench.workloads import ROWS, TRANSPORT_ROWS
-from tests.support.processes import ROOT, free_port, rss_mib, serving
+from tests.support.processes import ROOT
 
-TRANSPORTS = {
-    "nl": "tests.bench.transport_nl",
-    "grpcio.aio": "tests.bench.transport_grpcio",
-    "grpclib": "tests.bench.transport_grpclib",
-}
 COLUMNS = ("per_s", "mib_per_s", "p50_ms", "p99_ms", "server_cpu_us", "rss_mib")
+Result = dict[str, object]
+Part = tuple[str, list[str], Callable[..., AbstractContextManager[Running]]]
+"""Headline, rows, and what starts the server for them, of the checkout `root=`."""
 
 
-@contextmanager
-def transport_server(module: str) -> Iterator[tuple[str, int]]:
-    """One of the twins of the trivial service in its own process: (target, pid)."""
-    port = free_port()
-    process = subprocess.Popen([sys.executable, "-m", module, str(port)], cwd=ROOT)
-    try:
-        wait_until_listening(port)
-        yield f"127.0.0.1:{port}", process.pid
-    finally:
-        process.terminate()
-        process.wait(10)
+def measure_once(row: str, server: Running, options: argparse.Namespace, *, tls: bool = False) -> Result:
+    """One run of one row, by a client process of its own."""
+    target = server.tls_target if tls else server.target
+    command = [sys.executable, "-m", "tests.bench.load", "--row", row, "--target", str(target),
+               "--pid", str(server.pid), "--seconds", str(options.seconds), "--instance", options.instance,
+               *(["--ca-file", server.ca_file] if tls else [])]
+    run = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
+    if run.returncode:
+        return {"row": row, "error": run.stderr.strip().splitlines()[-1] if run.stderr else "?", "failed": 1}
+    found: Result = json.loads(run.stdout)
+    return found
 
 
-def wait_until_listening(port: int) -> None:
-    import socket
-
-    for _ in range(500):
-        try:
-            socket.create_connection(("127.0.0.1", port), 1).close()
-            return
-        except OSError:
-            time.sleep(0.02)
-    raise SystemExit(f"nothing listens on port {port}")
-
-
-def config_for(kind: str, directory: Path, port: int) -> str:
-    """The full stack on one kind of store, as a config: CAS, action cache, scheduler, one worker."""
-    policy = {"max_bytes": "20gb"}
-
-    def store(name: str) -> dict[str, object]:
-        if kind == "memory":
-            return {"memory": {"eviction_policy": policy}}
-        return {
-            "filesystem": {
-                "content_path": str(directory / name), "temp_path": str(directory / f"{name}-temp"),
-                "eviction_policy": policy,
-            }
-        }
-
-    return json.dumps(
-        {
-            "stores": [{"name": "CAS", **store("cas")}, {"name": "AC", **store("ac")}],
-            "servers": [
-                {
-                    "listener": {"http": {"socket_address": f"127.0.0.1:{port}"}},
-                    "services": {
-                        "cas": [{"cas_store": "CAS"}],
-                        "ac": [{"ac_store": "AC"}],
-                        "bytestream": [{"cas_store": "CAS"}],
-                        "capabilities": [{}],
-                        "health": {},
-                    },
-                }
-            ],
-        }
-    )
+def in_turns(
+    row: str, sides: Mapping[str, tuple[Running, bool]], options: argparse.Namespace
+) -> dict[str, list[Result]]:
+    """Runs of one row on several servers, one after the other: what the machine does meanwhile hits all of them."""
+    runs: dict[str, list[Result]] = {side: [] for side in sides}
+    order = list(sides.items())
+    for _ in range(options.rounds):
+        for side, (server, tls) in order:
+            runs[side].append(measure_once(row, server, options, tls=tls))
+        order.reverse()
+    return runs
 
 
-@contextmanager
-def full_stack(kind: str) -> Iterator[tuple[str, int]]:
-    """`nl serve` on memory or filesystem stores: (target, pid). The filesystem one also executes."""
-    with tempfile.TemporaryDirectory(prefix="nl-bench-") as name:
-        directory, port = Path(name), free_port()
-        if kind == "filesystem":
-            arguments = ["serve", "--port", str(port), "--data-dir", str(directory / "data")]
-        else:
-            file = directory / "bench.json5"
-            file.write_text(config_for(kind, directory, port))
-            arguments = ["serve", str(file)]
-        environment = {"NL_LOG_LEVEL": "warn"}
-        with serving(arguments, port=port, log=directory / "server.log", env=environment) as server:
-            print(f"  ready after {server.ready_after_s:.2f} s, idle RSS {rss_mib(server.pid):.0f} MiB")
-            yield server.target, server.pid
-
-
-def measure(
-    row: str, target: str, pid: int | str, *, seconds: float, rounds: int, instance: str = ""
-) -> dict[str, object]:
-    """Several rounds of one row; the median of every figure, and every failure counted."""
-    results = []
-    for _ in range(rounds):
-        command = [sys.executable, "-m", "tests.bench.load", "--row", row, "--target", target, "--pid", str(pid),
-                   "--seconds", str(seconds), "--instance", instance]
-        run = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
-        if run.returncode:
-            return {"row": row, "error": run.stderr.strip().splitlines()[-1] if run.stderr else "?", "failed": 1}
-        results.append(json.loads(run.stdout))
-    merged: dict[str, object] = {"row": row, "failed": sum(r["failed"] for r in results)}
+def merged(row: str, results: Sequence[Result]) -> Result:
+    """The median of every figure, and every failure counted."""
+    found: Result = {"row": row, "failed": sum(map(failures, results))}
     for column in COLUMNS:
-        values = [r[column] for r in results if column in r]
+        values = [figure(r, column) for r in results if column in r]
         if values:
-            merged[column] = statistics.median(values)
+            found[column] = statistics.median(values)
     errors = [r["error"] for r in results if "error" in r]
     if errors:
-        merged["error"] = errors[0]
-    return merged
+        found["error"] = errors[0]
+    return found
 
 
-def show(label: str, result: dict[str, object]) -> None:
+def least_cpu(results: Sequence[Result]) -> float:
+    """Whatever else runs only adds to it."""
+    return min(figure(result, "server_cpu_us") for result in results)
+
+
+def failures(result: Result) -> int:
+    return int(str(result["failed"]))
+
+
+def figure(result: Result, column: str) -> float:
+    value = result.get(column)
+    return float(value) if isinstance(value, int | float) else float("nan")
+
+
+def show(label: str, result: Result) -> None:
     def cell(column: str, form: str) -> str:
-        value = result.get(column)
-        return format(value, form) if isinstance(value, float) else "-"
+        return format(figure(result, column), form) if column in result else "-"
 
+    tls = f"  TLS x {cell('tls_ratio', '.2f')}" if "tls_ratio" in result else ""
     failed = f"  {result['failed']} FAILED: {result.get('error')}" if result["failed"] else ""
     print(
         f"  {result['row']:12} {label:11} {cell('per_s', '9.0f')}/s {cell('mib_per_s', '7.0f'):>7} MiB/s  "
         f"p50 {cell('p50_ms', '8.2f')} ms  p99 {cell('p99_ms', '8.2f')} ms  cpu {cell('server_cpu_us', '9.1f')} us  "
-        f"rss {cell('rss_mib', '5.0f')} MiB{failed}",
+        f"rss {cell('rss_mib', '5.0f')} MiB{tls}{failed}",
         flush=True,
     )
 
 
-def run_rows(
-    label: str, target: str, pid: int | str, rows: Sequence[str], options: argparse.Namespace
-) -> list[dict[str, object]]:
+def ratio(one: float, other: float) -> float:
+    """The clock ticks a hundred times a second: very short runs may take no time at all."""
+    return one / other if other else float("nan")
+
+
+def run_rows(label: str, server: Running, rows: Sequence[str], options: argparse.Namespace) -> list[Result]:
     results = []
+    sides = {"plain": (server, False)}
+    if server.tls_target is not None and options.tls:
+        sides["tls"] = (server, True)
     for row in rows:
-        result = {
-            "server": label,
-            **measure(row, target, pid, seconds=options.seconds, rounds=options.rounds, instance=options.instance),
-        }
+        runs = in_turns(row, sides, options)
+        result = {"server": label, **merged(row, runs["plain"])}
+        if "tls" in runs:
+            secure = merged(row, runs["tls"])
+            result["tls"] = secure
+            result["tls_ratio"] = ratio(least_cpu(runs["tls"]), least_cpu(runs["plain"]))
+            if failures(secure):
+                result |= {"failed": failures(result) + failures(secure), "error": f"with TLS: {secure.get('error')}"}
         show(label, result)
         results.append(result)
     return results
 
 
+def compare_rows(ours: Running, theirs: Running, rows: Sequence[str], options: argparse.Namespace) -> list[Result]:
+    """Each row on both servers in turns; the lowest CPU time of each is compared."""
+    results = []
+    print(f"  {'row':12} {'there':>12} {'here':>12}  ratio")
+    for row in rows:
+        runs = in_turns(row, {"there": (theirs, False), "here": (ours, False)}, options)
+        there, here = least_cpu(runs["there"]), least_cpu(runs["here"])
+        both = [*runs["there"], *runs["here"]]
+        result: Result = {"row": row, "there_cpu_us": there, "here_cpu_us": here, "failed": sum(map(failures, both))}
+        errors = [f"{side}: {run['error']}" for side in runs for run in runs[side] if "error" in run]
+        note = f"  {result['failed']} FAILED: {errors[0]}" if errors else "  slower" if here > 1.05 * there else ""
+        print(f"  {row:12} {there:9.1f} us {here:9.1f} us  {ratio(here, there):5.2f}{note}", flush=True)
+        results.append(result)
+    return results
+
+
+def parts_of(options: argparse.Namespace) -> list[Part]:
+    """What is to be measured."""
+    chosen = [r for r in options.rows.split(",") if r]
+
+    def rows(known: Sequence[str], *, without: str = "") -> list[str]:
+        return [row for row in known if (not chosen or row in chosen) and row != without]
+
+    parts: list[Part] = []
+    wanted = options.only or ["transport", *KINDS]
+    if "transport" in wanted:
+        for label in ["nl"] if options.against else TRANSPORTS:
+            parts.append((label, rows(list(TRANSPORT_ROWS)), partial(transport_server, label)))
+    for kind in KINDS:
+        if kind in wanted:
+            known = rows(list(ROWS), without="exec" if kind == "memory" else "")
+            parts.append((kind, known, partial(full_stack, kind)))
+    return [part for part in parts if part[1]]
+
+
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--only", choices=["transport", "memory", "filesystem"], action="append")
+    parser.add_argument("--only", choices=["transport", *KINDS], action="append")
     parser.add_argument("--rows", default="", help="comma separated; default all")
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--seconds", type=float, default=4)
+    parser.add_argument("--no-tls", dest="tls", action="store_false", help="leave out what TLS costs")
+    parser.add_argument("--against", type=Path, metavar="CHECKOUT", help="measure in turns with another checkout")
     parser.add_argument("--endpoint", help="measure this server instead of our own: HOST:PORT")
     parser.add_argument("--pid", default="", help="its process ids, comma separated")
     parser.add_argument("--instance", default="")
     parser.add_argument("--json", default=f"bench-{time.strftime('%Y%m%d-%H%M%S')}.json")
     options = parser.parse_args()
-    chosen = [r for r in options.rows.split(",") if r]
-    results: list[dict[str, object]] = []
+    results: list[Result] = []
     python = f"{platform.python_implementation()} {platform.python_version()}"
     print(f"{os.cpu_count()} cores, {python}, {platform.release()}")
     if options.endpoint:
-        results += run_rows(options.endpoint, options.endpoint, options.pid, chosen or list(ROWS), options)
+        rows = [row for row in options.rows.split(",") if row] or list(ROWS)
+        results += run_rows(options.endpoint, Running(options.endpoint, options.pid), rows, options)
     else:
-        parts = options.only or ["transport", "memory", "filesystem"]
-        if "transport" in parts:
-            print("transport: a trivial service")
-            for label, module in TRANSPORTS.items():
-                with transport_server(module) as (target, pid):
-                    rows = [r for r in TRANSPORT_ROWS if not chosen or r in chosen]
-                    results += run_rows(label, target, pid, rows, options)
-        for kind in ("memory", "filesystem"):
-            if kind in parts:
-                print(f"full stack: {kind} stores")
-                rows = [r for r in ROWS if (not chosen or r in chosen) and (kind == "filesystem" or r != "exec")]
-                with full_stack(kind) as (target, pid):
-                    results += run_rows(kind, target, pid, rows, options)
+        for label, rows, start in parts_of(options):
+            print(f"{label}: " + ("the full stack on such stores" if label in KINDS else "the transport alone"))
+            if options.against:
+                with start(root=options.against.resolve()) as theirs, start(root=ROOT) as ours:
+                    results += [{"part": label, **each} for each in compare_rows(ours, theirs, rows, options)]
+            else:
+                with start(root=ROOT) as server:
+                    results += run_rows(label, server, rows, options)
     Path(options.json).write_text(json.dumps({"when": time.time(), "results": results}, indent=1))
     print(f"written to {options.json}")
-    return 1 if any(r["failed"] for r in results) else 0
+    return 1 if any(map(failures, results)) else 0
 
 
 if __name__ == "__main__":

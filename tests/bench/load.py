@@ -14,6 +14,7 @@ from contextlib import AsyncExitStack
 import trio
 
 from nl.rpc.channel import Channel
+from nl.rpc.tls import client_context
 from tests.bench.workloads import ROWS, TRANSPORT_ROWS, Client, Operation
 from tests.support.processes import cpu_seconds, rss_mib
 
@@ -54,7 +55,8 @@ async def run(arguments: argparse.Namespace) -> dict[str, object]:
     client = Client(row, arguments.instance)
     pids = [int(p) for p in arguments.pid.split(",") if p]
     async with AsyncExitStack() as stack:
-        channels = [await stack.enter_async_context(Channel(arguments.target)) for _ in range(row.connections)]
+        tls = client_context(ca_file=arguments.ca_file) if arguments.ca_file else None
+        channels = [await stack.enter_async_context(Channel(arguments.target, tls=tls)) for _ in range(row.connections)]
         one = await client.prepare(channels[0])
         if row.kind not in ("write", "batchupdate", "exec"):  # a short warm-up where the operation repeats
             for i in range(4):
@@ -90,6 +92,7 @@ def main() -> None:
     parser.add_argument("--target", default="127.0.0.1:50051")
     parser.add_argument("--instance", default="")
     parser.add_argument("--pid", default="", help="server process ids, comma separated: CPU and memory from /proc")
+    parser.add_argument("--ca-file", default="", help="speak TLS, and trust this authority")
     parser.add_argument("--seconds", type=float, default=4, help="stop after that long, even if operations are left")
     print(json.dumps(trio.run(run, parser.parse_args())))
 

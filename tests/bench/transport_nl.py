@@ -1,5 +1,9 @@
-"""The transport bench's trivial service on this project's server. Run: python -m tests.bench.transport_nl PORT."""
+"""The transport bench's trivial service on this project's server.
 
+Run: `python -m tests.bench.transport_nl PORT [TLS_PORT CERT_FILE KEY_FILE]`.
+"""
+
+import dataclasses
 import sys
 
 import trio
@@ -7,6 +11,7 @@ from grpclib.const import Cardinality, Handler
 
 from nl.rpc.options import ServerOptions
 from nl.rpc.server import Server
+from nl.rpc.tls import server_context
 from nl.server.collector import calm_collector
 
 BLOB = bytes(1 << 20)
@@ -37,11 +42,20 @@ class Service:
         }
 
 
-async def main(port: int) -> None:
+async def main(port: int, tls_port: int = 0, cert_file: str = "", key_file: str = "") -> None:
     options = ServerOptions(max_message_size=64 << 20)
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(serve, port, options)
+        if tls_port:
+            tls = server_context(cert_file=cert_file, key_file=key_file)
+            nursery.start_soon(serve, tls_port, dataclasses.replace(options, tls=tls))
+
+
+async def serve(port: int, options: ServerOptions) -> None:
     await Server([Service()], options=options).serve(await trio.open_tcp_listeners(port, host="127.0.0.1"))
 
 
 if __name__ == "__main__":
     calm_collector()  # as `nl serve` does
-    trio.run(main, int(sys.argv[1]))
+    first, *secure = sys.argv[1:]
+    trio.run(main, int(first), *map(int, secure[:1]), *secure[1:])

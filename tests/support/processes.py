@@ -25,17 +25,46 @@ def free_port() -> int:
         return s.getsockname()[1]
 
 
-def nl_command() -> list[str]:
-    return [sys.executable, "-m", "nl.cli"]
+def python_of(root: Path) -> str:
+    """The interpreter of a checkout: that of its virtual environment where it has one, else this one."""
+    own = root / ".venv" / "bin" / "python"
+    return str(own) if root != ROOT and own.exists() else sys.executable
+
+
+def nl_command(root: Path = ROOT) -> list[str]:
+    """To be run in `root`, whose `nl` is the one that is meant."""
+    return [python_of(root), "-m", "nl.cli"]
+
+
+def wait_until_listening(port: int, *, timeout_s: float = 10) -> None:
+    """Until something on loopback accepts connections there."""
+    until = time.monotonic() + timeout_s
+    while True:
+        try:
+            socket.create_connection(("127.0.0.1", port), 1).close()
+            return
+        except OSError:
+            if time.monotonic() > until:
+                raise
+            time.sleep(0.02)
 
 
 class Server:
     """One server process: its log goes to a file, its readiness is its own HTTP health answer."""
 
-    def __init__(self, arguments: Sequence[str], *, port: int, log: Path, env: Mapping[str, str] | None = None) -> None:
+    def __init__(
+        self,
+        arguments: Sequence[str],
+        *,
+        port: int,
+        log: Path,
+        env: Mapping[str, str] | None = None,
+        root: Path = ROOT,
+    ) -> None:
         self.port = port
         self.log = log
-        self._arguments = [*nl_command(), *arguments]
+        self._root = root
+        self._arguments = [*nl_command(root), *arguments]
         self._env = {**os.environ, **(env or {})}
         self.process: subprocess.Popen[bytes] | None = None
         self.ready_after_s = float("nan")
@@ -53,7 +82,7 @@ class Server:
         began = time.monotonic()
         with self.log.open("ab") as log:
             self.process = subprocess.Popen(
-                self._arguments, stdin=subprocess.DEVNULL, stdout=log, stderr=log, env=self._env, cwd=ROOT
+                self._arguments, stdin=subprocess.DEVNULL, stdout=log, stderr=log, env=self._env, cwd=self._root
             )
         while not self.answers():
             if self.process.poll() is not None:
@@ -95,10 +124,13 @@ class Server:
 
 @contextmanager
 def serving(
-    arguments: Sequence[str], *, port: int, log: Path, env: Mapping[str, str] | None = None
+    arguments: Sequence[str], *, port: int, log: Path, env: Mapping[str, str] | None = None, root: Path = ROOT
 ) -> Iterator[Server]:
-    """A server for the length of a block; stopped in order at its end, killed if the block failed."""
-    server = Server(arguments, port=port, log=log, env=env)
+    """A server for the length of a block; stopped in order at its end, killed if the block failed.
+
+    `root` is the checkout that it comes from.
+    """
+    server = Server(arguments, port=port, log=log, env=env, root=root)
     server.start()
     try:
         yield server

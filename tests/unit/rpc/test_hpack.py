@@ -1,5 +1,6 @@
 """HPACK: the examples of RFC 7541 and what it forbids."""
 
+import hpack as other_hpack
 import pytest
 
 from nl.rpc import hpack
@@ -81,3 +82,120 @@ def test_without_the_rust_decoder_huffman_means_the_same():
     raw = bytes.fromhex("f1e3c2e5f23a6ba0ab90f4ff")
     literal = bytes([0x80 | len(raw)]) + raw
     assert hpack._huffman_in_python(literal, 1) == hpack._huffman(literal, 1) == b"www.example.com"
+
+
+def literal(name, value):
+    """A literal that goes into the table."""
+    return b"\x40" + hpack.encode([(name, value)])[1:]
+
+
+def test_new_entries_come_first_and_the_oldest_are_evicted_first():
+    decoder = HeaderDecoder(table_size=3 * 34)
+    decoder.decode(b"".join(literal(b"a", b"%d" % number) for number in range(4)))
+    assert pairs(decoder.decode(b"\xbe\xbf\xc0")) == [(b"a", b"3"), (b"a", b"2"), (b"a", b"1")]
+    with pytest.raises(ConnectionFault, match="no table entry 65"):
+        decoder.decode(b"\xc1")
+
+
+def test_an_entry_larger_than_the_table_empties_it_and_is_no_error():
+    decoder = HeaderDecoder(table_size=100)
+    assert pairs(decoder.decode(literal(b"a", b"b") + literal(b"c", b"d" * 68))) == [(b"a", b"b"), (b"c", b"d" * 68)]
+    for block in (b"\xbe", b"\x7e\x01x"):  # as a whole, and as a name
+        with pytest.raises(ConnectionFault, match="no table entry 62"):
+            decoder.decode(block)
+
+
+@pytest.mark.parametrize("size", [67, 68])
+def test_a_table_holds_what_is_exactly_its_size(size):
+    decoder = HeaderDecoder(table_size=size)
+    decoder.decode(literal(b"a", b"1") + literal(b"b", b"2"))
+    assert pairs(decoder.decode(b"\xbe")) == [(b"b", b"2")]
+    if size == 68:
+        assert pairs(decoder.decode(b"\xbf")) == [(b"a", b"1")]
+    else:
+        with pytest.raises(ConnectionFault):
+            decoder.decode(b"\xbf")
+
+
+def test_the_table_may_be_made_smaller_and_larger_again_up_to_the_limit():
+    decoder = HeaderDecoder(table_size=4096)
+    decoder.decode(literal(b"a", b"1") + literal(b"b", b"2"))
+    assert pairs(decoder.decode(b"\x3f\x03\xbe")) == [(b"b", b"2")]  # 34 bytes: one of them
+    assert pairs(decoder.decode(b"\x20\x3f\xe1\x1f" + literal(b"c", b"3") + b"\xbe")) == [(b"c", b"3")] * 2
+    with pytest.raises(ConnectionFault):
+        decoder.decode(b"\xbf")
+    with pytest.raises(ConnectionFault, match="4097"):
+        decoder.decode(b"\x3f\xe2\x1f")
+
+
+@pytest.mark.parametrize("first", [b"\x00", b"\x10"], ids=["without indexing", "never indexed"])
+def test_literals_that_are_not_to_be_indexed_are_not(first):
+    decoder = HeaderDecoder()
+    assert pairs(decoder.decode(first + b"\x01a\x01b")) == [(b"a", b"b")]
+    with pytest.raises(ConnectionFault):
+        decoder.decode(b"\xbe")
+
+
+@pytest.mark.parametrize("first", [b"\x0f", b"\x1f", b"\x7f"], ids=["without indexing", "never indexed", "indexed"])
+def test_names_come_from_both_tables(first):
+    full = first[0] & (0x3F if first[0] & 0x40 else 0x0F)
+    for index, name in ((61, b"www-authenticate"), (62, b"newest"), (63, b"own")):
+        decoder = HeaderDecoder()
+        decoder.decode(literal(b"own", b"1") + literal(b"newest", b"2"))
+        start = first + bytes([index - full]) if index >= full else bytes([first[0] - full + index])
+        assert pairs(decoder.decode(start + b"\x01v")) == [(name, b"v")]
+
+
+def test_a_list_may_be_exactly_as_large_as_the_limit():
+    block = hpack.encode([(b"a", b"1" * 17), (b"b", b"2" * 16)])  # 50 and 49
+    assert len(HeaderDecoder(max_list_size=99).decode(block)) == 2
+    with pytest.raises(HeadersTooLarge):
+        HeaderDecoder(max_list_size=98).decode(block)
+
+
+def test_a_reference_counts_as_much_as_what_it_stands_for():
+    decoder = HeaderDecoder(max_list_size=1000)
+    decoder.decode(literal(b"a", b"b" * 67))
+    assert len(decoder.decode(b"\xbe" * 10)) == 10
+    with pytest.raises(HeadersTooLarge):
+        decoder.decode(b"\xbe" * 11)
+
+
+@pytest.mark.parametrize("length", [0, 1, 126, 127, 128, 254, 255, 256, 16_510, 16_511, 2_000_000])
+def test_lengths_of_every_size_are_written_as_others_read_them(length):
+    block = hpack.encode([(b"n" * max(1, length), b"v" * length)]) + hpack.encode_path(b"/" + b"p" * length)
+    expected = [(b"n" * max(1, length), b"v" * length), (b":path", b"/" + b"p" * length)]
+    assert other_hpack.Decoder(max_header_list_size=1 << 30).decode(block, raw=True) == expected
+    assert pairs(HeaderDecoder(max_list_size=1 << 30).decode(block)) == expected
+
+
+def test_the_constant_blocks_are_what_their_names_say():
+    def read(block):
+        return other_hpack.Decoder().decode(block, raw=True)
+
+    grpc = (b"content-type", b"application/grpc")
+    assert read(hpack.RESPONSE) == [(b":status", b"200"), grpc]
+    assert read(hpack.RESPONSE_GZIP) == [(b":status", b"200"), grpc, (b"grpc-encoding", b"gzip")]
+    assert read(hpack.TRAILERS_OK) == [(b"grpc-status", b"0")]
+    assert read(hpack.METHOD_POST + hpack.SCHEME_HTTP) == [(b":method", b"POST"), (b":scheme", b"http")]
+    assert read(hpack.SCHEME_HTTPS + hpack.encode_status(415)) == [(b":scheme", b"https"), (b":status", b"415")]
+
+
+@pytest.mark.parametrize("digits", ["ff ff ff ff 7f", "ff 80 80 80 80 01"])
+def test_integers_that_nobody_needs_are_refused(digits):
+    with pytest.raises(ConnectionFault, match="COMPRESSION_ERROR"):
+        HeaderDecoder().decode(bytes.fromhex(digits))
+
+
+def test_equal_huffman_strings_are_decoded_once_and_stay_right():
+    decoder, encoder = HeaderDecoder(), other_hpack.Encoder()
+    encoder.header_table_size = 0
+    for number in [*range(200), *range(200)]:
+        sent = [(b"x-name", b"value %d" % number), (b"x-name", b"other %d" % (number % 7))]
+        assert pairs(decoder.decode(encoder.encode(sent, huffman=True))) == sent
+
+
+def test_names_that_are_learnt_are_bounded():
+    for number in range(1000):
+        assert HeaderDecoder().decode(hpack.encode([(b"x-learnt-%d" % number, b"v")]))[0][2] == hpack.REGULAR
+    assert len(hpack._KINDS) <= hpack._MAX_KNOWN

@@ -1,0 +1,36 @@
+"""The benchmarks run once in every test run, as short as they can be, so that they cannot rot."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+from tests.support.processes import ROOT
+
+SHORT = ["--rounds", "1", "--seconds", "0.1"]
+
+
+def bench(tmp_path: Path, *arguments: str) -> tuple[list[dict[str, Any]], str]:
+    """What it has written, and what it has printed."""
+    written = tmp_path / "bench.json"
+    command = [sys.executable, "-m", "tests.bench", *SHORT, *arguments, "--json", str(written)]
+    run = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=120, check=False)
+    assert run.returncode == 0, run.stdout + run.stderr
+    return json.loads(written.read_text())["results"], run.stdout
+
+
+def test_every_kind_of_server_is_measured_and_ours_with_tls_besides(tmp_path: Path) -> None:
+    results, printed = bench(tmp_path, "--rows", "unary,read4k")
+    assert [each["server"] for each in results] == ["nl", "grpcio.aio", "grpclib", "memory", "filesystem"]
+    assert all(each["per_s"] > 0 and not each["failed"] for each in results), printed
+    assert [each["server"] for each in results if "tls" in each] == ["nl", "memory", "filesystem"]
+    assert printed.count("TLS x") == 3
+
+
+def test_a_checkout_is_compared_with_another(tmp_path: Path) -> None:
+    results, printed = bench(tmp_path, "--rows", "fmb1", "--only", "memory", "--against", str(ROOT))
+    assert [(each["part"], each["row"], each["failed"]) for each in results] == [("memory", "fmb1", 0)]
+    assert "ratio" in printed
