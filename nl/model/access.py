@@ -76,14 +76,14 @@ class Identity:
         self.name = name
         self.grants = tuple(grants)
         self.is_anonymous = is_anonymous
-        self._known: dict[str, int] = {}
+        self._known: dict[str | None, int] = {}
 
-    def _bits(self, instance: str) -> int:
+    def _bits(self, instance: str | None) -> int:
         bits = self._known.get(instance)
         if bits is None:
             rights = Right(0)
             for grant in self.grants:
-                if any(matches(pattern, instance) for pattern in grant.instances):
+                if instance is None or any(matches(pattern, instance) for pattern in grant.instances):
                     rights |= grant.rights
             bits = rights.value
             if len(self._known) >= _MAX_REMEMBERED:
@@ -101,16 +101,25 @@ class Identity:
         bits = self._bits(instance)
         return bits & wanted == wanted and bits != 0
 
-    def require(self, right: Right, instance: str) -> None:
-        """Raises PermissionDeniedError, or UnauthenticatedError when no credentials were given, unless it `may`."""
+    def require(self, right: Right, instance: str | None) -> None:
+        """Raises PermissionDeniedError, or UnauthenticatedError when no credentials were given, unless it `may`.
+
+        `instance` None: for at least one instance, whichever.
+        """
         wanted = right._value_
         bits = self._bits(instance)
         if bits & wanted == wanted and bits:
             return
         missing = Right(wanted & ~bits).words or "any right"
+        where = f"instance {instance[:200]!r}" if instance is not None else "any instance"
         if self.is_anonymous:
-            raise UnauthenticatedError(f"{missing} for instance {instance[:200]!r} needs credentials; none were given")
-        raise PermissionDeniedError(f"{self.name!r} does not have {missing} for instance {instance[:200]!r}")
+            raise UnauthenticatedError(f"{missing} for {where} needs credentials; none were given")
+        raise PermissionDeniedError(f"{self.name!r} does not have {missing} for {where}")
+
+    def require_everywhere(self, right: Right, instances: Iterable[str]) -> None:
+        """The same for what concerns all of these instances at once; for the instance "" if there are none."""
+        for instance in sorted(instances) or ("",):
+            self.require(right, instance)
 
     def sees(self, instance: str) -> bool:
         """Whether it may know that an instance is there: it has any right for it."""

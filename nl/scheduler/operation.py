@@ -46,10 +46,13 @@ class Interest:
 class Operation:
     """What `submit` and `operation(name)` return. `number` grows from one operation of this process to the next."""
 
-    __slots__ = ("_changed", "_interest", "_listeners", "_own_outcome", "_own_version", "execution", "name", "number")
+    __slots__ = (
+        "_changed", "_interest", "_listeners", "_own_outcome", "_own_version", "execution", "name", "number", "owner",
+    )  # fmt: skip
 
-    def __init__(self, name: str, execution: Execution, *, number: int, interest: Interest) -> None:
+    def __init__(self, name: str, execution: Execution, *, number: int, interest: Interest, owner: str = "") -> None:
         self.name = name
+        self.owner = owner
         self.number = number
         self.execution = execution
         self._interest = interest

@@ -114,8 +114,10 @@ class SimpleScheduler:
 
     # --- clients ------------------------------------------------------------------------------------------------
 
-    async def submit(self, request: ActionRequest) -> Operation:
+    async def submit(self, request: ActionRequest, *, owner: str = "") -> Operation:
         """Starts, or joins, the execution of an action. The operation counts as not listened to until `watched`.
+
+        `owner` is the name of whoever asks; twins of others share the execution, never the operation.
 
         Raises InvalidRequestError for platform properties that nobody here knows, ExhaustedError when the queue is
         full, UnavailableError during a shutdown.
@@ -141,17 +143,20 @@ class SimpleScheduler:
             self._totals["merged"] += 1
         self._totals["submitted"] += 1
         operation = self._operations[name] = Operation(
-            name, execution, number=next(_numbers), interest=self._interest
+            name, execution, number=next(_numbers), interest=self._interest, owner=owner
         )
         self._unfinished += 1
         self._interest.lost(operation)
         self._deliver()
         return operation
 
-    def operation(self, name: str) -> Operation:
-        """The operation of that name. Asking counts as interest. Raises NotFoundError."""
+    def operation(self, name: str, *, owner: str | None = None) -> Operation:
+        """The operation of that name; if `owner` is given, only one of its own: others' are not there for it.
+
+        Asking counts as interest. Raises NotFoundError.
+        """
         operation = self._operations.get(name)
-        if operation is None:
+        if operation is None or (owner is not None and operation.owner != owner):
             raise NotFoundError(f"operation {name!r} not found: unknown, or finished too long ago")
         operation.refresh_interest()
         return operation

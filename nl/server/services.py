@@ -169,7 +169,8 @@ def _execution(entries: Sequence[cfg.ExecutionService], site: Site) -> Iterable[
 
 
 def _worker_api(options: cfg.WorkerApiService, site: Site) -> Iterable[Service]:
-    return [WorkerApiService(site.schedulers[options.scheduler])]
+    instances = [e.instance_name for e in site.everywhere("execution") if e.scheduler == options.scheduler]
+    return [WorkerApiService(site.schedulers[options.scheduler], instances=instances)]
 
 
 def _capabilities(entries: Sequence[cfg.CapabilitiesService], site: Site) -> Iterable[Service]:

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import Any
 
 import grpclib.const
 import trio
@@ -122,15 +123,20 @@ class ByteStreamService:
             if first.size == digest.size and first.finish and not first.offset:
                 await _store_message(instance.store, name, first)
             else:
-                await self._store_session(instance, name, messages=messages, first=first)
+                await self._store_session(instance, _key(stream, name), name, messages=messages, first=first)
         await stream.send_message(bytestream.WriteResponse(committed_size=digest.size))
 
     async def _store_session(
-        self, instance: ByteStreamInstance, name: WriteName, *, messages: WriteMessages, first: WriteMessage
+        self,
+        instance: ByteStreamInstance,
+        key: SessionKey,
+        name: WriteName,
+        *,
+        messages: WriteMessages,
+        first: WriteMessage,
     ) -> None:
         if self._nursery is None:
             raise InternalError("the ByteStream service is not running")
-        key = (name.instance, name.uuid, name.digest)
         session = self._sessions.get(key)
         if session is not None and not (session.done or session.expired) and (first.offset or not session.attached):
             self._sessions.statistics.resumed += 1
@@ -163,7 +169,7 @@ class ByteStreamService:
         reply = bytestream.QueryWriteStatusResponse()
         if (await instance.store.has([name.digest]))[0] is not None:
             reply.committed_size, reply.complete = name.digest.size, True
-        elif (session := self._sessions.get((name.instance, name.uuid, name.digest))) is not None:
+        elif (session := self._sessions.get(_key(stream, name))) is not None:
             reply.committed_size = session.committed
         await stream.send_message(reply)
 
@@ -183,6 +189,10 @@ class ByteStreamService:
                 bytestream.QueryWriteStatusResponse,
             ),
         }
+
+
+def _key(stream: ServerStream[Any, Any], name: WriteName) -> SessionKey:
+    return (stream.identity.name, name.instance, name.uuid, name.digest)
 
 
 async def _store_message(store: Store, name: WriteName, message: WriteMessage) -> None:

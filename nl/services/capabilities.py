@@ -12,7 +12,7 @@ from dataclasses import dataclass
 
 import grpclib.const
 
-from nl.model.access import ANY_RIGHT
+from nl.model.access import ANY_RIGHT, Right
 from nl.model.digest import DigestFunction
 from nl.pb import reapi
 from nl.pb.codec import encode
@@ -39,18 +39,23 @@ class CapabilitiesInstance:
 
 
 class CapabilitiesService:
-    """build.bazel.remote.execution.v2.Capabilities. Replies are encoded once."""
+    """build.bazel.remote.execution.v2.Capabilities: what an instance can do, as far as the caller may have it done.
+
+    Clients do not try what is not announced: Bazel uploads no results where updates are not enabled. There are at most
+    four replies per instance, each encoded once.
+    """
 
     def __init__(self, instances: Mapping[str, CapabilitiesInstance], *, any_name: bool = False) -> None:
-        replies = {name: encode(_describe(instance)) for name, instance in instances.items()}
-        self._replies = Instances(replies, any_name=any_name)
+        self._instances = Instances({name: _Replies(each) for name, each in instances.items()}, any_name=any_name)
 
     async def get_capabilities(
         self, stream: ServerStream[reapi.GetCapabilitiesRequest, reapi.ServerCapabilities]
     ) -> None:
         """What the instance can do."""
         request = await receive_request(stream)
-        await stream.send_parts([self._replies.get(stream, request.instance_name, ANY_RIGHT)])
+        replies = self._instances.get(stream, request.instance_name, ANY_RIGHT)
+        rights = stream.identity.rights_on(self._instances.resolve(request.instance_name))
+        await stream.send_parts([replies.get(update=Right.WRITE_AC in rights, execute=Right.EXECUTE in rights)])
 
     def __mapping__(self) -> dict[str, grpclib.const.Handler]:
         return {
@@ -63,7 +68,24 @@ class CapabilitiesService:
         }
 
 
-def _describe(instance: CapabilitiesInstance) -> reapi.ServerCapabilities:
+class _Replies:
+    """An instance's encoded replies, by what the caller may do."""
+
+    def __init__(self, instance: CapabilitiesInstance) -> None:
+        self._instance = instance
+        self._encoded: dict[tuple[bool, bool], bytes] = {}
+
+    def get(self, *, update: bool, execute: bool) -> bytes:
+        """The reply to somebody who may update the action cache, or not, and execute, or not."""
+        encoded = self._encoded.get((update, execute))
+        if encoded is None:
+            encoded = self._encoded[update, execute] = encode(
+                _describe(self._instance, may_update=update, may_execute=execute)
+            )
+        return encoded
+
+
+def _describe(instance: CapabilitiesInstance, *, may_update: bool, may_execute: bool) -> reapi.ServerCapabilities:
     functions = [reapi.DigestFunctionValue(int(function)) for function in DigestFunction]
     reply = reapi.ServerCapabilities(
         low_api_version=reapi.SemVer(major=LOW_VERSION[0], minor=LOW_VERSION[1]),
@@ -71,7 +93,7 @@ def _describe(instance: CapabilitiesInstance) -> reapi.ServerCapabilities:
         cache_capabilities=reapi.CacheCapabilities(
             digest_functions=functions,
             action_cache_update_capabilities=reapi.ActionCacheUpdateCapabilities(
-                update_enabled=instance.update_enabled
+                update_enabled=instance.update_enabled and may_update
             ),
             # Cached results are all alike: there is one priority.
             cache_priority_capabilities=_priorities(0, 0),
@@ -82,7 +104,7 @@ def _describe(instance: CapabilitiesInstance) -> reapi.ServerCapabilities:
     if instance.execution:
         reply.execution_capabilities = reapi.ExecutionCapabilities(
             digest_function=reapi.DigestFunctionValue.SHA256,
-            exec_enabled=True,
+            exec_enabled=may_execute,
             execution_priority_capabilities=_priorities(-INT32_MAX - 1, INT32_MAX),
             supported_node_properties=list(instance.supported_node_properties),
             digest_functions=functions,

@@ -23,7 +23,6 @@ from nl.errors import (
     CorruptBlobError,
     ExhaustedError,
     InvalidRequestError,
-    NotFoundError,
     PreconditionError,
     Violation,
 )
@@ -35,6 +34,7 @@ from nl.pb.codec import DecodeError, decode, encode
 from nl.rpc.contract import ServerStream
 from nl.scheduler.operation import Operation
 from nl.scheduler.simple import Lookup, SimpleScheduler
+from nl.services.operation_finder import OperationFinder
 from nl.services.operation_message import operation_parts
 from nl.services.requests import Instances, parse_function, receive_request
 from nl.storage.contract import Store
@@ -70,7 +70,7 @@ class ExecutionService:
         self, instances: Mapping[str, ExecutionInstance], *, any_name: bool = False, keepalive_s: float = 20.0
     ) -> None:
         self._instances = Instances(instances, any_name=any_name)
-        self._schedulers = {name: instance.scheduler for name, instance in instances.items()}
+        self._finder = OperationFinder({name: instance.scheduler for name, instance in instances.items()})
         self._keepalive_s = keepalive_s
 
     async def execute(self, stream: ExecuteStream) -> None:
@@ -79,15 +79,13 @@ class ExecutionService:
         instance = self._instances.get(stream, request.instance_name, Right.EXECUTE)
         request.instance_name = instance.name  # from here on it is the name of the one that serves it
         action = await _checked(instance, request, _requester(stream))
-        await self._follow(stream, await instance.scheduler.submit(action))
+        await self._follow(stream, await instance.scheduler.submit(action, owner=stream.identity.name))
 
     async def wait_execution(self, stream: WaitStream) -> None:
         """Streams the states of an operation from now on. NotFoundError if it is unknown: the client executes anew."""
         request = await receive_request(stream)
-        scheduler = self._schedulers.get(request.name.rpartition("/")[0])
-        if scheduler is None:
-            raise NotFoundError(f"operation {request.name[:300]!r} not found: no such instance")
-        await self._follow(stream, scheduler.operation(request.name))
+        _, operation = self._finder.find(stream.identity, request.name)
+        await self._follow(stream, operation)
 
     async def _follow(self, stream: ExecuteStream | WaitStream, operation: Operation) -> None:
         with operation.watched():

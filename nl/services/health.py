@@ -1,7 +1,8 @@
 """grpc.health.v1: what load balancers and probes ask. The server sets the state, this tells it.
 
 The empty service name stands for the server; every mounted service has an entry of its own. Check of an unknown name
-is NOT_FOUND, Watch of one says SERVICE_UNKNOWN and goes on (grpc/health/v1).
+is NOT_FOUND, Watch of one says SERVICE_UNKNOWN and goes on (grpc/health/v1). No right is needed: probes have none,
+and learn names and states of services only.
 """
 
 from __future__ import annotations

@@ -5,19 +5,19 @@ The same operations that Execute streams, on the same port. Not here: what cance
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from typing import Any
 
 import grpclib.const
 import trio
 
-from nl.errors import InvalidRequestError, NotFoundError
+from nl.errors import InvalidRequestError
 from nl.model.access import ANY_RIGHT
 from nl.pb import longrunning, wkt
 from nl.pb.codec import encode
 from nl.rpc.contract import ServerStream
-from nl.scheduler.operation import Operation
 from nl.scheduler.simple import SimpleScheduler
+from nl.services.operation_finder import OperationFinder
 from nl.services.operation_message import MAX_REPLY_BYTES, operation_message, operation_parts
 from nl.services.requests import Instances, receive_request
 
@@ -32,13 +32,13 @@ class OperationsService:
     """google.longrunning.Operations over the schedulers of all instances."""
 
     def __init__(self, schedulers: Mapping[str, SimpleScheduler], *, any_name: bool = False) -> None:
-        self._schedulers = dict(schedulers)
+        self._finder = OperationFinder(schedulers)
         self._instances = Instances(schedulers, any_name=any_name)
 
     async def get_operation(self, stream: ServerStream[longrunning.GetOperationRequest, longrunning.Operation]) -> None:
         """The present state. NotFoundError if there is no such operation (any more)."""
         request = await receive_request(stream)
-        _, operation = self._find(request.name)
+        _, operation = self._finder.find(stream.identity, request.name)
         await stream.send_parts(operation_parts(operation.state))
 
     async def wait_operation(
@@ -46,7 +46,7 @@ class OperationsService:
     ) -> None:
         """The final state, or the present one when the timeout runs out first."""
         request = await receive_request(stream)
-        _, operation = self._find(request.name)
+        _, operation = self._finder.find(stream.identity, request.name)
         wait_s = LONGEST_WAIT_S if request.timeout is None else wkt.duration_to_ns(request.timeout) / 1e9
         state = operation.state
         with operation.watched(), trio.move_on_after(min(max(wait_s, 0.0), LONGEST_WAIT_S)):
@@ -57,7 +57,7 @@ class OperationsService:
     async def list_operations(
         self, stream: ServerStream[longrunning.ListOperationsRequest, longrunning.ListOperationsResponse]
     ) -> None:
-        """Operations of the instance `name` (empty: of all), the oldest first, in pages.
+        """Operations of the instance `name` (empty: of all) that the caller may know of, the oldest first, in pages.
 
         The name may be that of the instance or of its collection, `{instance}/operations`.
         """
@@ -71,10 +71,11 @@ class OperationsService:
         reply = longrunning.ListOperationsResponse()
         size = 0
         wanted = None
+        stream.identity.require(ANY_RIGHT, None)
         if request.name:
             wanted = self._instances.resolve(_instance_of(request.name))
             self._instances.get(stream, wanted, ANY_RIGHT)
-        for operation in self._listed(wanted):
+        for operation in self._finder.listed(stream.identity, wanted):
             if operation.number <= after:
                 continue
             message = operation_message(operation.state)
@@ -89,32 +90,16 @@ class OperationsService:
     async def cancel_operation(self, stream: ServerStream[longrunning.CancelOperationRequest, wkt.Empty]) -> None:
         """Ends it as CANCELLED. One that is over already stays as it is."""
         request = await receive_request(stream)
-        scheduler, _ = self._find(request.name)
+        scheduler, _ = self._finder.find(stream.identity, request.name)
         await scheduler.cancel(request.name)
         await stream.send_message(wkt.Empty())
 
     async def delete_operation(self, stream: ServerStream[longrunning.DeleteOperationRequest, wkt.Empty]) -> None:
         """Forgets a finished operation; PreconditionError if it still goes on: deleting does not cancel."""
         request = await receive_request(stream)
-        scheduler, _ = self._find(request.name)
+        scheduler, _ = self._finder.find(stream.identity, request.name)
         scheduler.forget(request.name)
         await stream.send_message(wkt.Empty())
-
-    def _find(self, name: str) -> tuple[SimpleScheduler, Operation]:
-        scheduler = self._schedulers.get(name.rpartition("/")[0])
-        if scheduler is None:
-            raise NotFoundError(f"operation {name[:300]!r} not found: no such instance")
-        return scheduler, scheduler.operation(name)
-
-    def _listed(self, instance_name: str | None) -> Iterator[Operation]:
-        schedulers = dict.fromkeys(self._schedulers.values())
-        found = [
-            operation
-            for scheduler in schedulers
-            for operation in scheduler.operations()
-            if instance_name is None or operation.execution.request.instance_name == instance_name
-        ]
-        return iter(sorted(found, key=lambda operation: operation.number))
 
     def __mapping__(self) -> dict[str, grpclib.const.Handler]:
         def unary(func: Any, request: type, reply: type) -> grpclib.const.Handler:

@@ -1,4 +1,4 @@
-"""Server reflection, v1 and v1alpha: how grpcurl and its like learn what is served here.
+"""Server reflection, v1 and v1alpha: how grpcurl and its like learn what is served here, if they have any right here.
 
 The two versions are one protocol under two names; each request gets one answer, failures are answers too and leave
 the stream open (grpc/reflection/v1). Not here: the descriptors themselves, `nl.services.descriptor_index`.
@@ -14,6 +14,7 @@ from typing import Any
 import grpclib.const
 
 from nl.errors import Code
+from nl.model.access import ANY_RIGHT
 from nl.pb import reflection_v1, reflection_v1alpha
 from nl.rpc.contract import ServerStream
 from nl.services.descriptor_index import DescriptorIndex, FileDescriptor
@@ -33,6 +34,7 @@ class ReflectionService:
         return DescriptorIndex(self._load())
 
     async def _serve(self, pb: Any, stream: ServerStream[Any, Any]) -> None:
+        stream.identity.require(ANY_RIGHT, None)
         async for request in stream:
             await stream.send_message(self._answer(pb, request))
 

@@ -30,8 +30,8 @@ from nl.storage.contract import Store
 _log = logging.getLogger(__name__)
 RELEASE_GRACE_S = 10.0
 """How long a cancelled call waits for the store to be done with the buffers in its hands, before it is stopped."""
-SessionKey = tuple[str, str, Digest]
-"""Instance name, upload id, digest."""
+SessionKey = tuple[str, str, str, Digest]
+"""Name of whoever uploads (nobody resumes another's), instance name, upload id, digest."""
 
 
 class UploadSession(Reader):

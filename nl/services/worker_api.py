@@ -8,12 +8,14 @@ stream, however it comes about, is the end of the session. Not here: what become
 from __future__ import annotations
 
 import logging
+from collections.abc import Iterable
 
 import grpclib.const
 import trio
 
 from nl.blob.reader import Buffer
 from nl.errors import InvalidRequestError, NlError
+from nl.model.access import EVERYONE, Right
 from nl.pb import reapi, wkt
 from nl.pb import worker_api as wire
 from nl.pb.codec import decode, encode
@@ -33,11 +35,15 @@ WorkerStream = ServerStream[wire.UpdateForScheduler, wire.UpdateForWorker]
 class WorkerApiService:
     """com.github.trace_machina.nativelink.remote_execution.WorkerApi for the workers of one scheduler."""
 
-    def __init__(self, scheduler: SimpleScheduler) -> None:
+    def __init__(self, scheduler: SimpleScheduler, *, instances: Iterable[str] = ()) -> None:
+        """`instances` are those whose actions the scheduler has: a worker may get any, and makes their results."""
         self._scheduler = scheduler
+        self._instances = frozenset(instances)
 
     async def connect_worker(self, stream: WorkerStream) -> None:
         """Serves one worker until its stream ends or the scheduler removes it."""
+        if stream.identity is not EVERYONE:
+            stream.identity.require_everywhere(Right.REGISTER_WORKERS, self._instances)
         first = await receive_request(stream)
         hello = first.connect_worker_request
         if hello is None:
