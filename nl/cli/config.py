@@ -55,12 +55,12 @@ def reference(*, installed: bool) -> int:
 
 @command.command("default")
 @all_in_one_options
-def default(*, listen: str, port: int, data_dir: str | None, max_bytes: int) -> int:
+def default(*, listen: str, port: int, data_dir: str | None, max_bytes: int, tokens: str | None) -> int:
     """Print the config that `nl serve` runs without a file, to start one's own from."""
     from pathlib import Path
 
     from nl.server.defaults import default_config, default_data_directory
 
     directory = Path(data_dir) if data_dir else default_data_directory()
-    click.echo(default_config(listen=listen, port=port, data_dir=directory, max_bytes=max_bytes))
+    click.echo(default_config(listen=listen, port=port, data_dir=directory, max_bytes=max_bytes, tokens=tokens))
     return 0

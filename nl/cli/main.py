@@ -17,6 +17,7 @@ from nl.errors import ConfigError
 _COMMANDS = {
     "config": ("nl.cli.config", "Check a config; print the default one, the schema, the reference of all options."),
     "serve": ("nl.cli.serve", "Run a server: from a config, or a built-in all-in-one."),
+    "token": ("nl.cli.token", "Make, list and revoke the tokens with which clients and workers come in."),
     "stores": ("nl.cli.stores", "Show the installed store kinds."),
 }
 

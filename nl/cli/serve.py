@@ -30,6 +30,8 @@ def all_in_one_options(function: Callable[..., int]) -> Callable[..., int]:
                      help="Where blobs and results are kept.  [default: $XDG_DATA_HOME/nl]"),
         click.option("--max-bytes", default=DEFAULT_MAX_SIZE, show_default=True, callback=parse_size, metavar="SIZE",
                      help="How much is kept there."),
+        click.option("--tokens", default=None, type=click.Path(), metavar="FILE",
+                     help="Ask for a token of FILE (see nl token create).  [default: everybody may do everything]"),
     )):
         function = option(function)
     return function
@@ -40,7 +42,14 @@ def all_in_one_options(function: Callable[..., int]) -> Callable[..., int]:
 @all_in_one_options
 @click.pass_context
 def command(
-    ctx: click.Context, *, file: str | None, listen: str, port: int, data_dir: str | None, max_bytes: int
+    ctx: click.Context,
+    *,
+    file: str | None,
+    listen: str,
+    port: int,
+    data_dir: str | None,
+    max_bytes: int,
+    tokens: str | None,
 ) -> int:
     """Run a server until SIGINT or SIGTERM.
 
@@ -48,7 +57,7 @@ def command(
     scheduler and one worker in one process, for this machine only; the Bazel flags for it are printed.
     """
     if file is not None:
-        given = [f"--{name.replace('_', '-')}" for name in ("listen", "port", "data_dir", "max_bytes")
+        given = [f"--{name.replace('_', '-')}" for name in ("listen", "port", "data_dir", "max_bytes", "tokens")
                  if ctx.get_parameter_source(name) is click.core.ParameterSource.COMMANDLINE]
         if given:
             raise click.UsageError(f"{' and '.join(given)} cannot be used together with a config file")
@@ -58,4 +67,4 @@ def command(
     if file is not None:
         return serve_file(file)
     directory = data_dir or str(default_data_directory())
-    return serve_default(listen=listen, port=port, data_dir=directory, max_bytes=max_bytes)
+    return serve_default(listen=listen, port=port, data_dir=directory, max_bytes=max_bytes, tokens=tokens)

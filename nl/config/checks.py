@@ -27,6 +27,7 @@ def check(config: Config, references: Sequence[tuple[str, str]]) -> None:
     _cas_is_not_ac(config)
     _unique_addresses(config)
     _one_entry_per_instance(config)
+    _certificates_are_asked_for(config)
     if not config.servers and not config.workers:
         raise ConfigError("", "the config has nothing to run; expected servers, workers or both")
 
@@ -107,6 +108,20 @@ def _unique_addresses(config: Config) -> None:
             raise ConfigError(f"servers[{i}].listener.http.socket_address",
                               f"servers[{first[address]}] listens there already; expected another address")
         first[address] = i
+
+
+def _certificates_are_asked_for(config: Config) -> None:
+    """Grants for certificates that no listener could ever see are a mistake."""
+    useless: dict[str, bool] = {}
+    for i, server in enumerate(config.servers):
+        path, auth = config.auth_of(i)
+        if auth is not None and auth.certificates:
+            tls = server.listener.http.tls
+            useless[path] = useless.get(path, True) and (tls is None or tls.client_ca_file is None)
+    for path, is_useless in useless.items():
+        if is_useless:
+            where = "no listener that uses them has a" if path == "auth" else "the listener has no"
+            raise ConfigError(f"{path}.certificates", f"never match: {where} tls.client_ca_file; expected one")
 
 
 def _one_entry_per_instance(config: Config) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Annotated, Literal
 
+from nl.config.auth import AuthOptions
 from nl.config.convert import listed, mapped, store_spec
 from nl.config.fields import Conversion, Entries, Ignored, Raw, Unsupported, ZeroMeansDefault, join
 from nl.config.schedulers import SchedulerSpec
@@ -99,8 +100,15 @@ class Config(Options):
     """Listeners and what is served on them."""
     global_: GlobalOptions = GlobalOptions()
     """What concerns the whole process."""
+    auth: AuthOptions | None = None
+    """Who may do what, on all listeners that do not say so themselves."""
     experimental_origin_events: Annotated[Options | None, Unsupported("origin events are not published")] = None
     """Publishing of what clients do."""
+
+    def auth_of(self, index: int) -> tuple[str, AuthOptions | None]:
+        """What holds on `servers[index]`, with its path in the config."""
+        own = self.servers[index].auth
+        return (f"servers[{index}].auth", own) if own is not None else ("auth", self.auth)
 
     def store(self, name: StoreName) -> StoreSpec:
         """The store of this name. The loader has checked that names exist."""

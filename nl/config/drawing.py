@@ -9,6 +9,7 @@ from collections.abc import Iterator
 from typing import get_args
 
 from nl.config import types as t
+from nl.config.auth import AuthOptions, GrantOptions
 from nl.config.document import Config
 from nl.config.fields import Unsupported, child_specs, fields_of, join, without_none
 from nl.config.values import format_duration, format_size
@@ -20,18 +21,43 @@ def draw(config: Config) -> str:
     for store in config.stores:
         lines += _tree(f"store {store.name}", store.spec)
     lines += [f"scheduler {one.name}: {one.spec.kind}" for one in config.schedulers]
-    for server in config.servers:
+    for i, server in enumerate(config.servers):
         http = server.listener.http
         services = [one.key for one in fields_of(type(server.services))
                     if one.marker(Unsupported) is None and getattr(server.services, one.attribute) is not None]
         name = f" ({server.name})" if server.name else ""
         tls = " with TLS" if http.tls else ""
         lines.append(f"listener {http.socket_address}{name}{tls}: {', '.join(services) or 'no services'}")
+        lines += [f"  {line}" for line in _doors(config.auth_of(i)[1])]
     for i, worker in enumerate(config.workers):
         local = worker.local
         lines.append(f"worker {local.name or i}: store {local.cas_fast_slow_store}, work in {local.work_directory}, "
                      f"scheduler at {local.worker_api_endpoint.uri}")
     return "\n".join(lines)
+
+
+def _doors(auth: AuthOptions | None) -> Iterator[str]:
+    """Who may do what on a listener."""
+    if auth is None:
+        yield "everybody may do everything"
+        return
+    if auth.tokens_file is not None:
+        yield f"tokens of {auth.tokens_file}"
+    for issuer in auth.jwt:
+        for grant in issuer.grants:
+            claims = " ".join(f"{name}={pattern}" for name, pattern in grant.claims.items()) or "all"
+            yield f"web tokens of {issuer.name} ({claims}): {_rights(grant)}"
+    for certificate in auth.certificates:
+        names = {"uri": certificate.uri, "dns": certificate.dns, "email": certificate.email,
+                 "cn": certificate.common_name}
+        asked = " ".join(f"{kind}={pattern}" for kind, pattern in names.items() if pattern is not None)
+        yield f"certificates ({asked}): {_rights(certificate)}"
+    for everybody in auth.anonymous:
+        yield f"everybody: {_rights(everybody)}"
+
+
+def _rights(grant: GrantOptions) -> str:
+    return f"{', '.join(grant.allow)} for {', '.join(map(repr, grant.instances))}"
 
 
 def draw_store(name: str, spec: t.StoreSpec) -> str:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 from typing import Annotated, Literal
 
+from nl.config.auth import AuthOptions
 from nl.config.convert import mapped
 from nl.config.fields import Conversion, Entries, Ignored, Raw, Unsupported, ZeroMeansDefault, join
 from nl.config.types import Alias, Count, Duration, Flag, Options, SchedulerName, Size, StoreName, Text
@@ -344,5 +345,7 @@ class ServerOptions(Options):
     any_instance_name: Flag = False
     """Serve every instance name that is not configured as the instance `""`. Clients have default names of their own
     (moon: `moon-outputs`, siso: `default_instance`) that a cache for everybody need not know."""
+    auth: AuthOptions | None = None
+    """Who may do what on this listener, in place of the config's own `auth`."""
     experimental_identity_header: Annotated[IdentityHeader | None, Ignored("identities are not recorded")] = None
     """Who asks, taken from a request header."""

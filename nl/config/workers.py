@@ -8,7 +8,7 @@ from dataclasses import field
 from typing import Annotated, Literal
 
 from nl.config.fields import Ignored, Unsupported, ZeroMeansDefault
-from nl.config.types import Alias, Count, Duration, Flag, Milliseconds, Options, Size, StoreName, Text
+from nl.config.types import Alias, Count, Duration, Flag, Milliseconds, Options, SecretText, Size, StoreName, Text
 from nl.errors import ConfigError
 
 DEFAULT_WORKER_API = "grpc://127.0.0.1:50061"
@@ -42,6 +42,11 @@ class WorkerApiEndpoint(Options):
     """Seconds to wait for a connection."""
     tls_config: ClientTlsOptions | None = None
     """TLS; for `grpcs` the system's authorities if not set."""
+    token: SecretText | None = None
+    """The token to come in with, `"${NL_WORKER_TOKEN}"` say: of `nl token create NAME --allow worker`. A worker in the
+    process of its scheduler needs none."""
+    token_file: Text | None = None
+    """A file with the token in its first line, read for each connection."""
 
     @property
     def address(self) -> tuple[str, int, bool]:
@@ -52,7 +57,9 @@ class WorkerApiEndpoint(Options):
         return match[2].strip("[]"), int(match[3] or (443 if tls else 80)), tls
 
     def check(self) -> None:
-        """The address must be one."""
+        """The address must be one, and a token is in one place."""
+        if self.token is not None and self.token_file is not None:
+            raise ConfigError("token_file", "says the same as token; expected only one of the two")
         match = _URI.fullmatch(self.uri)
         if match is None or int(match[3] or 0) > 65535:
             raise ConfigError("uri", f'"{self.uri}" is not an address; expected grpc://host:port or grpcs://host:port')

@@ -151,9 +151,8 @@ def error_from_trailers(fields: Sequence[hpack.Field]) -> GRPCError | None:
     if code == b"0":
         return None
     try:
-        status = Status(int(code) if code.isdigit() and len(code) < 4 else -1)
+        status = Status(int(code))
     except ValueError:
         status = Status.UNKNOWN
-        said = f"grpc-status {code[:100]!r}" if code else "no grpc-status"
-        message = message or f"the server sent {said}"
+        message = message or (f"the server sent grpc-status {code!r}" if code else "the server sent no grpc-status")
     return GRPCError(status, message or None, details)

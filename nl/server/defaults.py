@@ -33,8 +33,11 @@ def _literal(path: Path) -> str:
     return str(path).replace("$", "$$")  # in a config, `$` begins a variable
 
 
-def default_config(*, listen: str, port: int, data_dir: Path, max_bytes: int) -> str:
-    """JSON5 text. `max_bytes` bounds the blobs; action results get a twentieth of it on top."""
+def default_config(*, listen: str, port: int, data_dir: Path, max_bytes: int, tokens: str | None = None) -> str:
+    """JSON5 text. `max_bytes` bounds the blobs; action results get a twentieth of it on top.
+
+    `tokens` is a file of tokens; without one everybody may do everything.
+    """
     host = f"[{listen}]" if ":" in listen else listen
     cores = os.cpu_count() or 1
     worker = {
@@ -53,7 +56,7 @@ def default_config(*, listen: str, port: int, data_dir: Path, max_bytes: int) ->
         },
     }
     ac_bytes = max(max_bytes // 20, 1 << 20) if max_bytes else 0
-    config = {
+    config: dict[str, Any] = {
         "stores": [
             {"name": "CAS", **_store("cas", data_dir, max_bytes)},
             {
@@ -100,6 +103,8 @@ def default_config(*, listen: str, port: int, data_dir: Path, max_bytes: int) ->
             },
         ],
     }
+    if tokens is not None:
+        config["auth"] = {"tokens_file": _literal(Path(tokens).absolute())}
     return json.dumps(config, indent=2)
 
 

@@ -26,12 +26,12 @@ def serve_file(path: str) -> int:
     return _serve(load_file(path), source=path)
 
 
-def serve_default(*, listen: str, port: int, data_dir: str, max_bytes: int) -> int:
+def serve_default(*, listen: str, port: int, data_dir: str, max_bytes: int, tokens: str | None = None) -> int:
     """Serves the built-in all-in-one config until a signal. Raises ConfigError."""
     set_up_logging()
     directory = Path(data_dir).absolute()
-    text = default_config(listen=listen, port=port, data_dir=directory, max_bytes=max_bytes)
-    greet = partial(_print_flags, directory=directory)
+    text = default_config(listen=listen, port=port, data_dir=directory, max_bytes=max_bytes, tokens=tokens)
+    greet = partial(_print_flags, directory=directory, asks_for_tokens=tokens is not None)
     return _serve(load_text(text, source=BUILT_IN), source=BUILT_IN, on_ready=greet)
 
 
@@ -65,15 +65,16 @@ def _placed(error: ConfigError, source: str) -> ConfigError:
     return type(error)(error.path, error.problem, source=source) if source == BUILT_IN else in_file(error, source)
 
 
-def _print_flags(endpoints: list[Endpoint], *, directory: Path) -> None:
+def _print_flags(endpoints: list[Endpoint], *, directory: Path, asks_for_tokens: bool = False) -> None:
     """What to copy into a `.bazelrc`, on standard output: the log goes to standard error."""
     address = next(a for e in endpoints if e.config.services.execution for a in e.addresses)
     bold, plain = ("\x1b[1m", "\x1b[0m") if sys.stdout.isatty() and "NO_COLOR" not in os.environ else ("", "")
+    token = ' "--remote_header=authorization=Bearer $NL_TOKEN"' if asks_for_tokens else ""
     print(
         f"nl is ready; blobs and results are kept in {directory}\n\n"
         f"  Build and test remotely, with the cache:\n"
-        f"    {bold}bazel test //... --remote_executor=grpc://{address}{plain}\n\n"
+        f"    {bold}bazel test //... --remote_executor=grpc://{address}{token}{plain}\n\n"
         f"  Or only share the cache:\n"
-        f"    {bold}bazel test //... --remote_cache=grpc://{address}{plain}\n",
+        f"    {bold}bazel test //... --remote_cache=grpc://{address}{token}{plain}\n",
         flush=True,
     )

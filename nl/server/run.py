@@ -22,6 +22,7 @@ from nl.errors import ConfigError
 from nl.rpc.server import Server
 from nl.scheduler.options import SimpleSchedulerOptions
 from nl.scheduler.simple import SimpleScheduler
+from nl.server.doors import Doors
 from nl.server.listeners import bind, bound_address, transport_options
 from nl.server.lookup import lookup_by_instance
 from nl.server.services import Mounted, action_caches, mount
@@ -61,6 +62,7 @@ async def run(config: Config, *, on_ready: Callable[[list[Endpoint]], None] | No
     Raises ConfigError for what only starting can show: an address in use, a folder that cannot be made.
     """
     _allow_open_files(config.global_.max_open_files)
+    doors = Doors(config)
     async with AsyncExitStack() as cleanup:
         signals = cleanup.enter_context(trio.open_signal_receiver(signal.SIGTERM, signal.SIGINT))
         endpoints_bound = await _bind_all(config, cleanup)
@@ -73,8 +75,12 @@ async def run(config: Config, *, on_ready: Callable[[list[Endpoint]], None] | No
                 by_name = _schedulers(config, graph)
                 for scheduler in by_name.values():
                     await schedulers.start(scheduler.run)
-                endpoints = _endpoints(config, endpoints_bound, graph, by_name, health)
-                await _serve(config, endpoints, graph, by_name, health, signals=signals, on_ready=on_ready)
+                for authenticator in doors.authenticators:
+                    await schedulers.start(authenticator.run)
+                endpoints = _endpoints(config, endpoints_bound, graph, by_name, health, doors=doors)
+                await _serve(
+                    config, endpoints, graph, by_name, health, doors=doors, signals=signals, on_ready=on_ready
+                )
                 schedulers.cancel_scope.cancel()
             stores.cancel_scope.cancel()
     log.info("Successfully shut down")
@@ -115,6 +121,8 @@ def _endpoints(
     graph: StoreGraph,
     schedulers: Mapping[str, SimpleScheduler],
     health: HealthRegistry,
+    *,
+    doors: Doors,
 ) -> list[Endpoint]:
     endpoints = []
     for index, (server, listeners) in enumerate(zip(config.servers, bound, strict=True)):
@@ -123,6 +131,9 @@ def _endpoints(
         options = server.services.health
         site = HttpServer({options.path if options is not None else "/status": Route(page.answer)})
         transport = transport_options(server.listener.http, path=f"servers[{index}].listener.http")
+        authenticator = doors.at(index)
+        if authenticator is not None:
+            transport = replace(transport, authenticate=authenticator.authenticate)
         rpc = Server(mounted.services, options=transport, http1=site.serve)
         endpoints.append(Endpoint(server, listeners, rpc, mounted))
     return endpoints
@@ -135,18 +146,20 @@ async def _serve(
     schedulers: Mapping[str, SimpleScheduler],
     health: HealthRegistry,
     *,
+    doors: Doors,
     signals: AsyncIterator[int],
     on_ready: Callable[[list[Endpoint]], None] | None,
 ) -> None:
     """Listeners, and workers inside of them. Returns when a signal has stopped both, a second one at once."""
     async with trio.open_nursery() as background, trio.open_nursery() as serving:
-        for endpoint in endpoints:
+        for index, endpoint in enumerate(endpoints):
+            doors.warn(index, endpoint.addresses)
             for part in endpoint.mounted.runnables:
                 await background.start(part.run)
             await serving.start(endpoint.server.serve, endpoint.listeners)
             log.info("Ready, listening on %s", ", ".join(endpoint.addresses))
         async with trio.open_nursery() as working:
-            workers = await _start_workers(config, endpoints, graph, working)
+            workers = await _start_workers(config, endpoints, graph, doors, working)
             health.set_serving(True)
             if on_ready is not None:
                 on_ready(endpoints)
@@ -166,14 +179,20 @@ async def _serve(
 
 
 async def _start_workers(
-    config: Config, endpoints: list[Endpoint], graph: StoreGraph, nursery: trio.Nursery
+    config: Config, endpoints: list[Endpoint], graph: StoreGraph, doors: Doors, nursery: trio.Nursery
 ) -> list[Worker]:
-    """A worker that names an address of this config whose port is 0 gets the port that it really has."""
+    """A worker that names an address of this config whose port is 0 gets the port that it really has.
+
+    One that names a listener of this process where credentials are asked for, and has none, gets the process's own.
+    """
     real = {each.config.listener.http.address: each.addresses[0] for each in endpoints}
     workers = []
     for index, entry in enumerate(config.workers):
         options = entry.local
         host, port, tls = options.worker_api_endpoint.address
+        endpoint = options.worker_api_endpoint
+        if endpoint.token is None and endpoint.token_file is None and doors.leads_here(host, port):
+            options = replace(options, worker_api_endpoint=replace(endpoint, token=doors.worker_token))
         if (host, port) in real and port == 0:
             uri = f"grpc{'s' if tls else ''}://{real[host, port]}"
             options = replace(options, worker_api_endpoint=replace(options.worker_api_endpoint, uri=uri))

@@ -7,17 +7,19 @@ of the call become NlErrors here.
 from __future__ import annotations
 
 import ssl
-from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
+from collections.abc import AsyncIterator, Iterator
+from contextlib import asynccontextmanager, contextmanager
 
 import grpclib.const
+from grpclib.exceptions import GRPCError, ProtocolError, StreamTerminatedError
 
 from nl.config.workers import ClientTlsOptions, WorkerApiEndpoint
-from nl.errors import ConfigError
+from nl.errors import Code, ConfigError, NlError, UnavailableError
 from nl.pb import worker_api
+from nl.pb.codec import DecodeError
 from nl.rpc.channel import Channel
 from nl.rpc.client_stream import ClientStream
-from nl.rpc.errors import translated
+from nl.rpc.contract import TransportLost
 from nl.rpc.options import ChannelOptions
 from nl.rpc.tls import client_context
 from nl.worker.agent import Connect, WorkerStream
@@ -26,8 +28,22 @@ from nl.worker.crew import one_error
 METHOD = "/com.github.trace_machina.nativelink.remote_execution.WorkerApi/ConnectWorker"
 MAX_MESSAGE_BYTES = 64 * 1024 * 1024
 """What a scheduler may send: an order carries no blobs, but NativeLink sets no limit for it."""
+MAX_TOKEN = 16 * 1024
+"""Longest token read from a file: no server takes longer headers."""
 PING_S = 10.0
 """A silent scheduler is asked so often whether it is there, and given as long to answer."""
+
+
+@contextmanager
+def _call_errors(where: str) -> Iterator[None]:
+    try:
+        yield
+    except GRPCError as exc:
+        raise NlError(f"{where}: {exc.message or exc.status.name}", code=Code(exc.status.value)) from exc
+    except (TransportLost, StreamTerminatedError, ProtocolError) as exc:
+        raise UnavailableError(f"{where}: {exc or type(exc).__name__}") from exc
+    except DecodeError as exc:
+        raise NlError(f"{where} sent what is no UpdateForWorker: {exc}", code=Code.INTERNAL) from exc
 
 
 class _Stream:
@@ -38,16 +54,16 @@ class _Stream:
         self._where = where
 
     async def send_message(self, message: worker_api.UpdateForScheduler, /) -> None:
-        with translated(self._where):
+        with _call_errors(self._where):
             await self._stream.send_message(message)
 
     async def recv_message(self) -> worker_api.UpdateForWorker | None:
-        with translated(self._where):
+        with _call_errors(self._where):
             update: worker_api.UpdateForWorker | None = await self._stream.recv_message()
         return update
 
     async def end(self) -> None:
-        with translated(self._where):
+        with _call_errors(self._where):
             await self._stream.end()
 
 
@@ -62,6 +78,19 @@ def _tls(given: ClientTlsOptions | None) -> ssl.SSLContext:
         )
     except ConfigError as exc:
         raise ConfigError(f"worker_api_endpoint.tls_config.{exc.path}", exc.problem) from exc
+
+
+def _credentials(endpoint: WorkerApiEndpoint) -> dict[str, str]:
+    """The metadata that carries the endpoint's token, if it has one. Raises UnavailableError if it cannot be read."""
+    token: str | None = endpoint.token
+    if endpoint.token_file is not None:
+        try:
+            with open(endpoint.token_file, encoding="ascii") as file:
+                token = file.readline(MAX_TOKEN).strip()
+        except (OSError, UnicodeDecodeError) as exc:
+            why = exc.strerror if isinstance(exc, OSError) else "it is not ASCII"
+            raise UnavailableError(f"the token file {endpoint.token_file} cannot be read: {why}") from exc
+    return {} if token is None else {"authorization": f"Bearer {token}"}
 
 
 def connector(endpoint: WorkerApiEndpoint) -> Connect:
@@ -79,7 +108,7 @@ def connector(endpoint: WorkerApiEndpoint) -> Connect:
 
     @asynccontextmanager
     async def connect() -> AsyncIterator[WorkerStream]:
-        with translated(where), one_error():
+        with _call_errors(where), one_error():
             async with (
                 Channel(target, tls=tls, options=options) as channel,
                 channel.request(
@@ -87,6 +116,7 @@ def connector(endpoint: WorkerApiEndpoint) -> Connect:
                     grpclib.const.Cardinality.STREAM_STREAM,
                     worker_api.UpdateForScheduler,
                     worker_api.UpdateForWorker,
+                    metadata=_credentials(endpoint),
                 ) as stream,
             ):
                 yield _Stream(stream, where)

@@ -33,7 +33,9 @@ eviction_policy.max_seconds=1d 12h
 store AC: mem
 scheduler MAIN: simple
 listener :50051 (public) with TLS: cas, capabilities
+  everybody may do everything
 listener 127.0.0.1:50061: no services
+  everybody may do everything
 worker 0: store CAS, work in /work, scheduler at grpc://127.0.0.1:50061"""
 
 

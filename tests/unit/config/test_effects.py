@@ -12,7 +12,7 @@ from nl.config.schedulers import SimpleSchedulerOptions
 from nl.config.types import Options
 from nl.scheduler import options as scheduler
 
-PARTS = ("server", "services", "worker", "rpc", "web")
+PARTS = ("server", "services", "worker", "rpc", "web", "auth")
 ONE_CHOICE = {"experimental_backend"}
 
 

@@ -156,7 +156,7 @@ def test_older_forms_are_refused_at_their_own_paths(raw, message):
 @pytest.mark.parametrize(("raw", "message"), [
     ({}, "the config has nothing to run; expected servers, workers or both"),
     ({"server": []}, "server: unknown key (did you mean servers?); expected one of stores, schedulers, workers, "
-                     "servers, global, experimental_origin_events"),
+                     "servers, global, auth, experimental_origin_events"),
     ({"servers": [{}]}, "servers[0].listener: missing; expected an object"),
     ({"servers": [{"listener": {"http": {}}, "services": {}}]},
      "servers[0].listener.http.socket_address: missing; expected text"),

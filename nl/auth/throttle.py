@@ -1,0 +1,85 @@
+"""Wrong credentials, counted by address: a few cost nothing, many cost their sender the work of checking them.
+
+Right credentials are never held up, so a neighbour behind the same address cannot lock anybody out. Guessing is no
+danger (a token has 256 bits); this bounds the CPU time and the log lines that guesses cost.
+"""
+
+from __future__ import annotations
+
+import ipaddress
+import logging
+import time
+from collections import OrderedDict
+from collections.abc import Callable
+from dataclasses import dataclass
+
+_log = logging.getLogger("nl.auth")
+BURST = 20
+REFILL_S = 3.0
+"""So many failures at once, and one more after each of these spans."""
+MAX_ADDRESSES = 1024
+"""How many are remembered; the longest unheard of is forgotten first."""
+LOG_S = 60.0
+"""An address gets one log line in this time ..."""
+MAX_LINES = 20
+"""... and all together so many."""
+
+
+@dataclass(slots=True)
+class _Failures:
+    level: float = 0.0
+    at: float = 0.0
+    count: int = 0
+    logged: float = float("-inf")
+
+
+class FailureThrottle:
+    """The failures of each address. IPv6 addresses count by their /64, of which each host has one to itself."""
+
+    def __init__(self, *, clock: Callable[[], float] = time.monotonic) -> None:
+        self._clock = clock
+        self._addresses: OrderedDict[str, _Failures] = OrderedDict()
+        self._lines: list[float] = []
+        self.total = 0
+
+    def blocked_s(self, peer: str) -> float:
+        """For how long failures of this peer (`host:port`) are not looked at any more; 0: they are."""
+        failures = self._addresses.get(address_of(peer))
+        if failures is None:
+            return 0.0
+        level = failures.level - (self._clock() - failures.at) / REFILL_S
+        return max(level - BURST + 1, 0.0) * REFILL_S
+
+    def failed(self, peer: str, reason: str) -> None:
+        """Counts a failure, and says so in the log if that is not too much."""
+        now, address = self._clock(), address_of(peer)
+        self.total += 1
+        failures = self._addresses.pop(address, None) or _Failures(at=now)
+        self._addresses[address] = failures
+        if len(self._addresses) > MAX_ADDRESSES:
+            self._addresses.popitem(last=False)
+        failures.level = min(max(failures.level - (now - failures.at) / REFILL_S, 0.0) + 1, BURST)
+        failures.at = now
+        failures.count += 1
+        self._lines = [at for at in self._lines if now - at < LOG_S]
+        if now - failures.logged >= LOG_S and len(self._lines) < MAX_LINES:
+            self._lines.append(now)
+            more = f" ({failures.count} times since the last such line)" if failures.count > 1 else ""
+            _log.warning("wrong credentials from %s: %s%s", address, reason, more)
+            failures.logged, failures.count = now, 0
+
+
+def address_of(peer: str) -> str:
+    """What is counted for a peer: its host without the port, its network for IPv6."""
+    host, colon, port = peer.rpartition(":")
+    if not colon or not port.isdigit():
+        return peer
+    try:
+        address = ipaddress.ip_address(host.strip("[]").partition("%")[0])
+    except ValueError:
+        return host
+    if isinstance(address, ipaddress.IPv6Address):
+        if address.ipv4_mapped is not None:
+            return str(address.ipv4_mapped)
+        return str(ipaddress.ip_network((address, 64), strict=False))
+    return str(address)

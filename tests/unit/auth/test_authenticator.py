@@ -1,0 +1,255 @@
+"""Everything that says who somebody is, together; and nothing of a token anywhere."""
+
+import json
+import logging
+import time
+
+import pytest
+import trio
+
+from nl.auth import authenticator as module
+from nl.auth import watched_file
+from nl.auth.authenticator import Authenticator, authenticator_at
+from nl.auth.throttle import BURST
+from nl.auth.tokens import hash_token
+from nl.config.auth import AuthOptions, CertificateGrant, GrantOptions, JwtGrant, JwtOptions
+from nl.errors import ConfigError, UnauthenticatedError
+from nl.model.access import Grant, Identity, PeerCertificate, Right
+
+PEER = "10.0.0.1:1"
+READ_EVERYBODY = (GrantOptions(allow=("read_ac",), instances=("public",)),)
+
+
+def line(name, token, **more):
+    entry = {"name": name, "sha256": hash_token(token).hex(), "grants": [{"allow": ["write"]}], **more}
+    return json.dumps(entry) + "\n"
+
+
+def opened(tmp_path, text="", **more):
+    path = tmp_path / "tokens"
+    path.write_text(text or line("ci", b"nl_ci"))
+    return authenticator_at(AuthOptions(tokens_file=str(path), **more), path="auth"), path
+
+
+async def look_twice(door):
+    """What `run` does in a second."""
+    for _ in range(2):
+        for file in door._files:
+            await file.look()
+
+
+def test_nobody_is_anonymous_and_has_what_everybody_has(tmp_path):
+    door, _ = opened(tmp_path, anonymous=READ_EVERYBODY)
+    identity = door.authenticate(PEER, None, None)
+    assert identity.is_anonymous
+    assert identity.rights_on("public") == Right.READ_AC
+    assert not identity.sees("main")
+    assert door.authenticate(PEER, None, b"Bearer nl_ci").may(Right.READ_AC | Right.WRITE_AC, "public")
+
+
+def test_the_same_token_is_the_same_identity_however_it_comes(tmp_path):
+    door, _ = opened(tmp_path)
+    headers = (b"Bearer nl_ci", b"Basic dTpubF9jaQ==", b"Bearer nl_ci")
+    found = [door.authenticate(PEER, None, header) for header in headers]
+    assert [each.name for each in found] == ["ci"] * 3
+    assert found[0] is found[1] is found[2]
+
+
+@pytest.mark.parametrize("header", [b"Bearer nl_SECRET", b"Bearer a.SECRET.c", b"SECRET", b"Basic SECRET", b""])
+def test_what_is_wrong_is_refused_even_where_nobody_needs_anything(tmp_path, header):
+    door, _ = opened(tmp_path, anonymous=(GrantOptions(allow=("all",)),))
+    with pytest.raises(UnauthenticatedError) as caught:
+        door.authenticate(PEER, None, header)
+    assert "SECRET" not in str(caught.value)
+
+
+def test_a_token_ends_when_it_says_so_also_for_those_who_use_it(tmp_path):
+    now = [time.time()]
+    path = tmp_path / "tokens"
+    path.write_text(line("ci", b"nl_ci", expires="2100-01-01T00:00:00Z"))
+    door = Authenticator(AuthOptions(tokens_file=str(path)), path="auth", clock=lambda: now[0])
+    door.load()
+    assert door.authenticate(PEER, None, b"Bearer nl_ci").name == "ci"
+    now[0] = 4102444800.0
+    with pytest.raises(UnauthenticatedError, match="^the token 'ci' has expired$"):
+        door.authenticate(PEER, None, b"Bearer nl_ci")
+
+
+async def test_a_revoked_token_is_out_and_a_new_one_in_while_the_server_runs(tmp_path, monkeypatch):
+    monkeypatch.setattr(watched_file, "LOOK_S", 0.01)
+    door, path = opened(tmp_path)
+    door.authenticate(PEER, None, b"Bearer nl_ci")
+    async with trio.open_nursery() as nursery:
+        await nursery.start(door.run)
+        path.write_text(line("new", b"nl_new"))
+        with trio.fail_after(20):
+            while "new" not in repr(door):
+                await trio.sleep(0.01)
+            while door._remembered:
+                await trio.sleep(0.01)
+        assert door.authenticate(PEER, None, b"Bearer nl_new").name == "new"
+        with pytest.raises(UnauthenticatedError, match="not known"):
+            door.authenticate(PEER, None, b"Bearer nl_ci")
+        nursery.cancel_scope.cancel()
+
+
+async def test_a_file_that_became_wrong_or_went_away_changes_nothing(tmp_path, caplog):
+    door, path = opened(tmp_path)
+    path.write_text(line("new", b"nl_new") + "nl_SECRET\n")
+    for _ in range(3):
+        await look_twice(door)
+    assert door.authenticate(PEER, None, b"Bearer nl_ci").name == "ci"
+    path.unlink()
+    for _ in range(3):
+        await look_twice(door)
+    assert door.authenticate(PEER, None, b"Bearer nl_ci").name == "ci"
+    path.write_text(line("new", b"nl_new"))
+    await look_twice(door)
+    assert door.authenticate(PEER, None, b"Bearer nl_new").name == "new"
+    errors = [each.getMessage() for each in caplog.records if each.levelno == logging.ERROR]
+    assert len(errors) == 2, "one line for each change, not for each look"
+    assert "tokens:2: is no JSON object" in errors[0]
+    assert "there is no such file" in errors[1]
+    assert all(each.endswith("what was read before stays in force") for each in errors)
+    assert "SECRET" not in caplog.text
+
+
+async def test_a_file_is_not_read_while_it_is_being_written(tmp_path):
+    door, path = opened(tmp_path)
+    file = door._files[0]
+    path.write_text("")
+    await file.look()
+    assert len(door._tokens) == 1, "seen once: may be half of it"
+    path.write_text(line("ci", b"nl_ci") + line("two", b"nl_two"))
+    await file.look()
+    assert len(door._tokens) == 1
+    await file.look()
+    assert len(door._tokens) == 2
+
+
+def test_what_is_wrong_at_the_start_is_a_config_error(tmp_path):
+    with pytest.raises(ConfigError, match=r"/none: there is no such file"):
+        authenticator_at(AuthOptions(tokens_file=f"{tmp_path}/none"), path="servers[0].auth")
+
+
+def test_a_process_s_own_token_needs_no_file(tmp_path):
+    door = Authenticator(AuthOptions(anonymous=READ_EVERYBODY), path="auth")
+    worker = Identity("w", [Grant(("*",), Right.REGISTER_WORKERS)])
+    door.add_token("nl_own", worker)
+    assert door.authenticate(PEER, None, b"Bearer nl_own") is worker
+
+
+def test_a_certificate_counts_where_no_token_is_sent(tmp_path):
+    grant = CertificateGrant(allow=("worker",), common_name="w*")
+    door, _ = opened(tmp_path, certificates=(grant,), anonymous=READ_EVERYBODY)
+    certificate = PeerCertificate("w1")
+    identity = door.authenticate(PEER, certificate, None)
+    assert identity is door.authenticate(PEER, PeerCertificate("w1"), None)
+    assert identity.name == "cn:w1"
+    assert identity.may(Right.REGISTER_WORKERS, "x")
+    assert not door.authenticate(PEER, PeerCertificate("x"), None).sees("main")
+    assert door.authenticate(PEER, certificate, b"Bearer nl_ci").name == "ci"
+    with pytest.raises(UnauthenticatedError):
+        door.authenticate(PEER, certificate, b"Bearer nl_wrong")
+    with pytest.raises(UnauthenticatedError, match="the client certificate has expired"):
+        door.authenticate(PEER, PeerCertificate("w1", not_after=time.time() - 1), None)
+
+
+def test_what_is_remembered_is_bounded(tmp_path):
+    door, _ = opened(tmp_path, "".join(line(f"t{n}", b"nl_%d" % n) for n in range(2 * module._MAX_REMEMBERED)))
+    for number in range(2 * module._MAX_REMEMBERED):
+        assert door.authenticate(PEER, None, b"Bearer nl_%d" % number).name == f"t{number}"
+        with pytest.raises(UnauthenticatedError):
+            door.authenticate(PEER, None, b"Bearer wrong%d" % number)
+        door.authenticate(PEER, PeerCertificate(f"c{number}"), None)
+    assert len(door._remembered) == module._MAX_REMEMBERED
+    assert len(door._certificates) <= module._MAX_REMEMBERED
+
+
+def test_an_address_with_many_failures_does_not_lock_out_who_has_a_token(tmp_path):
+    door, _ = opened(tmp_path)
+    for _ in range(3 * BURST):
+        with pytest.raises(UnauthenticatedError) as caught:
+            door.authenticate(PEER, None, b"Bearer nl_wrong")
+    assert "too many wrong credentials from your address; try again in" in str(caught.value)
+    assert door.authenticate("10.0.0.1:2", None, b"Bearer nl_ci").name == "ci"
+    with pytest.raises(UnauthenticatedError, match="not known"):
+        door.authenticate("10.0.0.2:2", None, b"Bearer nl_wrong")
+
+
+class TestWebTokens:
+    """With an issuer."""
+
+    @pytest.fixture
+    def issued(self, tmp_path):
+        pytest.importorskip("jwt", reason="PyJWT is not installed: JSON web tokens are NOT being tested")
+        from tests.support.web_tokens import ISSUER, Key, key_set
+
+        key = Key("k")
+        (tmp_path / "keys").write_text(key_set(key))
+        options = JwtOptions(
+            name="ci", issuer=ISSUER, audience=("nl",), jwks_file=f"{tmp_path}/keys",
+            grants=(JwtGrant(allow=("write",), claims={"ref": "main"}),),
+        )  # fmt: skip
+        return authenticator_at(AuthOptions(jwt=(options,)), path="auth"), key
+
+    def test_a_web_token_is_checked_once_and_remembered_until_it_ends(self, issued, monkeypatch):
+        door, key = issued
+        header = b"Bearer " + key.sign(ref="main").encode()
+        identity = door.authenticate(PEER, None, header)
+        assert identity.name == "ci:job"
+        assert identity.may(Right.WRITE_AC, "x")
+        monkeypatch.setattr(module, "header_and_issuer", None)
+        assert door.authenticate(PEER, None, header) is identity
+        monkeypatch.setattr(door, "_clock", lambda: time.time() + 631)
+        with pytest.raises(TypeError):
+            door.authenticate(PEER, None, header)
+
+    def test_a_stranger_s_issuer_is_refused(self, issued):
+        door, key = issued
+        with pytest.raises(UnauthenticatedError, match="of an issuer that is not known here"):
+            door.authenticate(PEER, None, b"Bearer " + key.sign(iss="https://evil.example").encode())
+
+    def test_many_failures_end_the_checking_of_signatures(self, issued, monkeypatch):
+        door, key = issued
+        for _ in range(BURST):
+            with pytest.raises(UnauthenticatedError, match="expired"):
+                door.authenticate(PEER, None, b"Bearer " + key.sign(exp=1).encode())
+        monkeypatch.setattr(module, "header_and_issuer", None)
+        with pytest.raises(UnauthenticatedError, match="too many wrong credentials"):
+            door.authenticate(PEER, None, b"Bearer " + key.sign(exp=2).encode())
+
+    async def test_a_key_that_is_taken_out_of_the_file_is_out(self, issued, tmp_path):
+        from tests.support.web_tokens import Key, key_set
+
+        door, key = issued
+        header = b"Bearer " + key.sign(ref="main").encode()
+        door.authenticate(PEER, None, header)
+        (tmp_path / "keys").write_text(key_set(Key("other")))
+        await look_twice(door)
+        with pytest.raises(UnauthenticatedError, match="its key is none of ci's"):
+            door.authenticate(PEER, None, header)
+
+
+def test_without_the_library_a_config_with_issuers_is_refused(monkeypatch):
+    monkeypatch.setitem(__import__("sys").modules, "jwt", None)
+    options = JwtOptions(name="ci", issuer="i", audience=("nl",), jwks_file="f", grants=(JwtGrant(allow=("read",)),))
+    with pytest.raises(ConfigError, match=r"^auth.jwt: needs PyJWT, .* expected: pip install 'nl\[auth\]'$"):
+        Authenticator(AuthOptions(jwt=(options,)), path="auth")
+
+
+def test_nothing_of_a_token_is_in_any_log_message_or_repr(tmp_path, caplog):
+    caplog.set_level(logging.DEBUG)
+    door, _ = opened(tmp_path)
+    door.authenticate(PEER, None, b"Bearer nl_ci")
+    messages = []
+    for header in (b"Bearer nl_ci2", b"Basic dTpubF9jaTI=", b"nl_ci2", b"Bearer nl_ci2.x.y"):
+        with pytest.raises(UnauthenticatedError) as caught:
+            door.authenticate(PEER, None, header)
+        messages.append(str(caught.value))
+    shown = caplog.text + repr(door) + repr(door.authenticate(PEER, None, b"Bearer nl_ci")) + str(messages)
+    shown += repr(door.statistics()) + repr(door._tokens)
+    assert "nl_ci" not in shown
+    assert "dTpubF9jaTI" not in shown
+    assert hash_token(b"nl_ci").hex() not in shown
+    assert "ci" in repr(door)

@@ -1,0 +1,72 @@
+"""Wrong credentials cost their sender, and nobody else."""
+
+import logging
+
+import pytest
+
+from nl.auth import throttle
+from nl.auth.throttle import BURST, MAX_ADDRESSES, MAX_LINES, REFILL_S, FailureThrottle, address_of
+
+
+class Clock:
+    now = 1000.0
+
+    def __call__(self):
+        return self.now
+
+
+@pytest.mark.parametrize(
+    ("peer", "address"),
+    [
+        ("10.0.0.1:5", "10.0.0.1"), ("[2001:db8::1]:5", "2001:db8::/64"), ("[2001:db8::ffff]:9", "2001:db8::/64"),
+        ("[::ffff:10.0.0.1]:5", "10.0.0.1"), ("[fe80::1%eth0]:5", "fe80::/64"), ("local", "local"),
+        ("unknown", "unknown"), ("/run/nl.sock", "/run/nl.sock"),
+    ],
+)  # fmt: skip
+def test_hosts_count_by_address_and_ipv6_networks_as_one(peer, address):
+    assert address_of(peer) == address
+
+
+def test_after_a_burst_an_address_waits_and_others_do_not():
+    clock = Clock()
+    failures = FailureThrottle(clock=clock)
+    for _ in range(BURST):
+        assert failures.blocked_s("10.0.0.1:1") == 0
+        failures.failed("10.0.0.1:1", "x")
+    assert 0 < failures.blocked_s("10.0.0.1:2") <= REFILL_S
+    assert failures.blocked_s("10.0.0.2:1") == 0
+    for _ in range(1000):
+        failures.failed("10.0.0.1:3", "x")
+    clock.now += REFILL_S
+    assert failures.blocked_s("10.0.0.1:1") == 0, "more failures do not make the wait longer"
+    failures.failed("10.0.0.1:1", "x")
+    assert failures.blocked_s("10.0.0.1:1") > 0
+    clock.now += 1000
+    assert failures.blocked_s("10.0.0.1:1") == 0
+
+
+def test_what_is_remembered_is_bounded():
+    failures = FailureThrottle(clock=Clock())
+    for number in range(3 * MAX_ADDRESSES):
+        failures.failed(f"host{number}:1", "x")
+    assert len(failures._addresses) == MAX_ADDRESSES
+    assert failures.total == 3 * MAX_ADDRESSES
+
+
+def test_an_address_gets_one_line_a_minute_that_counts_the_others(caplog):
+    clock = Clock()
+    failures = FailureThrottle(clock=clock)
+    with caplog.at_level(logging.DEBUG, "nl.auth"):
+        for _ in range(50):
+            failures.failed("10.0.0.1:1", "the token is not known here")
+        assert caplog.messages == ["wrong credentials from 10.0.0.1: the token is not known here"]
+        clock.now += throttle.LOG_S
+        failures.failed("10.0.0.1:1", "x")
+        assert caplog.messages[1:] == ["wrong credentials from 10.0.0.1: x (50 times since the last such line)"]
+
+
+def test_many_addresses_do_not_fill_the_log(caplog):
+    failures = FailureThrottle(clock=Clock())
+    for number in range(500):
+        failures.failed(f"10.0.{number // 250}.{number % 250}:1", "x")
+    assert len(caplog.messages) == MAX_LINES

@@ -1,0 +1,138 @@
+"""Tokens: how they are made and kept, what is said about a file that is not right."""
+
+import json
+import os
+import stat
+
+import pytest
+
+from nl.auth.grants import ALLOW
+from nl.auth.tokens import (
+    TokenTable,
+    add_entry,
+    hash_token,
+    new_token,
+    parse_tokens,
+    read_text,
+    read_tokens,
+    remove_entry,
+    write_atomically,
+)
+from nl.errors import ConfigError
+from nl.model.access import ALL_RIGHTS, Grant, Right
+
+HASH = hash_token(b"nl_one").hex()
+
+
+def entry(name="one", sha256=HASH, **more):
+    return {"name": name, "sha256": sha256, "grants": [{"allow": ["read"]}], **more}
+
+
+def test_tokens_are_long_and_differ():
+    tokens = {new_token() for _ in range(100)}
+    assert len(tokens) == 100
+    assert all(token.startswith("nl_") and len(token) >= 46 and "." not in token for token in tokens)
+
+
+def test_a_token_is_found_by_what_it_is_and_by_nothing_near_it():
+    table = TokenTable(parse_tokens(json.dumps(entry()), source="f"), everybody=[])
+    found = table.find(b"nl_one")
+    assert found.identity.name == "one"
+    assert found.expires_at == float("inf")
+    assert not found.identity.is_anonymous
+    for other in (b"", b"nl_on", b"nl_one ", b"nl_onE", HASH.encode(), bytes.fromhex(HASH)):
+        assert table.find(other) is None
+
+
+def test_a_token_has_its_grants_and_what_everybody_has():
+    grants = [{"allow": ["read", "execute"], "instances": ["main"]}, {"allow": ["write_ac"], "instances": ["pr-*"]}]
+    text = json.dumps({**entry(), "grants": grants})
+    table = TokenTable(parse_tokens(text, source="f"), everybody=[Grant(("public",), Right.READ_AC)])
+    identity = table.find(b"nl_one").identity
+    assert identity.rights_on("main") == Right.READ_CAS | Right.READ_AC | Right.WRITE_CAS | Right.EXECUTE
+    assert identity.rights_on("pr-1") == Right.WRITE_AC
+    assert identity.rights_on("public") == Right.READ_AC
+    assert identity.rights_on("") == Right(0)
+
+
+def test_the_words_of_allow_mean_what_the_reference_says():
+    assert ALLOW["read"] == Right.READ_CAS | Right.READ_AC
+    assert ALLOW["write"] == ALLOW["read"] | Right.WRITE_CAS | Right.WRITE_AC
+    assert ALLOW["execute"] == ALLOW["read"] | Right.WRITE_CAS | Right.EXECUTE
+    assert ALLOW["worker"] == Right.REGISTER_WORKERS
+    assert ALLOW["admin"] == Right.ADMINISTER
+    assert ALLOW["all"] == ALL_RIGHTS
+    assert all(ALLOW[right.name.lower()] == right for right in Right if right is not Right.EXECUTE)
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("nl_SECRET", "f:1: is no JSON object"),
+        ("[]", "f:1: [a list is not|.*not] an object"),
+        (json.dumps(entry(sha256="nl_SECRET")), "f:1: sha256: is not a SHA-256; expected 64"),
+        (json.dumps(entry(sha256=HASH.upper())), "f:1: sha256: is not a SHA-256"),
+        (json.dumps(entry(name="a b")), "f:1: name: is not a token's name"),
+        (json.dumps(entry(name="anonymous")), "f:1: name: is not a token's name"),
+        (json.dumps(entry(name="uri:x")), "f:1: name: is not a token's name"),
+        (json.dumps(entry(grants=[])), "f:1: grants: is empty"),
+        (json.dumps(entry(grants=[{"allow": ["wrte"]}])), 'f:1: grants.0..allow.0.: "wrte" is none of the choices'),
+        (json.dumps(entry(grants=[{"allow": []}])), "f:1: grants.0..allow: is empty"),
+        (json.dumps(entry(expires="soon")), "f:1: expires: .* is no time"),
+        (json.dumps(entry(expires="2027-01-01T00:00:00")), "f:1: expires: .* is no time"),
+        (json.dumps(entry(secret="x")), "f:1: secret: unknown key"),
+        ("# x\n\n" + json.dumps(entry()) + "\n" + json.dumps(entry(sha256="a" * 64)), "f:4: name: is that of line 3"),
+        (json.dumps(entry()) + "\n" + json.dumps(entry("two")), "f:2: token: is that of line 1"),
+    ],
+)
+def test_a_wrong_line_is_named_and_never_shown(text, message):
+    message = message.replace("[a list is not|.*not]", ".*not")
+    with pytest.raises(ConfigError, match=message) as caught:
+        parse_tokens(text, source="f")
+    assert "SECRET" not in str(caught.value)
+    assert caught.value.__cause__ is None
+
+
+def test_a_file_grows_and_shrinks_and_comments_stay():
+    text = add_entry("", entry(), source="f")
+    assert text.startswith("# Tokens of nl")
+    text = add_entry(text + "# for the laptops\n\n", entry("two", "b" * 64), source="f")
+    assert [each.name for each in parse_tokens(text, source="f")] == ["one", "two"]
+    with pytest.raises(ConfigError, match="name: is that of line"):
+        add_entry(text, entry("two", "c" * 64), source="f")
+    text = remove_entry(text, "one", source="f")
+    assert [each.name for each in parse_tokens(text, source="f")] == ["two"]
+    assert "# for the laptops" in text
+    with pytest.raises(ConfigError, match="has no token 'one'; it has: two"):
+        remove_entry(text, "one", source="f")
+
+
+def test_a_written_file_is_its_owners_alone_and_keeps_a_mode_that_it_had(tmp_path):
+    path = str(tmp_path / "tokens")
+    write_atomically(path, "a")
+    assert stat.S_IMODE(os.stat(path).st_mode) == 0o600
+    os.chmod(path, 0o640)
+    link = tmp_path / "link"
+    link.symlink_to(path)
+    write_atomically(str(link), "b")
+    assert link.is_symlink()
+    assert stat.S_IMODE(os.stat(path).st_mode) == 0o640
+    assert (tmp_path / "tokens").read_text() == "b"
+    assert sorted(os.listdir(tmp_path)) == ["link", "tokens"]
+    with pytest.raises(ConfigError, match="cannot be written: No such file"):
+        write_atomically(str(tmp_path / "no" / "tokens"), "x")
+
+
+def test_a_file_that_cannot_be_trusted_is_refused(tmp_path):
+    path = tmp_path / "tokens"
+    with pytest.raises(ConfigError, match=r"there is no such file; make it with: nl token create"):
+        read_tokens(str(path))
+    path.write_text("")
+    assert read_tokens(str(path)) == []
+    path.chmod(0o666)
+    with pytest.raises(ConfigError, match="everybody on this machine can write to it; expected: chmod o-w"):
+        read_text(str(path))
+    path.chmod(0o600)
+    path.write_bytes(b"\xff")
+    with pytest.raises(ConfigError, match="is not UTF-8 at byte 0"):
+        read_text(str(path))

@@ -1,0 +1,167 @@
+"""JSON web tokens: which are taken, and what their claims allow."""
+
+import base64
+import hmac
+import json
+import time
+
+import pytest
+
+jwt = pytest.importorskip("jwt", reason="PyJWT (the extra auth) is not installed: JSON web tokens are NOT being tested")
+
+from nl.auth.web_tokens import Issuer, claims_match, header_and_issuer, looks_like_web_token  # noqa: E402
+from nl.config.auth import JwtGrant, JwtOptions  # noqa: E402
+from nl.errors import ConfigError, UnauthenticatedError  # noqa: E402
+from nl.model.access import Grant, Right  # noqa: E402
+from tests.support.web_tokens import ISSUER, Key, key_set  # noqa: E402
+
+KEYS = {name: Key(name, name) for name in ("ES256", "RS256", "EdDSA")}
+MAIN = JwtGrant(
+    allow=("write",), instances=("main",), claims={"repository": "acme/*", "ref": "refs/heads/main"}
+)
+PULL = JwtGrant(allow=("read",), instances=("pr",), claims={"repository": "acme/*"})
+
+
+def issuer(tmp_path, keys=None, **more):
+    path = tmp_path / "keys.json"
+    path.write_text(keys or key_set(*KEYS.values()))
+    given = {"name": "ci", "issuer": ISSUER, "audience": ("nl", "other"), "grants": (MAIN, PULL), **more}
+    made = Issuer(JwtOptions(jwks_file=str(path), **given), everybody=[Grant(("public",), Right.READ_AC)])
+    made.keys.file.load()
+    return made
+
+
+def encoded(data):
+    return base64.urlsafe_b64encode(data).rstrip(b"=").decode()
+
+
+def check(made, token):
+    header, name = header_and_issuer(token)
+    assert name == ISSUER
+    return made.check(token, header)
+
+
+@pytest.mark.parametrize("key", KEYS.values(), ids=str)
+@pytest.mark.parametrize("with_alg", [True, False])
+def test_claims_become_rights(tmp_path, key, with_alg):
+    made = issuer(tmp_path, key_set(*KEYS.values(), with_alg=with_alg))
+    found = check(made, key.sign(sub="repo:acme/app", repository="acme/app", ref="refs/heads/main"))
+    assert found.identity.name == "ci:repo:acme/app"
+    assert found.identity.may(Right.WRITE_AC, "main")
+    assert found.identity.may(Right.READ_AC, "public")
+    assert 500 < found.expires_at - time.time() <= 631
+    found = check(made, key.sign(repository="acme/app", ref="refs/pull/7/merge"))
+    assert not found.identity.sees("main")
+    assert found.identity.rights_on("pr") == Right.READ_CAS | Right.READ_AC
+    assert not check(made, key.sign(repository="evil/app", ref="refs/heads/main")).identity.sees("main")
+
+
+@pytest.mark.parametrize(
+    ("claims", "message"),
+    [
+        ({"exp": 1}, "it has expired"),
+        ({"exp": None}, "one of the claims exp, iss, aud is missing"),
+        ({"aud": None}, "one of the claims exp, iss, aud is missing"),
+        ({"aud": "somebody"}, "it is for another audience"),
+        ({"nbf": 99999999999}, "it is not valid yet"),
+        ({"exp": "soon"}, "it is malformed"),
+    ],
+)
+def test_a_token_that_is_not_for_us_now_is_refused(tmp_path, claims, message):
+    token = KEYS["ES256"].sign(**claims)
+    with pytest.raises(UnauthenticatedError, match=f"^this token of ci is not taken: {message}$") as caught:
+        check(issuer(tmp_path), token)
+    assert caught.value.__cause__ is None
+
+
+def test_clocks_may_differ_a_little(tmp_path):
+    now = int(time.time())
+    token = KEYS["ES256"].sign(exp=now - 10, nbf=now - 60)
+    check(issuer(tmp_path), token)
+    with pytest.raises(UnauthenticatedError, match="expired"):
+        check(issuer(tmp_path, leeway_s=1.0), token)
+
+
+def test_a_changed_token_and_a_stranger_s_key_are_refused(tmp_path):
+    made = issuer(tmp_path)
+    head, _, signature = KEYS["ES256"].sign(repository="acme/app").split(".")
+    other = KEYS["ES256"].sign(repository="acme/app", ref="refs/heads/main").split(".")[1]
+    with pytest.raises(UnauthenticatedError, match="its signature is wrong"):
+        check(made, f"{head}.{other}.{signature}")
+    with pytest.raises(UnauthenticatedError, match="its signature is wrong"):
+        check(made, Key("ES256").sign())
+    with pytest.raises(UnauthenticatedError, match="its key is none of ci's"):
+        check(made, Key("unknown").sign())
+    with pytest.raises(UnauthenticatedError, match="its key is none of ci's"):
+        check(made, KEYS["ES256"].sign(headers={"kid": None}))
+
+
+def test_no_secret_that_the_server_knows_makes_a_token(tmp_path):
+    """`none`, and the public key taken for the secret of an HMAC: the two old attacks."""
+    made = issuer(tmp_path)
+    public = KEYS["RS256"].public()
+    claims = {"iss": ISSUER, "aud": "nl", "exp": int(time.time()) + 600, "repository": "acme/app"}
+    plain = jwt.encode(claims, None, "none", headers={"kid": "RS256"})
+    head = encoded(json.dumps({"alg": "HS256", "kid": "RS256", "typ": "JWT"}).encode())
+    body = f"{head}.{encoded(json.dumps(claims).encode())}"
+    symmetric = f"{body}.{encoded(hmac.digest(json.dumps(public).encode(), body.encode(), 'sha256'))}"
+    for token in (plain, symmetric):
+        with pytest.raises(UnauthenticatedError, match="its algorithm is not"):
+            check(made, token)
+
+
+def test_a_key_is_used_with_its_own_algorithm_and_with_those_of_the_config_only(tmp_path):
+    key = Key("r", "RS256")
+    stronger = key.sign(algorithm="RS512")
+    with pytest.raises(UnauthenticatedError, match="its algorithm is not"):
+        check(issuer(tmp_path, key_set(key), algorithms=("RS256", "RS512")), stronger)
+    check(issuer(tmp_path, key_set(key, with_alg=False), algorithms=("RS256", "RS512")), stronger)
+    with pytest.raises(UnauthenticatedError, match="its algorithm is not"):
+        check(issuer(tmp_path, key_set(key, with_alg=False), algorithms=("RS256",)), stronger)
+
+
+def test_a_lone_key_needs_no_id(tmp_path):
+    key = Key("only")
+    check(issuer(tmp_path, key_set(key)), key.sign(headers={"kid": None}))
+
+
+@pytest.mark.parametrize(
+    ("patterns", "claims", "expected"),
+    [
+        ({}, {}, True), ({"a": "*"}, {}, False), ({"a": ""}, {}, False), ({"a": ""}, {"a": ""}, True),
+        ({"a": "x", "b": "y"}, {"a": "x", "b": "y", "c": 1}, True), ({"a": "x", "b": "y"}, {"a": "x"}, False),
+        ({"a": "7"}, {"a": 7}, True), ({"a": "true"}, {"a": True}, True), ({"a": "1"}, {"a": True}, False),
+        ({"a": "x*"}, {"a": ["y", "xy"]}, True), ({"a": "x"}, {"a": []}, False), ({"a": "x"}, {"a": [["x"]]}, False),
+        ({"a": "*"}, {"a": {"b": "c"}}, False), ({"a": "*"}, {"a": None}, False),
+    ],
+)  # fmt: skip
+def test_every_pattern_must_match_its_claim(patterns, claims, expected):
+    assert claims_match(patterns, claims) is expected
+
+
+@pytest.mark.parametrize("token", ["a.b.c", "..", "x" * 10_000 + "..", base64.b64encode(b"{}").decode() + ".e30.x"])
+def test_what_is_no_token_is_refused(token):
+    assert looks_like_web_token(token.encode())
+    with pytest.raises(UnauthenticatedError, match="^the token is malformed$") as caught:
+        header_and_issuer(token)
+    assert caught.value.__cause__ is None
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [("{", "is not right"), ("{}", "it is no key set"), ('{"keys": []}', "it has no key"),
+     ('{"keys": [{"kty": "oct", "k": "c2VjcmV0", "kid": "1"}]}', "it has no key"),
+     ('{"keys": [{"kty": "RSA", "kid": "1"}, 7]}', "it has no key")],
+)  # fmt: skip
+def test_a_key_file_that_is_not_right_is_a_config_error(tmp_path, text, message):
+    with pytest.raises(ConfigError, match=f"keys.json: .*{message}"):
+        issuer(tmp_path, text)
+
+
+def test_keys_for_encryption_are_not_for_signatures(tmp_path):
+    one, two = Key("one"), Key("two")
+    text = json.dumps({"keys": [one.public() | {"use": "enc"}, two.public()]})
+    made = issuer(tmp_path, text)
+    check(made, two.sign())
+    with pytest.raises(UnauthenticatedError):
+        check(made, one.sign())
