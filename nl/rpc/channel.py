@@ -1,113 +1,99 @@
-"""The client: a channel to one server, with grpclib's `Channel.request()`.
+"""The client: a channel to one service, with grpclib's `Channel.request()`.
 
-    async with Channel("127.0.0.1:50051") as channel:
+    async with Channel("grpc://cache.example:50051") as channel:
         reply = await SomeStub(channel).method(request)
 
-One connection at a time, opened by the first call and again by the next call after it was lost, with back-off; a
-server's GOAWAY moves new calls to a new connection while old ones finish. Not here: retrying calls.
+Connections are made by the first call and again when they are lost; which addresses they go to, how many there are and
+what happens while there is none is pool.py's business, one call is client_stream.py's.
 """
 
 from __future__ import annotations
 
-import logging
 import socket
 import ssl
-from collections.abc import Awaitable, Callable
+from collections.abc import AsyncIterator, Sequence
+from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from types import TracebackType
 from typing import Any
 
 import grpclib.const
 import trio
 from grpclib.const import Status
-from grpclib.exceptions import GRPCError
 from grpclib.metadata import Deadline
 
-from nl.rpc import hpack
-from nl.rpc.client_connection import ClientCall, ClientConnection
+from nl.rpc.client_connection import ClientCall
 from nl.rpc.client_stream import ClientStream
+from nl.rpc.errors import NotProcessed
 from nl.rpc.options import ChannelOptions
-from nl.rpc.transport import SocketTransport, StreamTransport, Transport, take_socket
+from nl.rpc.origin import Connect, Endpoint, Origin
+from nl.rpc.pool import ChannelStatistics, Pool
 
-log = logging.getLogger(__name__)
 _SWEEP_S = 1.0
-
-Connect = Callable[[], Awaitable[trio.abc.Stream]]
 
 
 class Channel:
     """See the module's docstring. Also usable as `nursery.start(channel.run)` instead of `async with`.
 
-    `target` is `host:port`, or a function that opens a trio stream (tests, other transports).
+    `target` is text as in target.py (`host:port`, `grpcs://host`, `unix:/path`, ...), a function that opens a trio
+    stream, or several Endpoints that offer the same service. ValueError if it is none of these.
     """
 
     def __init__(
-        self, target: str | Connect, *, tls: ssl.SSLContext | None = None, options: ChannelOptions | None = None
+        self,
+        target: str | Connect | Sequence[Endpoint],
+        *,
+        tls: ssl.SSLContext | None = None,
+        options: ChannelOptions | None = None,
     ) -> None:
         self.options = options or ChannelOptions()
-        self._target = target
-        self._tls = tls
-        self._connection: ClientConnection | None = None
-        self._lock = trio.Lock()
-        self._nursery: trio.Nursery | None = None
-        self._manager: Any = None
-        self._failures = 0
-        self._not_before = 0.0
-        authority = self.options.authority or (target if isinstance(target, str) else "localhost")
-        scheme = hpack.SCHEME_HTTP if tls is None else hpack.SCHEME_HTTPS
-        self._fixed = hpack.encode(
-            [
-                (b":authority", authority.encode()),
-                (b"te", b"trailers"),
-                (b"content-type", b"application/grpc"),
-                (b"user-agent", self.options.user_agent.encode()),
-                (b"grpc-accept-encoding", b"identity,gzip"),
-            ]
-        )
-        if self.options.send_compression:
-            self._fixed += hpack.encode([(b"grpc-encoding", self.options.send_compression.encode())])
-        self._start = hpack.METHOD_POST + scheme
+        endpoints = target if isinstance(target, Sequence) and not isinstance(target, str) else [Endpoint(target, tls)]
+        if not endpoints:
+            raise ValueError("a channel needs at least one endpoint")
+        self._origins = [Origin(endpoint, self.options) for endpoint in endpoints]
+        self._pool: Pool | None = None
+        self._life: AbstractAsyncContextManager[None] | None = None
 
     # -- lifetime ----------------------------------------------------------------------------------------------------
 
+    @asynccontextmanager
+    async def _opened(self) -> AsyncIterator[None]:
+        failure: BaseException | None = None
+        async with trio.open_nursery() as nursery:
+            pool = self._pool = Pool(self._origins, self.options, nursery)
+            nursery.start_soon(self._sweep, pool)
+            try:
+                yield
+            except BaseException as exc:  # noqa: BLE001  # raised below: it is not the nursery's, so no group around it
+                failure = exc
+            self._pool = None
+            pool.close()
+            nursery.cancel_scope.cancel()
+        if failure is not None:
+            raise failure
+
     async def __aenter__(self) -> Channel:
-        self._manager = trio.open_nursery()
-        nursery = await self._manager.__aenter__()
-        nursery.start_soon(self._sweep)
-        self._nursery = nursery
+        if self._life is not None:
+            raise RuntimeError("a channel can be opened once")
+        self._life = self._opened()
+        await self._life.__aenter__()
         return self
 
     async def __aexit__(
         self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
     ) -> None:
-        nursery, self._nursery = self._nursery, None
-        assert nursery is not None
-        nursery.cancel_scope.cancel()
-        # the body's error is not the nursery's: no group around it; the nursery has been cancelled, so this is short
-        await self._manager.__aexit__(None, None, None)  # noqa: ASYNC102
+        assert self._life is not None
+        await self._life.__aexit__(kind, error, traceback)
 
     async def run(self, *, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> None:
         """The channel's life as a task: usable once started, until cancelled."""
-        async with trio.open_nursery() as nursery:
-            self._nursery = nursery
-            nursery.start_soon(self._sweep)
+        async with self:
             task_status.started()
             await trio.sleep_forever()
 
-    async def _sweep(self) -> None:
+    async def _sweep(self, pool: Pool) -> None:
         while True:
             await trio.sleep(_SWEEP_S)
-            connection = self._connection
-            if connection is None or connection.nursery is None:
-                continue
-            options = self.options
-            interval = options.keepalive_interval if connection.streams else None
-            reason = connection.check(
-                trio.current_time(), interval=interval, timeout=options.keepalive_timeout, stall=options.stall_timeout
-            )
-            if reason is not None:
-                connection.reason = reason
-                connection.lost = True
-                connection.nursery.cancel_scope.cancel()
+            pool.sweep()
 
     # -- calls -------------------------------------------------------------------------------------------------------
 
@@ -121,83 +107,38 @@ class Channel:
         timeout: float | None = None,
         deadline: Deadline | None = None,
         metadata: Any = None,
+        wait_for_ready: bool | None = None,
     ) -> ClientStream:
-        """A call of method `name` (`/package.Service/Method`), as an async context manager."""
+        """A call of method `name` (`/package.Service/Method`), as an async context manager.
+
+        `wait_for_ready` None: as the options say.
+        """
         left = [value for value in (timeout, deadline.time_remaining() if deadline else None) if value is not None]
-        expires = trio.current_time() + min(left) if left else None
-        return ClientStream(self, name, cardinality, reply_type, expires=expires, metadata=metadata)
+        if not left and self.options.call_timeout is not None:
+            left = [self.options.call_timeout]
+        return ClientStream(
+            self,
+            name,
+            cardinality,
+            reply_type,
+            expires=trio.current_time() + min(left) if left else None,
+            metadata=metadata,
+            wait_for_ready=self.options.wait_for_ready if wait_for_ready is None else wait_for_ready,
+        )
 
-    def head(self, name: str, connection: ClientConnection) -> bytes:
-        """The header block of a request, up to what differs from call to call."""
-        return self._start + hpack.encode_path(name.encode()) + self._fixed
+    def statistics(self) -> ChannelStatistics:
+        """A snapshot, of zeros while the channel is not open."""
+        return self._pool.statistics() if self._pool is not None else ChannelStatistics()
 
-    async def open_call(self) -> ClientCall:
-        """A stream on a usable connection, which is opened if there is none."""
+    async def open_call(self, *, wait_for_ready: bool) -> ClientCall:
+        """A stream on a usable connection. NotProcessed if there is none."""
         while True:
-            connection = self._connection
-            if connection is None or not connection.is_usable:
-                connection = await self._connected()
+            pool = self._pool
+            if pool is None:
+                raise NotProcessed(Status.UNAVAILABLE, "the channel is not open")
+            connection = pool.pick() or await pool.wait_connection(wait_for_ready=wait_for_ready)
             if await connection.take_slot():
                 return connection.open_call()
-
-    async def _connected(self) -> ClientConnection:
-        async with self._lock:
-            connection = self._connection
-            if connection is not None and connection.is_usable:
-                return connection
-            if self._nursery is None:
-                raise GRPCError(Status.UNAVAILABLE, "the channel is not open")
-            await trio.sleep_until(self._not_before)
-            try:
-                with trio.fail_after(self.options.connect_timeout):
-                    transport = await self._open()
-                    connection = ClientConnection(transport, self.options)
-                    self._nursery.start_soon(connection.run)
-                    try:
-                        await connection.ready.wait()
-                    except BaseException:  # cancelled, or too slow: nobody else knows of this connection
-                        connection.give_up()
-                        raise
-            except (OSError, trio.TooSlowError, trio.BrokenResourceError, ssl.SSLError) as exc:
-                self._failed()
-                raise GRPCError(Status.UNAVAILABLE, f"cannot connect to {self._name}: {exc!r}") from exc
-            if connection.lost:
-                self._failed()
-                raise GRPCError(Status.UNAVAILABLE, f"cannot connect to {self._name}: {connection.reason}")
-            self._failures = 0
-            self._connection = connection
-            return connection
-
-    @property
-    def _name(self) -> str:
-        return self._target if isinstance(self._target, str) else "the server"
-
-    def _failed(self) -> None:
-        wait = min(self.options.backoff_max, self.options.backoff_initial * 2**self._failures)
-        self._failures = min(self._failures + 1, 30)
-        self._not_before = trio.current_time() + wait
-
-    async def _open(self) -> Transport:
-        unsent_max = self.options.max_send_buffer
-        if not isinstance(self._target, str):
-            stream = await self._target()
-        elif self._target.startswith("unix:"):
-            stream = await trio.open_unix_socket(self._target[5:])
-        else:
-            host, _, port = self._target.rpartition(":")
-            stream = await trio.open_tcp_stream(host.strip("[]"), int(port))
-        if self._tls is not None:
-            host = (self.options.authority or self._name).rpartition(":")[0].strip("[]") or self._name
-            secure = trio.SSLStream(stream, self._tls, server_hostname=host, https_compatible=True)
-            try:
-                await secure.do_handshake()
-            except BaseException:
-                await trio.aclose_forcefully(stream)
-                raise
-            return StreamTransport(secure, peer=self._name)
-        if isinstance(stream, trio.SocketStream):
-            return SocketTransport(take_socket(stream), unsent_max=unsent_max)
-        return StreamTransport(stream, peer=self._name)
 
 
 def connect_pair(server: Any) -> Connect:

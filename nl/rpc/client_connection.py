@@ -16,9 +16,10 @@ from nl.rpc import hpack
 from nl.rpc.call import Call
 from nl.rpc.connection import Connection
 from nl.rpc.contract import TransportLost
+from nl.rpc.errors import NotProcessed
 from nl.rpc.frames import ConnectionFault, ErrorCode
 from nl.rpc.hpack import Field
-from nl.rpc.options import ChannelOptions
+from nl.rpc.resolver import Address
 from nl.rpc.status import HTTP_CODES, RESET_CODES, error_from_trailers
 from nl.rpc.transport import Transport
 
@@ -39,7 +40,7 @@ class ClientCall(Call):
         self.error: GRPCError | None = None
 
     def raise_if_over(self) -> None:
-        """Raises what ended the call, unless its data is still to be read."""
+        """Raises what ended the call. Data that is here already is taken before anybody asks."""
         if self.error is not None:
             raise self.error
 
@@ -51,9 +52,10 @@ class ClientCall(Call):
 
     def on_headers(self, fields: list[Field]) -> None:
         """Response headers, trailers, or both in one."""
+        self.core.answered = True
         if self.initial is None:
             status = next((value for _, value, kind, _ in fields if kind == hpack.STATUS), b"")
-            if status[:1] == b"1" and not self.recv_closed:
+            if len(status) == 3 and status[:1] == b"1" and not self.recv_closed:
                 return
             self.initial = fields
             self._check_response(status, fields)
@@ -68,23 +70,21 @@ class ClientCall(Call):
 
     def _check_response(self, status: bytes, fields: list[Field]) -> None:
         if status != b"200":
-            code = HTTP_CODES.get(int(status) if status.isdigit() else 0, 2)
-            self.error = GRPCError(Status(int(code)), f"HTTP status {status.decode('latin-1')}")
+            code = HTTP_CODES.get(int(status) if len(status) == 3 and status.isdigit() else 0, 2)
+            self.error = GRPCError(Status(int(code)), f"HTTP status {_shown(status)}")
         for _, value, kind, _ in fields:
             if kind == hpack.CONTENT_TYPE and not value.startswith(b"application/grpc") and self.error is None:
-                self.error = GRPCError(Status.UNKNOWN, f"content-type {value.decode('latin-1')}")
+                self.error = GRPCError(Status.UNKNOWN, f"content-type {_shown(value)}")
             elif kind == hpack.ENCODING:
                 self.encoding = value.decode("latin-1")
 
     def on_reset(self, code: int) -> None:
         """The server has ended the stream. After trailers (NO_ERROR) that changes nothing."""
         if self.trailing is None and self.error is None:
-            try:
-                text = ErrorCode(code).name
-            except ValueError:
-                text = str(code)
+            text = _code_name(code)
             status = RESET_CODES.get(code, 2)  # type: ignore[call-overload]
-            self.error = GRPCError(Status(int(status)), f"the server reset the stream: {text}")
+            kind = NotProcessed if code == ErrorCode.REFUSED_STREAM else GRPCError
+            self.error = kind(Status(int(status)), f"the server reset the stream: {text}")
         self.on_data()
         self.on_window()
 
@@ -97,14 +97,30 @@ class ClientCall(Call):
         self.on_window()
 
 
+def _code_name(code: int) -> str:
+    try:
+        return ErrorCode(code).name
+    except ValueError:
+        return str(code)
+
+
+def _shown(value: bytes) -> str:
+    """A field's value for a message: readable, and not as long as a server may choose."""
+    return value[:100].decode("latin-1") + ("..." if len(value) > 100 else "")
+
+
 class ClientConnection(Connection):
     """One connection to the server. `run` is its whole life."""
 
     client = True
 
-    def __init__(self, transport: Transport, options: ChannelOptions) -> None:
-        super().__init__(transport, options.limits)
-        self.options = options
+    def __init__(self, transport: Transport, address: Address) -> None:
+        self.options = address.origin.options
+        super().__init__(transport, self.options.limits)
+        self.address = address
+        self.answered = False
+        """Whether a call was answered: until then, nobody knows what this connection is worth."""
+        self.retired = False
         self.next_sid = 1
         self.taken = 0
         self.ready = trio.Event()
@@ -112,14 +128,32 @@ class ClientConnection(Connection):
         self._slots = trio.lowlevel.ParkingLot()
         self._life = trio.CancelScope()
 
-    def give_up(self) -> None:
-        """Ends `run`, also before it has begun."""
+    def give_up(self, reason: str = "connection given up") -> None:
+        """Ends `run`, also before it has begun: calls fail with `reason`."""
+        self.reason = reason
+        self.lost = True
         self._life.cancel()
+
+    def retire(self) -> None:
+        """No new calls here; the connection ends with the last one."""
+        self.retired = True
+        self._slots.unpark_all()
+        self._leave_if_done()
+
+    @property
+    def calls(self) -> int:
+        """How many were begun here."""
+        return self.next_sid >> 1
+
+    @property
+    def has_room(self) -> bool:
+        """Whether `take_slot` returns at once."""
+        return self.taken < min(self.peer_max_streams, self.options.max_streams)
 
     @property
     def is_usable(self) -> bool:
         """Whether a new call may go here."""
-        return not self.lost and self.peer_goaway is None and self.next_sid < fr.MAX_STREAM_ID
+        return not (self.lost or self.retired) and self.peer_goaway is None and self.next_sid < fr.MAX_STREAM_ID
 
     async def run(self) -> None:
         """Reads until the connection ends; then every open call has failed."""
@@ -141,6 +175,9 @@ class ClientConnection(Connection):
                     fault = exc
                     self.reason = str(exc)
                     log.warning("%s: %s", self.transport.peer, exc)
+                except Exception as exc:  # whatever a server sends, it costs this connection at most
+                    log.exception("%s: connection failed", self.transport.peer)
+                    self.reason = f"connection failed: {type(exc).__name__}"
                 nursery.cancel_scope.cancel()
             self.nursery = None
             if fault is not None:
@@ -175,22 +212,23 @@ class ClientConnection(Connection):
 
     def on_goaway(self, last_sid: int, code: int) -> None:
         """No new calls here; those that the server will not look at may be tried again elsewhere."""
+        self.reason = "the server is going away" if not code else f"the server is going away: {_code_name(code)}"
         for sid, stream in list(self.streams.items()):
             if sid > last_sid and isinstance(stream, ClientCall):
                 del self.streams[sid]
-                stream.fail(GRPCError(Status.UNAVAILABLE, "the server is going away"))
+                stream.fail(NotProcessed(Status.UNAVAILABLE, self.reason))
         self._slots.unpark_all()
         self._leave_if_done()
 
     def _leave_if_done(self) -> None:
-        if self.peer_goaway is not None and not self.streams and not self.taken and self.nursery is not None:
-            self.reason = "the server is going away"
+        leaving = self.retired or self.peer_goaway is not None
+        if leaving and not self.streams and not self.taken and self.nursery is not None:
             self.nursery.cancel_scope.cancel()
 
     async def take_slot(self) -> bool:
         """Waits for the right to open a stream; False if the connection is no longer usable."""
         while self.is_usable:
-            if self.taken < min(self.peer_max_streams, self.options.max_streams):
+            if self.has_room:
                 self.taken += 1
                 return True
             await self._slots.park()

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import AbstractContextManager, contextmanager
 from types import TracebackType
-from typing import TYPE_CHECKING, Any
+from typing import Any, Protocol
 
 import grpclib.const
 import trio
@@ -14,43 +14,71 @@ from grpclib.exceptions import GRPCError, ProtocolError
 from grpclib.metadata import Deadline
 from multidict import MultiDict
 
-from nl.blob.reader import Buffer
+from nl.blob.reader import CHUNK, Buffer
 from nl.errors import NlError
 from nl.rpc import frames as fr
 from nl.rpc import hpack, messages
 from nl.rpc.call import encoder_of
+from nl.rpc.client_connection import ClientCall
 from nl.rpc.contract import MessageBody, TransportLost
+from nl.rpc.errors import only_grpc_errors
 from nl.rpc.frames import ErrorCode
+from nl.rpc.hpack import Field
 from nl.rpc.metadata import decode_fields, encode_fields, encode_timeout
 from nl.rpc.method import decoder_for
 
-if TYPE_CHECKING:
-    from nl.rpc.channel import Channel
-    from nl.rpc.client_connection import ClientCall
+
+class _ReplyBody(MessageBody):
+    """A reply's bytes, within the call's deadline and with the call's errors."""
+
+    __slots__ = ("_body", "_waiting", "size")
+
+    def __init__(self, body: MessageBody, waiting: Callable[[], AbstractContextManager[None]]) -> None:
+        self._body = body
+        self._waiting = waiting
+        self.size = body.size
+
+    async def receive_parts(self, max_bytes: int = CHUNK) -> Sequence[Buffer]:
+        """As promised by MessageBody."""
+        parts: Sequence[Buffer] = ()
+        with self._waiting():
+            parts = await self._body.receive_parts(max_bytes)
+        return parts
+
+
+class Calls(Protocol):
+    """Where a ClientStream gets its HTTP/2 stream from: a Channel."""
+
+    async def open_call(self, *, wait_for_ready: bool) -> ClientCall: ...
 
 
 class ClientStream:
     """What `Channel.request` gives. An async context manager; leaving it early resets the call.
 
-    Errors of the call are raised as `grpclib.GRPCError`, from whatever is awaited then, and on leaving at the latest.
+    Errors of the call are raised as `grpclib.GRPCError`, from whatever is awaited then, and on leaving at the latest:
+    nothing that a server sends raises anything else. NotProcessed, a GRPCError, says that the server has not begun
+    with it. A wrong order of methods is the caller's mistake and raises `grpclib.exceptions.ProtocolError`.
+
     A task may send while another receives.
     """
 
     def __init__(
         self,
-        channel: Channel,
+        channel: Calls,
         name: str,
         cardinality: grpclib.const.Cardinality,
         reply_type: Any,
         *,
         expires: float | None,
         metadata: Any,
+        wait_for_ready: bool = False,
     ) -> None:
         self._channel = channel
         self._name = name
         self._cardinality = cardinality
         self._decode = decoder_for(reply_type)
         self._expires = expires
+        self._wait_for_ready = wait_for_ready
         self._fields = encode_fields(metadata) if metadata else []
         self._call: ClientCall | None = None
         self._sent = False
@@ -87,12 +115,16 @@ class ClientStream:
             self._release()
 
     @contextmanager
-    def _until_deadline(self) -> Iterator[None]:
-        """Limits one wait. No scope spans the whole call: generated stubs wait inside of async generators."""
+    def _waiting(self) -> Iterator[None]:
+        """Around one wait: its limit and its errors.
+
+        No scope spans the whole call: generated stubs wait inside of async generators.
+        """
         if self._expires is None:
-            yield
+            with only_grpc_errors(self._name):
+                yield
             return
-        with trio.move_on_at(self._expires) as scope:
+        with trio.move_on_at(self._expires) as scope, only_grpc_errors(self._name):
             yield
         if scope.cancelled_caught:
             raise GRPCError(Status.DEADLINE_EXCEEDED, "the deadline has passed")
@@ -126,11 +158,11 @@ class ClientStream:
             raise ProtocolError("the request was sent already")
         if end and not self._cardinality.client_streaming:
             raise ProtocolError("a unary request needs its message")
-        with self._until_deadline():
-            self._call = await self._channel.open_call()
+        with self._waiting():
+            self._call = await self._channel.open_call(wait_for_ready=self._wait_for_ready)
         call = self._call
         assert call is not None
-        block = self._channel.head(self._name, call.core)
+        block = call.core.address.origin.head(self._name)
         fields = self._fields
         if self._expires is not None:
             fields = [(b"grpc-timeout", encode_timeout(self._expires - trio.current_time())), *fields]
@@ -162,17 +194,17 @@ class ClientStream:
             raise ProtocolError("the request has ended")
         self._sent = True
         end = end or not self._cardinality.client_streaming
-        packed = self._channel.options.send_compression == messages.GZIP
+        packed = call.core.options.send_compression == messages.GZIP
         if packed:
             parts = (messages.compress(b"".join(parts)),)
-        try:
-            with self._until_deadline():
+        with self._waiting():
+            try:
                 await call.send_framed(parts, compressed=packed, end_stream=end)
-        except TransportLost:
-            call.raise_if_over()
-            if call.trailing is None:
-                raise GRPCError(Status.UNAVAILABLE, "connection lost") from None
-            end = True
+            except TransportLost:
+                call.raise_if_over()
+                if call.trailing is None:
+                    raise
+                end = True
         self._ended = self._ended or end
 
     async def wait_send_credit(self) -> int:
@@ -181,11 +213,11 @@ class ClientStream:
             await self.send_request()
         assert self._call is not None
         credit = 0
-        try:
-            with self._until_deadline():
+        with self._waiting():
+            try:
                 credit = await self._call.wait_send_credit()
-        except TransportLost:
-            self._call.raise_if_over()
+            except TransportLost:
+                self._call.raise_if_over()
         return credit
 
     async def end(self) -> None:
@@ -211,10 +243,12 @@ class ClientStream:
         call = self._require()
         while call.initial is None:
             call.raise_if_over()
-            with self._until_deadline():
+            if call.recv_closed:
+                raise GRPCError(Status.INTERNAL, "the server ended the stream without headers")
+            with self._waiting():
                 await call.wait_data()
         if self.initial_metadata is None:
-            self.initial_metadata = decode_fields(call.initial)
+            self.initial_metadata = self._decoded(call.initial)
             if call.trailing is call.initial:
                 call.raise_if_over()
 
@@ -224,29 +258,28 @@ class ClientStream:
         if self.initial_metadata is None:
             await self.recv_initial_metadata()
         data: Buffer | None = None
-        try:
-            with self._until_deadline():
-                data = await call.receive_message()
-        except NlError as exc:
-            raise GRPCError(Status.INTERNAL if exc.code == 3 else Status(int(exc.code)), exc.message) from exc
+        with self._waiting():
+            data = await call.receive_message()
         if data is None:
             await self.recv_trailing_metadata()
             if not self._cardinality.server_streaming:
                 raise GRPCError(Status.INTERNAL, "the server sent no reply")
             return None
-        return self._decode(data)
+        with only_grpc_errors(self._name):
+            return self._decode(data)
 
     async def receive_body(self) -> MessageBody | None:
-        """The next reply as a reader of its encoded bytes, or None at the end."""
+        """The next reply as a reader of its encoded bytes, or None at the end. Its errors are GRPCErrors, too."""
         call = self._require()
         if self.initial_metadata is None:
             await self.recv_initial_metadata()
         body: MessageBody | None = None
-        with self._until_deadline():
+        with self._waiting():
             body = await call.receive_body()
         if body is None:
             await self.recv_trailing_metadata()
-        return body
+            return None
+        return _ReplyBody(body, self._waiting)
 
     async def recv_trailing_metadata(self) -> None:
         """Waits for the status; raises it unless it is OK."""
@@ -255,10 +288,10 @@ class ClientStream:
             call.raise_if_over()
             if call.recv_closed:
                 raise GRPCError(Status.UNKNOWN, "the server ended the stream without a status")
-            with self._until_deadline():
+            with self._waiting():
                 await call.wait_data()
         if self.trailing_metadata is None:
-            self.trailing_metadata = decode_fields(call.trailing)
+            self.trailing_metadata = self._decoded(call.trailing)
         call.raise_if_over()
 
     async def cancel(self) -> None:
@@ -281,6 +314,14 @@ class ClientStream:
         if message is None:
             raise StopAsyncIteration
         return message
+
+    def _decoded(self, fields: list[Field]) -> MultiDict[str | bytes]:
+        with only_grpc_errors(self._name):
+            try:
+                return decode_fields(fields)
+            except NlError:
+                self._require().raise_if_over()  # a status says more than what is wrong with what came with it
+                raise
 
     def _require(self) -> ClientCall:
         if self._call is None:

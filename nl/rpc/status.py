@@ -151,8 +151,9 @@ def error_from_trailers(fields: Sequence[hpack.Field]) -> GRPCError | None:
     if code == b"0":
         return None
     try:
-        status = Status(int(code))
+        status = Status(int(code) if code.isdigit() and len(code) < 4 else -1)
     except ValueError:
         status = Status.UNKNOWN
-        message = message or (f"the server sent grpc-status {code!r}" if code else "the server sent no grpc-status")
+        said = f"grpc-status {code[:100]!r}" if code else "no grpc-status"
+        message = message or f"the server sent {said}"
     return GRPCError(status, message or None, details)

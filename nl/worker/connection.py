@@ -7,19 +7,17 @@ of the call become NlErrors here.
 from __future__ import annotations
 
 import ssl
-from collections.abc import AsyncIterator, Iterator
-from contextlib import asynccontextmanager, contextmanager
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
 
 import grpclib.const
-from grpclib.exceptions import GRPCError, ProtocolError, StreamTerminatedError
 
 from nl.config.workers import ClientTlsOptions, WorkerApiEndpoint
-from nl.errors import Code, ConfigError, NlError, UnavailableError
+from nl.errors import ConfigError
 from nl.pb import worker_api
-from nl.pb.codec import DecodeError
 from nl.rpc.channel import Channel
 from nl.rpc.client_stream import ClientStream
-from nl.rpc.contract import TransportLost
+from nl.rpc.errors import translated
 from nl.rpc.options import ChannelOptions
 from nl.rpc.tls import client_context
 from nl.worker.agent import Connect, WorkerStream
@@ -34,18 +32,6 @@ PING_S = 10.0
 """A silent scheduler is asked so often whether it is there, and given as long to answer."""
 
 
-@contextmanager
-def _call_errors(where: str) -> Iterator[None]:
-    try:
-        yield
-    except GRPCError as exc:
-        raise NlError(f"{where}: {exc.message or exc.status.name}", code=Code(exc.status.value)) from exc
-    except (TransportLost, StreamTerminatedError, ProtocolError) as exc:
-        raise UnavailableError(f"{where}: {exc or type(exc).__name__}") from exc
-    except DecodeError as exc:
-        raise NlError(f"{where} sent what is no UpdateForWorker: {exc}", code=Code.INTERNAL) from exc
-
-
 class _Stream:
     """A ClientStream whose failures are NlErrors."""
 
@@ -54,16 +40,16 @@ class _Stream:
         self._where = where
 
     async def send_message(self, message: worker_api.UpdateForScheduler, /) -> None:
-        with _call_errors(self._where):
+        with translated(self._where):
             await self._stream.send_message(message)
 
     async def recv_message(self) -> worker_api.UpdateForWorker | None:
-        with _call_errors(self._where):
+        with translated(self._where):
             update: worker_api.UpdateForWorker | None = await self._stream.recv_message()
         return update
 
     async def end(self) -> None:
-        with _call_errors(self._where):
+        with translated(self._where):
             await self._stream.end()
 
 
@@ -108,7 +94,7 @@ def connector(endpoint: WorkerApiEndpoint) -> Connect:
 
     @asynccontextmanager
     async def connect() -> AsyncIterator[WorkerStream]:
-        with _call_errors(where), one_error():
+        with translated(where), one_error():
             async with (
                 Channel(target, tls=tls, options=options) as channel,
                 channel.request(

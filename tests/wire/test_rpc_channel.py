@@ -252,7 +252,7 @@ async def test_goaway_moves_new_calls_to_a_new_connection_while_old_ones_finish(
             await service.started.wait()
             (old,) = server._connections
             old.drain()
-            while channel._connection.peer_goaway is None:
+            while not channel.statistics().draining:
                 await trio.lowlevel.checkpoint()
             assert await unary(channel, "Echo", b"new") == b"new"
             assert server.statistics()["accepted"] == 2

@@ -82,7 +82,7 @@ async def test_everything_is_given_back(seed):
                     for _ in range(60):
                         nursery.start_soon(guarded, channel, rng, counts)
         (theirs,) = server._connections
-        ours = channel._connection
+        (ours,) = channel._pool.connections
         with trio.fail_after(20):
             while theirs.streams or theirs._running or theirs.sending or in_flight(theirs, ours):
                 await trio.sleep(0.01)

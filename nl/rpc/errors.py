@@ -1,0 +1,73 @@
+"""A call's errors on the client's side: what was certainly not processed, and NlErrors for those who speak no gRPC.
+
+Not here: which status an error becomes on the wire, and what trailers say (status.py).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+from grpclib.const import Status
+from grpclib.exceptions import GRPCError, StreamTerminatedError
+
+from nl import errors
+from nl.errors import Code, NlError
+from nl.pb.codec import DecodeError
+from nl.rpc.contract import TransportLost
+
+
+class NotProcessed(GRPCError):
+    """The server has not begun with this call: whatever it does, it may be sent again.
+
+    No connection could be made, the stream was refused (REFUSED_STREAM), or it lies above the last stream of a GOAWAY.
+    """
+
+    def again(self) -> NotProcessed:
+        """The same for another caller: an exception that several tasks raise would carry all of their tracebacks."""
+        other = NotProcessed(self.status, self.message, self.details)
+        other.__cause__ = self.__cause__
+        return other
+
+
+_CLASSES: dict[Code, type[NlError]] = {
+    each.code: each
+    for each in (
+        errors.InvalidRequestError, errors.NotFoundError, errors.PreconditionError, errors.PermissionDeniedError,
+        errors.ExhaustedError, errors.UnavailableError, errors.DeadlineError, errors.CancelledError,
+        errors.UnimplementedError, errors.RangeError,
+    )
+}  # fmt: skip
+
+
+def error_of(error: GRPCError, where: str) -> NlError:
+    """A call's failure as the taxonomy has it; `where` begins the message."""
+    code = Code(error.status.value)
+    return _CLASSES.get(code, NlError)(f"{where}: {error.message or error.status.name}", code=code)
+
+
+@contextmanager
+def translated(where: str) -> Iterator[None]:
+    """Failures of calls to `where` (`scheduler at host:port`) become NlErrors of the same code."""
+    try:
+        yield
+    except GRPCError as exc:
+        raise error_of(exc, where) from exc
+    except (TransportLost, StreamTerminatedError) as exc:
+        raise errors.UnavailableError(f"{where}: {exc or type(exc).__name__}") from exc
+    except DecodeError as exc:
+        raise NlError(f"{where} sent what cannot be decoded: {exc}", code=Code.INTERNAL) from exc
+
+
+@contextmanager
+def only_grpc_errors(method: str) -> Iterator[None]:
+    """What a server's answer makes of us becomes a GRPCError: what it sends is not the caller's mistake."""
+    try:
+        yield
+    except NlError as exc:
+        status = Status.INTERNAL if exc.code == Code.INVALID_ARGUMENT else Status(int(exc.code))
+        raise GRPCError(status, f"reply of {method}: {exc.message}") from exc
+    except DecodeError as exc:
+        raise GRPCError(Status.INTERNAL, f"reply of {method} cannot be decoded: {exc}") from exc
+    except TransportLost as exc:
+        raise GRPCError(Status.UNAVAILABLE, f"connection lost: {exc}") from exc

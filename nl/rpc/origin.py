@@ -1,0 +1,81 @@
+"""Where calls go: an endpoint as the user gives it, and the origin that a channel makes of it.
+
+An origin (HTTP's word: scheme, host, port) knows what is the same for all of its requests and connections. Not here:
+its addresses (resolver.py).
+"""
+
+from __future__ import annotations
+
+import ssl
+from collections.abc import Awaitable, Callable
+from dataclasses import dataclass, replace
+
+import trio
+
+from nl.rpc import hpack
+from nl.rpc.options import ChannelOptions
+from nl.rpc.target import Target, parse_target, split_authority
+from nl.rpc.tls import client_context
+
+Connect = Callable[[], Awaitable[trio.abc.Stream]]
+"""Opens a stream to the server: for tests, and for other transports."""
+
+
+@dataclass(frozen=True, slots=True)
+class Endpoint:
+    """One place that a channel may call. What is None is as the channel's options say."""
+
+    target: str | Connect
+    """As in target.py, or a function that opens a stream."""
+    tls: ssl.SSLContext | None = None
+    """For TLS. None: only if the target says `grpcs://` or `https://`, and then with the system's authorities."""
+    authority: str | None = None
+    compression: str | None = None
+    """`gzip`: requests are packed."""
+    max_streams: int | None = None
+
+
+class Origin:
+    """An endpoint with all that follows from it. ValueError for a target or an authority that is none."""
+
+    def __init__(self, endpoint: Endpoint, options: ChannelOptions) -> None:
+        self.connect: Connect | None = None
+        self.target: Target | None = None
+        if isinstance(endpoint.target, str):
+            self.target = parse_target(endpoint.target)
+        else:
+            self.connect = endpoint.target
+        self.name = str(self.target) if self.target is not None else "the server"
+        self.tls = endpoint.tls
+        if self.tls is None and self.target is not None and self.target.secure:
+            self.tls = client_context()
+        authority = endpoint.authority or options.authority
+        if authority is None:
+            authority = self.target.authority if self.target is not None else "localhost"
+        self.authority = authority
+        self.server_hostname, _ = split_authority(authority)
+        """Whose certificate is asked for (SNI) and expected."""
+        self.options = replace(
+            options,
+            authority=authority,
+            send_compression=endpoint.compression or options.send_compression,
+            max_streams=endpoint.max_streams or options.max_streams,
+        )
+        self._start = hpack.METHOD_POST + (hpack.SCHEME_HTTP if self.tls is None else hpack.SCHEME_HTTPS)
+        self._fixed = self._fixed_fields()
+
+    def _fixed_fields(self) -> bytes:
+        fields = [
+            (b":authority", self.authority.encode("ascii")),
+            (b"te", b"trailers"),
+            (b"content-type", b"application/grpc"),
+            (b"user-agent", self.options.user_agent.encode("ascii")),
+            (b"grpc-accept-encoding", b"identity,gzip"),
+        ]
+        if self.options.send_compression:
+            fields.append((b"grpc-encoding", self.options.send_compression.encode("ascii")))
+        return hpack.encode(fields)
+
+    def head(self, method: str) -> bytes:
+        """The header block of a request, up to what differs from call to call."""
+        return self._start + hpack.encode_path(method.encode()) + self._fixed
