@@ -13,7 +13,7 @@ from contextlib import asynccontextmanager
 import grpclib.const
 
 from nl.config.workers import ClientTlsOptions, WorkerApiEndpoint
-from nl.errors import ConfigError
+from nl.errors import ConfigError, UnavailableError
 from nl.pb import worker_api
 from nl.rpc.channel import Channel
 from nl.rpc.client_stream import ClientStream
