@@ -21,12 +21,15 @@ import trio
 from grpclib.const import Status
 from grpclib.metadata import Deadline
 
+from nl.rpc import call_context
 from nl.rpc.client_connection import ClientCall
 from nl.rpc.client_stream import ClientStream
 from nl.rpc.errors import NotProcessed
+from nl.rpc.metadata import encode_fields
 from nl.rpc.options import ChannelOptions
 from nl.rpc.origin import Connect, Endpoint, Origin
 from nl.rpc.pool import ChannelStatistics, Pool
+from nl.rpc.retry import RetryPolicy
 
 _SWEEP_S = 1.0
 
@@ -108,22 +111,35 @@ class Channel:
         deadline: Deadline | None = None,
         metadata: Any = None,
         wait_for_ready: bool | None = None,
+        retry: RetryPolicy | None = None,
     ) -> ClientStream:
         """A call of method `name` (`/package.Service/Method`), as an async context manager.
 
-        `wait_for_ready` None: as the options say.
+        What is None is as the options say; headers and a deadline come from the call's context, too (call_context.py).
+        ValueError or TypeError for metadata that may not be sent.
         """
-        left = [value for value in (timeout, deadline.time_remaining() if deadline else None) if value is not None]
-        if not left and self.options.call_timeout is not None:
-            left = [self.options.call_timeout]
+        fields = encode_fields(metadata) if metadata else []
+        now = trio.current_time()
+        ends = [] if timeout is None else [now + timeout]
+        if deadline is not None:
+            ends.append(now + deadline.time_remaining())
+        context = call_context.current()
+        if context is not None:
+            fields = context.headers_for(fields)
+            if context.expires is not None:
+                ends.append(context.expires)
+        options = self.options
+        if options.call_timeout is not None and timeout is None and deadline is None:
+            ends.append(now + options.call_timeout)
         return ClientStream(
             self,
             name,
             cardinality,
             reply_type,
-            expires=trio.current_time() + min(left) if left else None,
-            metadata=metadata,
-            wait_for_ready=self.options.wait_for_ready if wait_for_ready is None else wait_for_ready,
+            expires=min(ends, default=None),
+            fields=fields,
+            wait_for_ready=options.wait_for_ready if wait_for_ready is None else wait_for_ready,
+            retry=retry or options.retry,
         )
 
     def statistics(self) -> ChannelStatistics:
@@ -139,6 +155,11 @@ class Channel:
             connection = pool.pick() or await pool.wait_connection(wait_for_ready=wait_for_ready)
             if await connection.take_slot():
                 return connection.open_call()
+
+    def count_retry(self) -> None:
+        """For the statistics: a call is about to be sent again."""
+        if self._pool is not None:
+            self._pool.retries += 1
 
 
 def connect_pair(server: Any) -> Connect:

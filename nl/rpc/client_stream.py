@@ -24,8 +24,9 @@ from nl.rpc.contract import MessageBody, TransportLost
 from nl.rpc.errors import only_grpc_errors
 from nl.rpc.frames import ErrorCode
 from nl.rpc.hpack import Field
-from nl.rpc.metadata import decode_fields, encode_fields, encode_timeout
+from nl.rpc.metadata import decode_fields, encode_timeout
 from nl.rpc.method import decoder_for
+from nl.rpc.retry import RetryPolicy
 
 
 class _ReplyBody(MessageBody):
@@ -51,6 +52,8 @@ class Calls(Protocol):
 
     async def open_call(self, *, wait_for_ready: bool) -> ClientCall: ...
 
+    def count_retry(self) -> None: ...
+
 
 class ClientStream:
     """What `Channel.request` gives. An async context manager; leaving it early resets the call.
@@ -59,7 +62,8 @@ class ClientStream:
     nothing that a server sends raises anything else. NotProcessed, a GRPCError, says that the server has not begun
     with it. A wrong order of methods is the caller's mistake and raises `grpclib.exceptions.ProtocolError`.
 
-    A task may send while another receives.
+    A task may send while another receives. A call with one request is sent again as `retry` says (retry.py), as long as
+    nothing of an answer has arrived.
     """
 
     def __init__(
@@ -69,9 +73,10 @@ class ClientStream:
         cardinality: grpclib.const.Cardinality,
         reply_type: Any,
         *,
-        expires: float | None,
-        metadata: Any,
+        expires: float | None = None,
+        fields: list[tuple[bytes, bytes]] | None = None,
         wait_for_ready: bool = False,
+        retry: RetryPolicy | None = None,
     ) -> None:
         self._channel = channel
         self._name = name
@@ -79,7 +84,11 @@ class ClientStream:
         self._decode = decoder_for(reply_type)
         self._expires = expires
         self._wait_for_ready = wait_for_ready
-        self._fields = encode_fields(metadata) if metadata else []
+        self._retry = retry
+        self._retries = 0
+        self._kept: list[bytes] | None = None
+        """The request, as long as it may have to be sent again."""
+        self._fields = fields or []
         self._call: ClientCall | None = None
         self._sent = False
         self._ended = False
@@ -158,14 +167,20 @@ class ClientStream:
             raise ProtocolError("the request was sent already")
         if end and not self._cardinality.client_streaming:
             raise ProtocolError("a unary request needs its message")
-        with self._waiting():
-            self._call = await self._channel.open_call(wait_for_ready=self._wait_for_ready)
+        while self._call is None:
+            try:
+                with self._waiting():
+                    self._call = await self._channel.open_call(wait_for_ready=self._wait_for_ready)
+            except GRPCError as exc:
+                await self._pause(exc)
         call = self._call
         assert call is not None
         block = call.core.address.origin.head(self._name)
         fields = self._fields
         if self._expires is not None:
             fields = [(b"grpc-timeout", encode_timeout(self._expires - trio.current_time())), *fields]
+        if self._retries:
+            fields = [(b"grpc-previous-rpc-attempts", b"%d" % self._retries), *fields]
         block += hpack.encode(fields)
         core = call.core
         core.emit(fr.header_frames(block, call.sid, end_stream=end, max_frame=core.peer_max_frame))
@@ -194,7 +209,18 @@ class ClientStream:
             raise ProtocolError("the request has ended")
         self._sent = True
         end = end or not self._cardinality.client_streaming
-        packed = call.core.options.send_compression == messages.GZIP
+        if self._retry is not None and not self._cardinality.client_streaming:
+            self._kept = self._retry.kept(parts)
+        try:
+            await self._transmit(parts, end=end)
+        except GRPCError as exc:
+            await self._send_again(exc)
+
+    async def _transmit(self, parts: Sequence[Buffer], *, end: bool) -> None:
+        call = self._call
+        assert call is not None
+        options = call.core.options
+        packed = options.send_compression == messages.GZIP and sum(map(len, parts)) >= options.compress_from
         if packed:
             parts = (messages.compress(b"".join(parts)),)
         with self._waiting():
@@ -206,6 +232,42 @@ class ClientStream:
                     raise
                 end = True
         self._ended = self._ended or end
+
+    async def _send_again(self, error: GRPCError) -> None:
+        """The kept request on another stream, as often as the policy allows; raises the last error if it does not."""
+        if self._kept is None:
+            raise error
+        while True:
+            await self._pause(error)
+            await self.send_request()
+            try:
+                await self._transmit(self._kept, end=True)
+            except GRPCError as exc:
+                error = exc
+                continue
+            return
+
+    async def _pause(self, error: GRPCError) -> None:
+        """Gives the failed attempt up and waits until the next one may begin; raises `error` if there may be none."""
+        call = self._call
+        trailers: Sequence[Field] = ()
+        if call is not None:
+            trailers = call.trailing or ()
+            if call.initial is not None and call.initial is not call.trailing:  # the caller may have seen of it
+                raise error
+        pause = None
+        if self._retry is not None and not self._cancelled:
+            pause = self._retry.pause(error, method=self._name, retries=self._retries, trailers=trailers)
+        if pause is None or (self._expires is not None and trio.current_time() + pause >= self._expires):
+            raise error
+        self._release()
+        self._call = None
+        self.initial_metadata = self.trailing_metadata = None
+        self._retries += 1
+        self._channel.count_retry()
+        await trio.sleep(pause)
+        if self._cancelled:
+            raise GRPCError(Status.CANCELLED, "cancelled")
 
     async def wait_send_credit(self) -> int:
         """Waits until the server takes some bytes; how many. 0 if it has answered already."""
@@ -240,23 +302,29 @@ class ClientStream:
 
     async def recv_initial_metadata(self) -> None:
         """Waits for the response's headers; the error if there are only trailers that say so."""
-        call = self._require()
+        while self.initial_metadata is None:
+            try:
+                await self._wait_initial(self._require())
+            except GRPCError as exc:
+                await self._send_again(exc)
+
+    async def _wait_initial(self, call: ClientCall) -> None:
         while call.initial is None:
             call.raise_if_over()
             if call.recv_closed:
                 raise GRPCError(Status.INTERNAL, "the server ended the stream without headers")
             with self._waiting():
                 await call.wait_data()
-        if self.initial_metadata is None:
-            self.initial_metadata = self._decoded(call.initial)
-            if call.trailing is call.initial:
-                call.raise_if_over()
+        self.initial_metadata = self._decoded(call.initial)
+        if call.trailing is call.initial:
+            self.trailing_metadata = self.initial_metadata
+            call.raise_if_over()
 
     async def recv_message(self) -> Any:
         """The next reply, or None when the server has ended the call with OK."""
-        call = self._require()
         if self.initial_metadata is None:
             await self.recv_initial_metadata()
+        call = self._require()
         data: Buffer | None = None
         with self._waiting():
             data = await call.receive_message()
@@ -270,9 +338,9 @@ class ClientStream:
 
     async def receive_body(self) -> MessageBody | None:
         """The next reply as a reader of its encoded bytes, or None at the end. Its errors are GRPCErrors, too."""
-        call = self._require()
         if self.initial_metadata is None:
             await self.recv_initial_metadata()
+        call = self._require()
         body: MessageBody | None = None
         with self._waiting():
             body = await call.receive_body()
@@ -283,6 +351,8 @@ class ClientStream:
 
     async def recv_trailing_metadata(self) -> None:
         """Waits for the status; raises it unless it is OK."""
+        if self.initial_metadata is None:
+            await self.recv_initial_metadata()
         call = self._require()
         while call.trailing is None:
             call.raise_if_over()
@@ -296,8 +366,10 @@ class ClientStream:
 
     async def cancel(self) -> None:
         """Gives the call up: RST_STREAM(CANCEL)."""
-        call = self._require()
         self._cancelled = True
+        if self._call is None and self._retries:  # between two attempts: there will be no other
+            return
+        call = self._require()
         if call.error is None:
             call.error = GRPCError(Status.CANCELLED, "cancelled")
         if call.reset_code is None and not call.core.lost:

@@ -23,12 +23,6 @@ class NotProcessed(GRPCError):
     No connection could be made, the stream was refused (REFUSED_STREAM), or it lies above the last stream of a GOAWAY.
     """
 
-    def again(self) -> NotProcessed:
-        """The same for another caller: an exception that several tasks raise would carry all of their tracebacks."""
-        other = NotProcessed(self.status, self.message, self.details)
-        other.__cause__ = self.__cause__
-        return other
-
 
 _CLASSES: dict[Code, type[NlError]] = {
     each.code: each

@@ -9,6 +9,7 @@ from typing import Literal
 
 from nl.model.access import Identity, PeerCertificate
 from nl.rpc.h2.limits import Limits
+from nl.rpc.retry import RetryPolicy
 
 Authenticate = Callable[[str, PeerCertificate | None, bytes | None], Identity]
 """Who asks: from the peer (`host:port`), the verified certificate of the TLS client and the request's `authorization`.
@@ -70,6 +71,8 @@ class ChannelOptions:
     """A deadline for every call that has none of its own."""
     wait_for_ready: bool = False
     """Whether calls wait until a connection can be made, instead of failing with the attempt."""
+    retry: RetryPolicy | None = None
+    """Which calls are sent again; None: none are."""
     connections: int = 1
     """How many are kept to each address (round_robin), or to the first address that answers (pick_first)."""
     balancing: Literal["pick_first", "round_robin"] = "pick_first"
