@@ -9,29 +9,7 @@ from nl.rpc.errors import NotProcessed
 from nl.rpc.options import ChannelOptions
 from nl.rpc.origin import Endpoint, Origin
 from nl.rpc.resolver import MAX_ADDRESSES, Address, interleaved, resolve
-
-
-class Names(trio.abc.HostnameResolver):
-    """trio's own seam for names."""
-
-    def __init__(self, **names):
-        self.names = {name.replace("_", "."): value for name, value in names.items()}
-
-    async def getaddrinfo(self, host, port, family=0, type=0, proto=0, flags=0):
-        value = self.names[host.decode() if isinstance(host, bytes) else host]
-        if isinstance(value, Exception):
-            raise value
-        if value is None:
-            await trio.sleep_forever()
-        return [
-            (socket.AF_INET6, type, 6, "", (each, port, 0, 0))
-            if ":" in each
-            else (socket.AF_INET, type, 6, "", (each, port))
-            for each in value
-        ]
-
-    async def getnameinfo(self, sockaddr, flags):
-        raise NotImplementedError
+from tests.support.names import Names
 
 
 @pytest.fixture
