@@ -1,0 +1,245 @@
+"""Which connections a channel makes, and when, on a clock that jumps: servers in memory that do as they are told."""
+
+import pytest
+import trio
+from grpclib.const import Cardinality, Status
+from grpclib.exceptions import GRPCError
+from trio.testing import memory_stream_pair, wait_all_tasks_blocked
+
+from nl.rpc import frames as fr
+from nl.rpc import hpack
+from nl.rpc.channel import Channel
+from nl.rpc.errors import NotProcessed
+from nl.rpc.options import ChannelOptions
+from nl.rpc.origin import Endpoint
+from tests.wire.raw_server import RawConnection, trailers
+
+
+class Place:
+    """Somewhere to connect to. Each attempt does what `plan` says next, the last for ever:
+
+    `refuse` fails at once, `hang` never ends, `serve` answers every call, `once` answers one and is gone, `gone` greets
+    and is gone, `goaway` greets and says goodbye.
+    """
+
+    def __init__(self, nursery, *plan):
+        self.nursery = nursery
+        self.plan = list(plan)
+        self.times = []
+        self.hanging = 0
+        self.calls = 0
+        self.born = trio.current_time()
+
+    async def __call__(self):
+        self.times.append(trio.current_time() - self.born)
+        what = self.plan.pop(0) if len(self.plan) > 1 else self.plan[0]
+        if what == "refuse":
+            raise ConnectionRefusedError(111, "refused")
+        if what == "hang":
+            self.hanging += 1
+            try:
+                await trio.sleep_forever()
+            finally:
+                self.hanging -= 1
+        ours, theirs = memory_stream_pair()
+        self.nursery.start_soon(self._serve, RawConnection(theirs, len(self.times)), what)
+        return ours
+
+    async def _serve(self, connection, what):
+        try:
+            await connection.greet()
+            if what == "goaway":
+                await connection.send(fr.goaway(0, 0))
+            while what in {"serve", "once", "goaway"} and (sid := await connection.request()) is not None:
+                self.calls += 1
+                block = fr.header_frames(hpack.RESPONSE, sid, end_stream=False, max_frame=16384)
+                await connection.send(block, fr.frame(fr.DATA, 0, sid, b"\0\0\0\0\2ok"), trailers(sid, 0))
+                if what == "once":
+                    break
+        except (trio.BrokenResourceError, trio.ClosedResourceError):
+            pass
+        await trio.aclose_forcefully(connection.stream)
+
+
+async def call(channel, **kwargs):
+    async with channel.request("/t.S/M", Cardinality.UNARY_UNARY, bytes, bytes, **kwargs) as stream:
+        await stream.send_message(b"", end=True)
+        return await stream.recv_message()
+
+
+def options(**kwargs):
+    return ChannelOptions(**{"backoff_initial": 1, "backoff_max": 60, "backoff_jitter": 0, **kwargs})
+
+
+def channel_to(*places, **kwargs):
+    return Channel([Endpoint(each) for each in places], options=options(**kwargs))
+
+
+def gaps(times):
+    return [round(after - before) for before, after in zip(times, times[1:], strict=False)]
+
+
+async def test_pauses_grow_until_a_connection_was_of_use_and_then_begin_anew(autojump_clock, nursery):
+    place = Place(nursery, "refuse", "refuse", "refuse", "once", "refuse", "refuse", "serve")
+    async with channel_to(place) as channel:
+        assert await call(channel, wait_for_ready=True) == b"ok"
+        await wait_all_tasks_blocked()
+        assert await call(channel, wait_for_ready=True) == b"ok"
+    assert gaps(place.times) == [1, 2, 4, 0, 1, 2]
+
+
+async def test_connections_that_end_before_they_were_of_use_are_failures_that_add_up(autojump_clock, nursery):
+    place = Place(nursery, "gone", "gone", "gone", "gone", "serve")
+    async with channel_to(place) as channel:
+        with trio.fail_after(100):
+            while True:
+                try:
+                    assert await call(channel, wait_for_ready=True) == b"ok"
+                    break
+                except GRPCError as exc:
+                    assert exc.status is Status.UNAVAILABLE
+    assert gaps(place.times) == [0, 1, 2, 4]  # the first is forgiven: servers restart
+
+
+async def test_a_server_that_greets_and_says_goodbye_is_not_asked_again_at_once(autojump_clock, nursery):
+    place = Place(nursery, "goaway")
+    async with channel_to(place) as channel:
+        with pytest.raises(GRPCError) as caught:
+            await call(channel, wait_for_ready=True, timeout=20)
+        assert caught.value.status is Status.DEADLINE_EXCEEDED
+    assert gaps(place.times) in ([1, 2, 4, 8], [0, 1, 2, 4, 8])
+
+
+async def test_ten_calls_share_one_attempt_and_its_connection(autojump_clock, nursery):
+    place = Place(nursery, "serve")
+    async with channel_to(place) as channel, trio.open_nursery() as calls:
+        for _ in range(10):
+            calls.start_soon(call, channel)
+    assert (len(place.times), place.calls) == (1, 10)
+
+
+async def test_a_call_within_the_pause_fails_with_the_reason_and_without_an_attempt(autojump_clock, nursery):
+    place = Place(nursery, "refuse")
+    async with channel_to(place) as channel:
+        for _ in range(3):
+            with pytest.raises(NotProcessed, match="Connection refused"):
+                await call(channel)
+        assert len(place.times) == 1
+        await trio.sleep(1)
+        with pytest.raises(NotProcessed):
+            await call(channel)
+        assert len(place.times) == 2
+
+
+async def test_an_attempt_ends_when_the_last_call_that_waits_for_it_leaves(autojump_clock, nursery):
+    place = Place(nursery, "hang")
+    async with channel_to(place) as channel:
+        scopes = []
+
+        async def impatient():
+            with trio.CancelScope() as scope:
+                scopes.append(scope)
+                await call(channel)
+
+        nursery.start_soon(impatient)
+        nursery.start_soon(impatient)
+        await wait_all_tasks_blocked()
+        scopes[0].cancel()
+        await wait_all_tasks_blocked()
+        assert place.hanging == 1
+        scopes[1].cancel()
+        await wait_all_tasks_blocked()
+        assert place.hanging == 0
+        assert channel.statistics().waiting == 0
+
+
+async def test_a_call_fails_once_every_address_has_failed_since_it_came(autojump_clock, nursery):
+    hole, dead = Place(nursery, "hang"), Place(nursery, "refuse")
+    async with channel_to(hole, dead, balancing="round_robin", connect_timeout=20) as channel:
+        began = trio.current_time()
+        with pytest.raises(NotProcessed) as caught:
+            await call(channel)
+        assert trio.current_time() - began == pytest.approx(20, abs=0.1)
+        assert "no answer within 20 s" in caught.value.message
+        assert "refused" in caught.value.message
+
+
+async def test_round_robin_uses_what_answers_while_another_address_hangs(autojump_clock, nursery):
+    hole, alive = Place(nursery, "hang"), Place(nursery, "serve")
+    async with channel_to(hole, alive, balancing="round_robin") as channel:
+        began = trio.current_time()
+        assert [await call(channel) for _ in range(5)] == [b"ok"] * 5
+        assert trio.current_time() == began
+        assert hole.hanging == 1  # still tried, for the calls to come
+
+
+async def test_a_failed_address_is_tried_again_while_others_answer(autojump_clock, nursery):
+    back, alive = Place(nursery, "refuse", "refuse", "serve"), Place(nursery, "serve")
+    async with channel_to(back, alive, balancing="round_robin") as channel:
+        for _ in range(10):
+            assert await call(channel) == b"ok"
+            await trio.sleep(0.5)
+        assert gaps(back.times) == [1, 2]
+        assert back.calls >= 1
+
+
+async def test_waiting_calls_find_out_that_the_channel_closes(autojump_clock, nursery):
+    place = Place(nursery, "hang")
+    failed = trio.Event()
+
+    async def waits():
+        with pytest.raises(NotProcessed, match="closed"):
+            await call(channel)
+        failed.set()
+
+    async with channel_to(place) as channel:
+        nursery.start_soon(waits)
+        await wait_all_tasks_blocked()
+    with trio.fail_after(1):
+        await failed.wait()
+
+
+async def test_the_mistake_of_a_function_that_opens_streams_costs_one_attempt(autojump_clock):
+    async def broken():
+        raise KeyError("oops")
+
+    async with Channel(broken) as channel:
+        for _ in range(2):
+            with pytest.raises(NotProcessed, match="KeyError"):
+                await call(channel)
+            await trio.sleep(10)
+
+
+async def test_a_channel_as_a_task(autojump_clock, nursery):
+    place = Place(nursery, "serve")
+    channel = channel_to(place)
+    async with trio.open_nursery() as tasks:
+        await tasks.start(channel.run)
+        assert await call(channel) == b"ok"
+        tasks.cancel_scope.cancel()
+    with pytest.raises(RuntimeError, match="once"):
+        async with channel:
+            pass
+
+
+async def test_statistics_tell_what_happened(autojump_clock, nursery):
+    place = Place(nursery, "refuse", "serve")
+    async with channel_to(place) as channel:
+        with pytest.raises(NotProcessed):
+            await call(channel)
+        await trio.sleep(2)
+        for _ in range(3):
+            await call(channel)
+        told = channel.statistics()
+        (counts,) = told.addresses.values()
+        assert (counts.attempts, counts.failures, counts.connections, counts.calls) == (2, 1, 1, 3)
+        assert (told.connections, told.draining, told.waiting, told.retries) == (1, 0, 0, 0)
+
+
+def test_a_channel_to_nowhere_is_refused():
+    with pytest.raises(ValueError, match="endpoint"):
+        Channel([])
+    with pytest.raises(ValueError, match="no port"):
+        Channel("nonsense")
+    with pytest.raises(ValueError, match="authority"):
+        Channel("h:1", options=ChannelOptions(authority="a b"))
