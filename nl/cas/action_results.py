@@ -6,6 +6,9 @@ with an unknown field, so other servers can share the store. The seal comes *fir
 anywhere, also between two fields, is found out. Values written by others carry no seal and are accepted if they
 decode strictly; an empty one is not, because that is what an emptied file looks like, and a miss does no harm.
 
+How large a result may be is decided here, for all who keep or read them. Most are small and take the short way through
+the store; the others are read in pieces, and looked into in a thread.
+
 Not here: what a result refers to (`nl.cas.references`) and whether that is still there.
 """
 
@@ -15,7 +18,8 @@ import hashlib
 from typing import Final
 
 from nl.blob.reader import Buffer
-from nl.errors import CorruptBlobError
+from nl.cas.large import off_loop_if_large
+from nl.errors import CorruptBlobError, ExhaustedError
 from nl.model.digest import ActionKey, Digest
 from nl.pb import reapi
 from nl.pb.codec import DecodeError, decode, varint
@@ -24,8 +28,8 @@ from nl.storage.contract import Store
 _FIELD: Final = 50_001
 """In the range that protobuf leaves to in-house use."""
 _CHECKSUM_BYTES: Final = 16
-
-
+MAX_ACTION_RESULT_BYTES: Final = 16 * 1024 * 1024
+"""The largest encoded ActionResult that is kept: some 150,000 output files. Actions with more declare directories."""
 
 _PREFIX: Final = varint(_FIELD << 3 | 2) + bytes([_CHECKSUM_BYTES])
 _LEAST_TAG: Final = 2 << 3
@@ -72,12 +76,58 @@ async def load_action_result(store: Store, action: Digest | ActionKey) -> bytes:
     a miss, and the next `store_action_result` mends it.
     """
     try:
-        return unseal(await store.get(ActionKey(*action)))
+        return await off_loop_if_large(unseal, await read_value(store, ActionKey(*action)))
     except CorruptBlobError as exc:
         exc.add_note(f"action {action}")
         raise
 
 
+async def read_value(store: Store, key: ActionKey) -> Buffer:
+    """The stored value, sealed or not, however large it may be.
+
+    Raises BlobNotFoundError, and CorruptBlobError for one that is larger than any result that is kept.
+    """
+    try:
+        return await store.get(key)
+    except ExhaustedError:
+        pass  # it is larger than what a store hands out whole
+    parts: list[bytes] = []
+    left = MAX_ACTION_RESULT_BYTES + _SEAL_BYTES
+    async with store.open(key) as reader:
+        while got := await reader.receive_parts():
+            left -= sum(map(len, got))
+            if left < 0:
+                raise CorruptBlobError(
+                    f"the stored action result is larger than the limit of {MAX_ACTION_RESULT_BYTES} bytes"
+                )
+            parts.extend(map(bytes, got))
+    return b"".join(parts)
+
+
 async def store_action_result(store: Store, action: Digest | ActionKey, encoded: Buffer) -> None:
-    """Stores an encoded ActionResult for an action, sealed, in place of what may be there."""
+    """Stores an encoded ActionResult for an action, sealed, in place of what may be there.
+
+    Raises ExhaustedError, and stores nothing, if it is larger than what can be read again.
+    """
+    check_size(action, len(encoded))
     await store.put(ActionKey(*action), seal(encoded))
+
+
+def check_size(action: object, size: int) -> None:
+    """Raises ExhaustedError if an encoded ActionResult of so many bytes is too large to be kept."""
+    if size > MAX_ACTION_RESULT_BYTES:
+        raise ExhaustedError(
+            f"the result of action {action} has {size} bytes; at most {MAX_ACTION_RESULT_BYTES} can be kept: declare "
+            "output directories instead of single files"
+        )
+
+
+def drop_inlined(result: reapi.ActionResult) -> None:
+    """Takes out the contents that the result also names by digest: whoever needs them reads them."""
+    if result.stdout_digest is not None:
+        result.stdout_raw = b""
+    if result.stderr_digest is not None:
+        result.stderr_raw = b""
+    for file in result.output_files:
+        if file.digest is not None:
+            file.contents = b""

@@ -97,7 +97,8 @@ class HttpListener(Options):
     advanced_http: AdvancedHttpOptions = AdvancedHttpOptions()
     """Knobs of HTTP/2."""
     max_decoding_message_size: Annotated[Size, ZeroMeansDefault()] = 4 * 1024 * 1024
-    """The largest gRPC message that is accepted."""
+    """The largest gRPC message that is accepted. Methods that need more take more: UpdateActionResult and
+    FindMissingBlobs 16 MiB, BatchUpdateBlobs 7 MiB."""
     tls: TlsOptions | None = None
     """TLS; plaintext if not set."""
 

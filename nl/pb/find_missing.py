@@ -22,7 +22,9 @@ _Found = tuple[str, str, str]
 
 # A digest in field 2, its bytes as latin-1 text: (its length, the hash, the size with its tag). The length is that of
 # a hash with its tag and length (66) and of a size that is left out when it is 0 and takes 2 to 10 bytes otherwise.
-_FIND = re.compile("\x12([BD-L])\n@(.{64})((?:\x10[\x80-\xff]{0,8}[\x00-\x7f])?)", re.DOTALL).findall
+_PATTERN = re.compile("\x12([BD-L])\n@(.{64})((?:\x10[\x80-\xff]{0,8}[\x00-\x7f])?)", re.DOTALL)
+_FIND = _PATTERN.findall
+_AT_ONCE: Final = 1024 * 1024
 _FIXED: Final = 68
 _HEX: Final = b"0123456789abcdef"
 _MAX_SIZES: Final = 65_536
@@ -103,7 +105,8 @@ def _plain(data: bytes) -> FindMissingRequest | None:
     if end > 1 and data[0] == 0x0A and data[1] < 128:
         start = 2 + data[1]
         instance = data[2:start]
-    found: list[_Found] = _FIND(str(data, "latin-1"), start)
+    text = str(data, "latin-1")
+    found: list[_Found] = _FIND(text, start) if end <= _AT_ONCE else _find_in_steps(text, start)
     lengths, names, tails = zip(*found, strict=True) if found else ((), (), ())
     sizes = list(map(_SIZES.__getitem__, map(add, lengths, tails)))
     # Matches do not overlap: that their lengths add up to all bytes means that nothing lies between them.
@@ -118,6 +121,17 @@ def _plain(data: bytes) -> FindMissingRequest | None:
     except UnicodeDecodeError:
         return None
     return FindMissingRequest(name, function, names, sizes, is_plain=True, _found=found)
+
+
+def _find_in_steps(text: str, start: int) -> list[_Found]:
+    """What `_FIND` finds, in steps: another thread can run between them, but not while an expression is at work."""
+    found: list[_Found] = []
+    while start < len(text):
+        following = _PATTERN.search(text, start + _AT_ONCE)
+        stop = following.start() if following else len(text)
+        found += _FIND(text, start, stop)
+        start = stop
+    return found
 
 
 def _are_hex(names: Sequence[str]) -> bool:

@@ -171,6 +171,41 @@ def _utf8(data: bytes) -> str:
         raise DecodeError(f"{error.reason} in a string") from None
 
 
+class UpdateActionResult(NamedTuple):
+    """An UpdateActionResultRequest whose result is left as it came."""
+
+    request: reapi.UpdateActionResultRequest
+    """All the rest; its `action_result` is not set."""
+    encoded_result: bytes | None
+    """The encoded ActionResult; None if the request has none."""
+
+
+def parse_update_action_result(data: Buffer) -> UpdateActionResult:
+    """Reads the request and cuts out its result, unread. Raises DecodeError if the rest is wrong."""
+    whole = bytes(data)
+    results: list[bytes] = []  # of a message that comes twice, both are merged: so are their bytes, one after the other
+    rest: list[bytes] = []
+    i, end = 0, len(whole)
+    try:
+        while i < end:
+            start = i
+            i = skip_field(whole, i, end)
+            if whole[start] != 0x1A:
+                rest.append(whole[start:i])
+                continue
+            length, at = whole[start + 1], start + 2
+            if length > 127:
+                length, at = read_length(whole, at, length)
+            results.append(whole[at:i])
+    except IndexError:
+        raise DecodeError("UpdateActionResultRequest: truncated") from None
+    request = codec.decode(reapi.UpdateActionResultRequest, b"".join(rest))
+    if request.action_result is not None:  # its tag was written in more bytes than it takes
+        results.append(codec.encode(request.action_result))
+        request.action_result = None
+    return UpdateActionResult(request, b"".join(results) if results else None)
+
+
 class ActionResultDigests(NamedTuple):
     """What an ActionResult refers to in the CAS. A digest without hash and size refers to nothing and is left out."""
 

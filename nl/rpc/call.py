@@ -8,7 +8,7 @@ views. Not here: headers, trailers and what a status means.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, ClassVar
 
 import trio
 
@@ -35,6 +35,8 @@ class Call(Stream):
     )  # fmt: skip
 
     core: Connection
+    size_option: ClassVar[str] = "max_message_size"
+    """What the limit on messages is called where it is set, for the error about it."""
 
     def __init__(self, core: Connection, sid: int, *, max_message_size: int) -> None:
         Stream.__init__(self, core, sid)  # by name, here and in ServerCall: `super()` costs more than what it calls
@@ -213,7 +215,8 @@ class Call(Stream):
         if flag and (flag > 1 or self.encoding in (None, messages.IDENTITY)):
             raise InvalidRequestError(f"message with compressed-flag {flag}, but grpc-encoding is {self.encoding}")
         if length > self.max_message_size:
-            raise ExhaustedError(f"message of {length} bytes; the limit is {self.max_message_size}")
+            limit = f"the limit is {self.max_message_size}, the option {self.size_option}"
+            raise ExhaustedError(f"message of {length} bytes; {limit}")
         return bool(flag), length
 
     def _pop(self, max_bytes: int) -> list[memoryview]:

@@ -2,7 +2,8 @@
 
 A service is an object with grpclib's `__mapping__() -> {"/pkg.Service/Method": grpclib.const.Handler}`; a handler's
 `func(stream)` gets one `ServerStream`. `request_type` and `reply_type` are betterproto2 message classes, or any class
-with `decode(data) -> Self` (request) and `encode_parts() -> list[Buffer]` (reply): see `nl.pb.codec`.
+with `decode(data) -> Self` (request) and `encode_parts() -> list[Buffer]` (reply): see `nl.pb.codec`. A request class
+may have a `max_message_size`: its method takes messages of that size, if the server's own limit is lower.
 
 A handler ends a call by returning (status OK) or by raising: `NlError` and `grpclib.GRPCError` become their status,
 anything else is INTERNAL, logged with its traceback, and never takes the connection down. It runs in a cancel scope
@@ -50,7 +51,15 @@ class ServerStream(Protocol, Generic[Req, Rep]):
 
     @property
     def metadata(self) -> MultiDict[str | bytes]:
-        """Request metadata, decoded on first use; `-bin` values are bytes."""
+        """Request metadata, decoded on first use; `-bin` values are bytes, and one that is not base64 spoils them all:
+        whoever wants a single header asks for it by `header`.
+        """
+
+    def header(self, name: str) -> str | bytes | None:
+        """The first request header of that (lower-case) name, decoded; None if there is none. Others are not looked at.
+
+        Raises InvalidRequestError if it is binary (`-bin`) and not base64.
+        """
 
     async def recv_message(self) -> Req | None:
         """The next message, or None when the client has half-closed. Malformed ones raise InvalidRequestError."""

@@ -20,7 +20,7 @@ class Service(Protocol):
 class Method:
     """One entry of a service's mapping, with what each call would otherwise look up."""
 
-    __slots__ = ("client_streaming", "decode", "func", "name", "server_streaming")
+    __slots__ = ("client_streaming", "decode", "func", "max_message_size", "name", "server_streaming")
 
     def __init__(self, name: str, handler: grpclib.const.Handler) -> None:
         self.name = name
@@ -28,6 +28,8 @@ class Method:
         self.client_streaming = handler.cardinality.client_streaming
         self.server_streaming = handler.cardinality.server_streaming
         self.decode = decoder_for(handler.request_type)
+        self.max_message_size: int = getattr(handler.request_type, "max_message_size", 0)
+        """What this method's requests may need beyond what the server allows for all of them."""
 
 
 def decoder_for(cls: Any) -> Callable[[Buffer], Any]:

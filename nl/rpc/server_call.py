@@ -22,7 +22,7 @@ from nl.rpc.contract import TransportLost
 from nl.rpc.frames import ErrorCode
 from nl.rpc.h2.limits import GOODWILL
 from nl.rpc.hpack import Field
-from nl.rpc.metadata import decode_fields, encode_fields
+from nl.rpc.metadata import decode_binary, decode_fields, encode_fields
 from nl.rpc.method import Method
 from nl.rpc.status import Outcome, trailers
 
@@ -46,11 +46,12 @@ class ServerCall(Call):
     )  # fmt: skip
 
     core: ServerConnection
+    size_option = "max_decoding_message_size of the listener"
 
     def __init__(
         self, core: ServerConnection, sid: int, method: Method, fields: list[Field], identity: Identity
     ) -> None:
-        Call.__init__(self, core, sid, max_message_size=core.options.max_message_size)
+        Call.__init__(self, core, sid, max_message_size=max(core.options.max_message_size, method.max_message_size))
         self.definition = method
         self.identity = identity
         self._fields = fields
@@ -86,6 +87,14 @@ class ServerCall(Call):
         if self._metadata is None:
             self._metadata = decode_fields(self._fields)
         return self._metadata
+
+    def header(self, name: str) -> str | bytes | None:
+        """One header of the request."""
+        wanted = name.encode("ascii")
+        for each, value, kind, _ in self._fields:
+            if each == wanted and kind == hpack.REGULAR:
+                return decode_binary(value) if name.endswith("-bin") else value.decode("latin-1")
+        return None
 
     # -- receiving ---------------------------------------------------------------------------------------------------
 

@@ -20,17 +20,15 @@ from nl.scheduler.simple import SimpleScheduler
 from nl.services.action_cache import ActionCacheInstance, ActionCacheService
 from nl.services.bytestream import ByteStreamInstance, ByteStreamService
 from nl.services.capabilities import CapabilitiesInstance, CapabilitiesService
-from nl.services.cas import MAX_BATCH_BYTES, CasInstance, CasService
+from nl.services.cas import CasInstance, CasService
 from nl.services.execution import ExecutionInstance, ExecutionService
 from nl.services.health import HealthRegistry, HealthService
+from nl.services.limits import BATCH_BYTES
 from nl.services.operations import OperationsService
 from nl.services.reflection import ReflectionService
 from nl.services.worker_api import WorkerApiService
 from nl.storage.builder import StoreGraph
 from nl.storage.contract import Store
-
-ENVELOPE_BYTES = 64 * 1024
-"""What a batch of blobs needs in a message besides the blobs: announced batches stay below the limit by this much."""
 
 
 @runtime_checkable
@@ -82,11 +80,6 @@ class Site:
         """Whether instance names that are not configured are served, too."""
         return self.server.any_instance_name
 
-    @property
-    def max_batch_bytes(self) -> int:
-        """The most bytes of blobs in a batch."""
-        return min(MAX_BATCH_BYTES, max(self.server.listener.http.max_decoding_message_size - ENVELOPE_BYTES, 1))
-
     def everywhere(self, kind: str) -> Sequence[Any]:
         """The entries of one kind over all listeners."""
         return [entry for server in self.config.servers for entry in getattr(server.services, kind) or ()]
@@ -124,7 +117,7 @@ def mount(
 
 
 def _cas(entries: Sequence[cfg.CasService], site: Site) -> Iterable[Service]:
-    instances = {e.instance_name: CasInstance(site.graph[e.cas_store], site.max_batch_bytes) for e in entries}
+    instances = {e.instance_name: CasInstance(site.graph[e.cas_store]) for e in entries}
     return [CasService(instances, any_name=site.any_name)] if instances else []
 
 
@@ -181,7 +174,7 @@ def _capabilities(entries: Sequence[cfg.CapabilitiesService], site: Site) -> Ite
     executing = {entry.instance_name for entry in site.server.services.execution or ()}
     instances = {
         name: CapabilitiesInstance(
-            site.max_batch_bytes if name in cas else 0,
+            BATCH_BYTES if name in cas else 0,
             update_enabled=name in caches and not caches[name].read_only,
             execution=name in executing or (name in announced and announced[name].remote_execution is not None),
             supported_node_properties=("mtime", "unix_mode") if name in executing else (),

@@ -1,7 +1,8 @@
 """ActionCache: a map from action digests to ActionResults, and nothing more.
 
-The action itself is never fetched or looked at: clients keep other things under digests of their own (moon). A stored
-result passes through as the bytes it is; it is decoded only when the request asks for contents to be inlined.
+The action itself is never fetched or looked at: clients keep other things under digests of their own (moon). A result
+passes through as the bytes it is, both ways: on its way in it must be one, on its way out it is decoded only when the
+request asks for contents to be inlined, or when it must shed some to fit into a message.
 Whether a hit's outputs still exist is the business of the store (`completeness_checking`).
 """
 
@@ -13,20 +14,22 @@ from dataclasses import dataclass
 
 import grpclib.const
 
-from nl.cas.action_results import load_action_result, store_action_result
+from nl.blob.reader import Buffer
+from nl.cas.action_results import check_size, drop_inlined, load_action_result, store_action_result
 from nl.cas.digests import parse_digest
+from nl.cas.large import off_loop_if_large
 from nl.errors import BlobNotFoundError, CorruptBlobError, InvalidRequestError, NotFoundError, PermissionDeniedError
 from nl.model.access import Right
 from nl.model.digest import Digest
 from nl.pb import reapi
 from nl.pb.codec import DecodeError, decode, encode
+from nl.pb.hot import parse_update_action_result
 from nl.rpc.contract import ServerStream
-from nl.services.requests import Instances, parse_function, receive_request
+from nl.services.limits import ACTION_RESULT_MESSAGE_BYTES, INLINE_BYTES, REPLY_BYTES
+from nl.services.requests import EncodedRequest, Instances, parse_function, receive_decoded, receive_request
 from nl.storage.contract import Store
 
 _log = logging.getLogger(__name__)
-INLINE_BYTES = 1024 * 1024
-"""How much content one reply gets inlined, together: far from the 4 MiB that clients take in a message."""
 _PREFIX = "/build.bazel.remote.execution.v2.ActionCache/"
 
 
@@ -37,6 +40,12 @@ class ActionCacheInstance:
     store: Store
     cas: Store | None = None
     read_only: bool = False
+
+
+class EncodedUpdate(EncodedRequest):
+    """An UpdateActionResultRequest; `parse_update_action_result` reads it."""
+
+    max_message_size = ACTION_RESULT_MESSAGE_BYTES
 
 
 class ActionCacheService:
@@ -56,22 +65,27 @@ class ActionCacheService:
         encoded = await _load(instance.store, digest)
         if instance.cas is not None and (request.inline_stdout or request.inline_stderr or request.inline_output_files):
             encoded = await _inline(instance.cas, request, encoded=encoded)
+        if len(encoded) > REPLY_BYTES:
+            encoded = await off_loop_if_large(_without_inlined, encoded)
         await stream.send_parts([encoded])
 
     async def update_action_result(
-        self, stream: ServerStream[reapi.UpdateActionResultRequest, reapi.ActionResult]
+        self, stream: ServerStream[EncodedUpdate, reapi.ActionResult]
     ) -> None:
         """Stores a result in place of what may be there, and answers with it."""
-        request = await receive_request(stream)
+        request, encoded = await receive_decoded(stream, parse_update_action_result)
         instance = self._instances.get(stream, request.instance_name, Right.WRITE_AC)
         parse_function(request.digest_function)
         digest = parse_digest(request.action_digest, "action_digest")
         if instance.read_only:
             raise PermissionDeniedError(f"the action cache of instance {request.instance_name!r} is read-only here")
-        if request.action_result is None:
+        if encoded is None:
             raise InvalidRequestError("action_result is not set")
-        encoded = encode(request.action_result)
+        check_size(digest, len(encoded))
+        await off_loop_if_large(_check_result, encoded)
         await store_action_result(instance.store, digest, encoded)
+        if len(encoded) > REPLY_BYTES:
+            encoded = await off_loop_if_large(_without_inlined, encoded)
         await stream.send_parts([encoded])
 
     def __mapping__(self) -> dict[str, grpclib.const.Handler]:
@@ -81,7 +95,7 @@ class ActionCacheService:
                 self.get_action_result, unary, reapi.GetActionResultRequest, reapi.ActionResult
             ),
             _PREFIX + "UpdateActionResult": grpclib.const.Handler(
-                self.update_action_result, unary, reapi.UpdateActionResultRequest, reapi.ActionResult
+                self.update_action_result, unary, EncodedUpdate, reapi.ActionResult
             ),
         }
 
@@ -99,9 +113,11 @@ async def _load(store: Store, digest: Digest) -> bytes:
 async def _inline(cas: Store, request: reapi.GetActionResultRequest, *, encoded: bytes) -> bytes:
     """The result with the contents that the request asks for, as far as they are there and fit; digests stay."""
     try:
-        result = decode(reapi.ActionResult, encoded)
+        result = await off_loop_if_large(_decode_result, encoded)
     except DecodeError as exc:
-        raise NotFoundError("the stored action result is not an ActionResult") from exc
+        digest = request.action_digest
+        _log.warning("an action result that cannot be decoded counts as a miss: %s (%s)", exc, digest and digest.hash)
+        raise NotFoundError(f"the action result stored for {digest and digest.hash} cannot be decoded") from exc
     left = INLINE_BYTES
 
     async def fetch(digest: reapi.Digest | None, already: bytes) -> bytes:
@@ -123,4 +139,20 @@ async def _inline(cas: Store, request: reapi.GetActionResultRequest, *, encoded:
     for file in result.output_files:
         if file.path in wanted:
             file.contents = await fetch(file.digest, file.contents)
+    return encode(result)
+
+
+def _decode_result(encoded: Buffer) -> reapi.ActionResult:
+    return decode(reapi.ActionResult, encoded)
+
+
+def _check_result(encoded: Buffer) -> None:
+    """Raises DecodeError if the bytes are no ActionResult: they would be a miss for ever."""
+    _decode_result(encoded)
+
+
+def _without_inlined(encoded: Buffer) -> bytes:
+    """What most clients can take in of a result that is too large for them otherwise."""
+    result = _decode_result(encoded)
+    drop_inlined(result)
     return encode(result)

@@ -15,9 +15,9 @@ from nl.pb import reapi
 from nl.pb.codec import decode
 from nl.pb.codec.wire import skip_field
 from nl.pb.find_missing import FindMissingRequest
+from nl.services.limits import BATCH_REQUEST_BYTES, FIND_MISSING_REQUEST_BYTES, MAX_ENTRIES
+from nl.services.requests import EncodedRequest
 
-MAX_ENTRIES: Final = 40_000
-"""Most blobs in a batch: with their digests alone, replies about more would come near the limit of a message."""
 _LEAST_ENTRY_BYTES: Final = 68
 """A valid digest has a hash of 64 characters, and tags and lengths around it."""
 _FEW: Final = 200
@@ -25,18 +25,22 @@ _FEW: Final = 200
 _TAG: Final = b"\x12"
 
 
-class BoundedFindMissing:
-    """Decodes to a FindMissingRequest. More digests than could be valid ones in so many bytes are refused."""
+class EncodedFindMissing(EncodedRequest):
+    """A FindMissingBlobsRequest; `decode_find_missing` reads it."""
 
-    @staticmethod
-    def decode(data: Buffer) -> FindMissingRequest:
-        """Raises DecodeError, or InvalidRequestError for too many entries."""
-        _check_entries(data, most=MAX_ENTRIES + len(data) // _LEAST_ENTRY_BYTES)
-        return FindMissingRequest.decode(data)
+    max_message_size = FIND_MISSING_REQUEST_BYTES
+
+
+def decode_find_missing(data: Buffer) -> FindMissingRequest:
+    """Raises DecodeError, or InvalidRequestError for more digests than could be valid ones in so many bytes."""
+    _check_entries(data, most=MAX_ENTRIES + len(data) // _LEAST_ENTRY_BYTES)
+    return FindMissingRequest.decode(data)
 
 
 class BoundedBatchUpdate:
     """Decodes to a BatchUpdateBlobsRequest."""
+
+    max_message_size: Final = BATCH_REQUEST_BYTES
 
     @staticmethod
     def decode(data: Buffer) -> reapi.BatchUpdateBlobsRequest:

@@ -23,13 +23,12 @@ from nl.model.resource import ReadName, WriteName, parse_read, parse_write
 from nl.pb import bytestream
 from nl.pb.codec import varint
 from nl.rpc.contract import ServerStream
+from nl.services.limits import READ_BYTES
 from nl.services.requests import Instances, receive_request
 from nl.services.uploads import SessionKey, UploadSession, UploadSessions, check_offset
 from nl.services.write_messages import WriteMessage, WriteMessages
 from nl.storage.contract import SMALL, Store
 
-MESSAGE_BYTES = 256 * 1024
-"""Most data in one ReadResponse: small against the 4 MiB that clients accept, large against the cost of a message."""
 _DATA = b"\x52"
 """Tag of ReadResponse.data: a reply is sent as that, a length and the store's own buffers."""
 _OVERHEAD = 16
@@ -102,7 +101,7 @@ class ByteStreamService:
         async with store.open(digest, offset=offset, length=limit or None) as reader:
             while True:
                 room = await stream.wait_send_credit() - _OVERHEAD
-                parts = await reader.receive_parts(min(MESSAGE_BYTES, max(room, _LEAST_BYTES)))
+                parts = await reader.receive_parts(min(READ_BYTES, max(room, _LEAST_BYTES)))
                 if not parts:
                     return
                 await stream.send_parts([_DATA + varint(sum(map(len, parts))), *parts])

@@ -27,7 +27,7 @@ INT32_MAX = (1 << 31) - 1
 
 @dataclass(frozen=True, slots=True)
 class CapabilitiesInstance:
-    """One instance. `max_batch_bytes` is what the CAS service of the instance enforces (0: no CAS here)."""
+    """One instance. `max_batch_bytes` is what the CAS service of the instance takes and gives (0: no CAS here)."""
 
     max_batch_bytes: int
     update_enabled: bool = True

@@ -9,38 +9,35 @@ Not here: single blobs in pieces (`nl.services.bytestream`), the cutting of tree
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import aclosing
 from dataclasses import dataclass
 from functools import partial
 
 import grpclib.const
+import trio
 
 from nl.blob.reader import Buffer
 from nl.blob.verify import check_bytes
 from nl.cas.concurrent import for_each
 from nl.cas.digests import parse_digest
-from nl.errors import InvalidRequestError, NlError, UnimplementedError
+from nl.errors import ExhaustedError, InvalidRequestError, NlError, UnimplementedError
 from nl.model.access import Right
 from nl.model.digest import Digest, DigestFunction
 from nl.pb import reapi, rpc_status
-from nl.pb.find_missing import FindMissingRequest
 from nl.pb.hot import BatchReadReply, Pair
 from nl.rpc.contract import ServerStream
-from nl.services.bounded import BoundedBatchRead, BoundedBatchUpdate, BoundedFindMissing
-from nl.services.requests import Instances, parse_function, receive_request
+from nl.services.bounded import BoundedBatchRead, BoundedBatchUpdate, EncodedFindMissing, decode_find_missing
+from nl.services.limits import BATCH_BYTES, BATCH_UPDATE_BYTES, ENTRY_BYTES, MESSAGE_BYTES, REPLY_BYTES
+from nl.services.requests import Instances, parse_function, receive_decoded, receive_request
 from nl.services.tree_pages import tree_pages
 from nl.storage.contract import Store
 
-MAX_BATCH_BYTES = 4 * 1024 * 1024 - 64 * 1024
-"""What is announced, and enforced, as the total of a batch: below the 4 MiB that gRPC clients take in a message by
-default, with room for the digests of several hundred blobs."""
-MAX_MESSAGE_BYTES = 4 * 1024 * 1024
-_REPLY_OVERHEAD = 100
-"""Bytes that a batch's reply has for a blob beside its own: its digest, tags, lengths, a status code."""
-_EXPLAINED = 200
+_EXPLAINED = 150
 _EXPLANATION_CHARS = 300
 """How many failed blobs of a batch get a message beside their code, and how long that may be."""
+_HAS_AT_ONCE = 20_000
+"""How many digests a store is asked about before others get their turn."""
 _OK = rpc_status.Status()
 _MASK64 = (1 << 64) - 1
 _PREFIX = "/build.bazel.remote.execution.v2.ContentAddressableStorage/"
@@ -48,10 +45,9 @@ _PREFIX = "/build.bazel.remote.execution.v2.ContentAddressableStorage/"
 
 @dataclass(frozen=True, slots=True)
 class CasInstance:
-    """One instance: its store, and the most bytes of blobs in a batch."""
+    """One instance: its store."""
 
     store: Store
-    max_batch_bytes: int = MAX_BATCH_BYTES
 
 
 class CasService:
@@ -61,14 +57,15 @@ class CasService:
         self._instances = Instances(instances, any_name=any_name)
 
     async def find_missing_blobs(
-        self, stream: ServerStream[FindMissingRequest, reapi.FindMissingBlobsResponse]
+        self, stream: ServerStream[EncodedFindMissing, reapi.FindMissingBlobsResponse]
     ) -> None:
         """The digests of the request that the store does not have, as they were written, in their order."""
-        request = await receive_request(stream)
+        request = await receive_decoded(stream, decode_find_missing)
         store = self._instances.get(stream, request.instance_name, Right.READ_CAS).store
         parse_function(request.digest_function)
         make = _make_digest if request.is_plain else _parse_pair  # the codec has checked what is plain
-        sizes = await store.has(list(map(make, request.pairs())))
+        digests = list(map(make, request.pairs()))
+        sizes = await store.has(digests) if len(digests) <= _HAS_AT_ONCE else await _has_many(store, digests)
         await stream.send_parts(request.missing(sizes).encode_parts())
 
     async def batch_update_blobs(
@@ -80,11 +77,11 @@ class CasService:
         function = parse_function(request.digest_function)
         blobs = request.requests
         total = sum(len(blob.data) for blob in blobs)
-        if total > instance.max_batch_bytes:
+        if total > BATCH_UPDATE_BYTES:
             raise InvalidRequestError(
-                f"the batch has {total} bytes, more than the {instance.max_batch_bytes} announced"
+                f"the batch has {total} bytes of blobs, more than {BATCH_UPDATE_BYTES}; max_batch_total_size_bytes is "
+                f"{BATCH_BYTES}"
             )
-        _check_reply_size(0, len(blobs))
         statuses = [_OK] * len(blobs)
         explain = _Explanations()
 
@@ -107,16 +104,21 @@ class CasService:
     async def batch_read_blobs(
         self, stream: ServerStream[reapi.BatchReadBlobsRequest, reapi.BatchReadBlobsResponse]
     ) -> None:
-        """Whole blobs, each with a status of its own; refused if the reply would be larger than announced."""
+        """Whole blobs, each with a status of its own; RESOURCE_EXHAUSTED for those that the reply has no room for."""
         request = await receive_request(stream)
         instance = self._instances.get(stream, request.instance_name, Right.READ_CAS)
         parse_function(request.digest_function)
-        _refuse_large_reply(request, limit=instance.max_batch_bytes)
+        room = REPLY_BYTES - ENTRY_BYTES * len(request.digests)
         found: list[Buffer | NlError] = [b""] * len(request.digests)
 
         async def read_one(at: int) -> None:
+            nonlocal room
             try:
-                found[at] = await instance.store.get(parse_digest(request.digests[at], "digest"))
+                digest = parse_digest(request.digests[at], "digest")
+                if digest.size > room:
+                    raise ExhaustedError(f"{digest} does not fit into this reply any more: ask for it by itself")
+                room -= digest.size
+                found[at] = await instance.store.get(digest)
             except NlError as exc:
                 found[at] = exc
 
@@ -129,6 +131,8 @@ class CasService:
                 reply.add_status(pair, code=int(blob.code), message=explain(blob))
             else:
                 reply.add_blob(pair, blob)
+        if reply.size > MESSAGE_BYTES:  # invalid digests can be of any length
+            raise InvalidRequestError(f"the digests that the batch asks for do not fit into {MESSAGE_BYTES} bytes")
         await stream.send_parts(reply.encode_parts())
 
     async def get_tree(self, stream: ServerStream[reapi.GetTreeRequest, reapi.GetTreeResponse]) -> None:
@@ -160,7 +164,7 @@ class CasService:
         handler = grpclib.const.Handler
         return {
             _PREFIX + "FindMissingBlobs": handler(
-                self.find_missing_blobs, unary, BoundedFindMissing, reapi.FindMissingBlobsResponse
+                self.find_missing_blobs, unary, EncodedFindMissing, reapi.FindMissingBlobsResponse
             ),
             _PREFIX + "BatchUpdateBlobs": handler(
                 self.batch_update_blobs, unary, BoundedBatchUpdate, reapi.BatchUpdateBlobsResponse
@@ -191,18 +195,12 @@ async def _store_blob(store: Store, blob: reapi.BatchUpdateBlobsRequestRequest, 
     await store.put(digest, blob.data)
 
 
-def _refuse_large_reply(request: reapi.BatchReadBlobsRequest, *, limit: int) -> None:
-    total = sum(digest.size_bytes for digest in request.digests if digest.size_bytes > 0)
-    if total > limit:
-        raise InvalidRequestError(f"the batch asks for {total} bytes, more than the {limit} announced")
-    _check_reply_size(total, len(request.digests))
-
-
-def _check_reply_size(blob_bytes: int, blobs: int) -> None:
-    if blob_bytes + _REPLY_OVERHEAD * blobs > MAX_MESSAGE_BYTES:
-        raise InvalidRequestError(
-            f"a batch of {blobs} blobs is too large: its reply would not fit into {MAX_MESSAGE_BYTES} bytes"
-        )
+async def _has_many(store: Store, digests: Sequence[Digest]) -> list[int | None]:
+    sizes: list[int | None] = []
+    for at in range(0, len(digests), _HAS_AT_ONCE):
+        sizes += await store.has(digests[at : at + _HAS_AT_ONCE])
+        await trio.lowlevel.checkpoint()
+    return sizes
 
 
 class _Explanations:

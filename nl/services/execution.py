@@ -16,8 +16,10 @@ import betterproto2
 import grpclib.const
 import trio
 
+from nl.blob.reader import Buffer
 from nl.cas.action_results import load_action_result
 from nl.cas.digests import parse_digest
+from nl.cas.large import off_loop_if_large
 from nl.errors import (
     BlobNotFoundError,
     CorruptBlobError,
@@ -113,14 +115,18 @@ def cache_lookup(action_cache: Store) -> Lookup:
     async def look_up(request: ActionRequest) -> bytes | None:
         try:
             encoded = await load_action_result(action_cache, request.action_digest)
+            return await off_loop_if_large(_cached_response, encoded)
         except BlobNotFoundError:
             return None
-        except CorruptBlobError as exc:
-            _log.warning("a damaged action result counts as a miss: %s (%s)", exc.message, request.action_digest)
+        except (CorruptBlobError, DecodeError) as exc:
+            _log.warning("a damaged action result counts as a miss: %s (%s)", exc, request.action_digest)
             return None
-        return encode(reapi.ExecuteResponse(result=decode(reapi.ActionResult, encoded), cached_result=True))
 
     return look_up
+
+
+def _cached_response(encoded: Buffer) -> bytes:
+    return encode(reapi.ExecuteResponse(result=decode(reapi.ActionResult, encoded), cached_result=True))
 
 
 async def _checked(
@@ -211,20 +217,24 @@ def _platform(action: reapi.Action, command: reapi.Command) -> Properties:
 
 
 def _requester(stream: ExecuteStream) -> dict[str, str]:
-    """Who asks, from the RequestMetadata header under either of its names; for logs and pages only."""
+    """Who asks, from the RequestMetadata header under either of its names; for logs and pages only, so that a malformed
+    one is no reason to refuse a build.
+    """
     for header in _METADATA_HEADERS:
-        value = stream.metadata.get(header)
-        if isinstance(value, bytes):
-            try:
-                metadata = decode(reapi.RequestMetadata, value)
-            except DecodeError:
-                return {}
-            tool = metadata.tool_details
-            found = {
-                "tool": f"{tool.tool_name} {tool.tool_version}" if tool is not None else "",
-                "target": metadata.target_id,
-                "mnemonic": metadata.action_mnemonic,
-                "invocation": metadata.tool_invocation_id,
-            }
-            return {key: text for key, text in found.items() if text}
+        try:
+            value = stream.header(header)
+            if not isinstance(value, bytes):
+                continue
+            metadata = decode(reapi.RequestMetadata, value)
+        except (DecodeError, InvalidRequestError) as exc:
+            _log.debug("%s: unreadable header %s: %s", stream.peer, header, exc)
+            return {}
+        tool = metadata.tool_details
+        found = {
+            "tool": f"{tool.tool_name} {tool.tool_version}" if tool is not None else "",
+            "target": metadata.target_id,
+            "mnemonic": metadata.action_mnemonic,
+            "invocation": metadata.tool_invocation_id,
+        }
+        return {key: text for key, text in found.items() if text}
     return {}

@@ -9,14 +9,13 @@ from __future__ import annotations
 from contextlib import suppress
 
 from nl.blob.reader import Buffer
+from nl.cas.action_results import drop_inlined
 from nl.errors import Code, Detail, NlError, Violation
 from nl.model.execution import OperationState, Outcome
 from nl.pb import longrunning, reapi, rpc_status, wkt
 from nl.pb.codec import DecodeError, decode, encode, encode_parts
 from nl.rpc.status import status_of
-
-MAX_REPLY_BYTES = 4 * 1024 * 1024 - 16 * 1024
-"""Clients take messages of 4 MiB unless told otherwise (REAPI A.7 rule 20)."""
+from nl.services.limits import REPLY_BYTES
 
 
 def operation_parts(state: OperationState) -> list[Buffer]:
@@ -47,19 +46,14 @@ def encoded_response(outcome: Outcome) -> bytes:
     if outcome.error is not None:
         return encode(reapi.ExecuteResponse(status=status_of(outcome.error), message=outcome.error.message))
     response = outcome.response or b""
-    return response if len(response) <= MAX_REPLY_BYTES else _without_inlined(response)
+    return response if len(response) <= REPLY_BYTES else _without_inlined(response)
 
 
 def _without_inlined(encoded: bytes) -> bytes:
     """A response that is too long for a message, without the contents that it also names by digest."""
     response = decode(reapi.ExecuteResponse, encoded)
     if response.result is not None:
-        if response.result.stdout_digest is not None:
-            response.result.stdout_raw = b""
-        if response.result.stderr_digest is not None:
-            response.result.stderr_raw = b""
-        for file in response.result.output_files:
-            file.contents = b""
+        drop_inlined(response.result)
     return encode(response)
 
 

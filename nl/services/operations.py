@@ -17,8 +17,9 @@ from nl.pb import longrunning, wkt
 from nl.pb.codec import encode
 from nl.rpc.contract import ServerStream
 from nl.scheduler.simple import SimpleScheduler
+from nl.services.limits import REPLY_BYTES
 from nl.services.operation_finder import OperationFinder
-from nl.services.operation_message import MAX_REPLY_BYTES, operation_message, operation_parts
+from nl.services.operation_message import operation_message, operation_parts
 from nl.services.requests import Instances, receive_request
 
 _PREFIX = "/google.longrunning.Operations/"
@@ -80,7 +81,7 @@ class OperationsService:
                 continue
             message = operation_message(operation.state)
             size += len(encode(message)) + 16
-            if reply.operations and (size > MAX_REPLY_BYTES or len(reply.operations) >= limit):
+            if reply.operations and (size > REPLY_BYTES or len(reply.operations) >= limit):
                 reply.next_page_token = str(after)
                 break
             reply.operations.append(message)

@@ -7,9 +7,11 @@ speak and a malformed digest are INVALID_ARGUMENT.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from typing import Any, Generic, TypeVar
+from collections.abc import Callable, Mapping
+from typing import Any, ClassVar, Generic, Self, TypeVar
 
+from nl.blob.reader import Buffer
+from nl.cas.large import off_loop_if_large
 from nl.errors import InvalidRequestError, NotFoundError
 from nl.model.access import EVERYONE, Right
 from nl.model.digest import DigestFunction
@@ -72,6 +74,29 @@ def parse_function(value: int) -> DigestFunction:
     if function is None:
         raise InvalidRequestError(f"digest function {int(value)} is not supported; supported: SHA256, BLAKE3")
     return function
+
+
+class EncodedRequest:
+    """A request that its handler gets as the bytes it is: one that may be too large to be decoded in the loop."""
+
+    __slots__ = ("data",)
+
+    max_message_size: ClassVar[int] = 0
+    """As `nl.rpc.method.Method` has it."""
+
+    def __init__(self, data: Buffer) -> None:
+        self.data = data
+
+    @classmethod
+    def decode(cls, data: Buffer) -> Self:
+        """Takes the bytes as they are."""
+        return cls(data)
+
+
+async def receive_decoded(stream: ServerStream[Any, Any], decode: Callable[[Buffer], T]) -> T:
+    """As `receive_request`, for a request that comes encoded. Raises what `decode` raises."""
+    request: EncodedRequest = await receive_request(stream)
+    return await off_loop_if_large(decode, request.data)
 
 
 async def receive_request(stream: ServerStream[Req, Rep]) -> Req:

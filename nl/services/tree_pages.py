@@ -15,11 +15,11 @@ from nl.cas.directories import walk
 from nl.errors import ExhaustedError, InvalidRequestError
 from nl.model.digest import Digest
 from nl.pb.codec import varint
+from nl.services.limits import REPLY_BYTES
 from nl.storage.contract import Store
 
-PAGE_BYTES = 3 * 1024 * 1024 + 512 * 1024
-MESSAGE_BYTES = 4 * 1024 * 1024 - 64 * 1024
-"""No page is larger, not even one of a single directory: clients refuse messages from 4 MiB on."""
+PAGE_BYTES = REPLY_BYTES - 512 * 1024
+"""A page is closed here; only one directory alone may be larger, up to what fits into a reply."""
 _DIRECTORIES, _NEXT_PAGE_TOKEN = b"\x0a", b"\x12"
 
 
@@ -41,8 +41,8 @@ async def tree_pages(
                     continue
                 start = None
             size = len(directory.encoded)
-            if size > MESSAGE_BYTES:
-                raise ExhaustedError(f"directory {directory.digest} does not fit into {MESSAGE_BYTES} bytes")
+            if size > REPLY_BYTES:
+                raise ExhaustedError(f"directory {directory.digest} does not fit into {REPLY_BYTES} bytes")
             if count and (count == page_size or total + size > PAGE_BYTES):
                 token = str(directory.digest).encode()
                 yield [*parts, _NEXT_PAGE_TOKEN, varint(len(token)), token]

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Iterable
+from typing import Final
 
 import grpclib.const
 import trio
@@ -22,6 +23,7 @@ from nl.pb.codec import decode, encode
 from nl.rpc.contract import ServerStream
 from nl.scheduler.session import Disconnect, KillOperation, StartAction, WorkerSession
 from nl.scheduler.simple import SimpleScheduler
+from nl.services.limits import ACTION_RESULT_MESSAGE_BYTES
 from nl.services.operation_message import error_from_status
 from nl.services.requests import receive_request
 
@@ -30,6 +32,17 @@ _METHOD = "/com.github.trace_machina.nativelink.remote_execution.WorkerApi/Conne
 GOODBYE_S = 5.0
 """How long a removed worker may take to receive its `disconnect`."""
 WorkerStream = ServerStream[wire.UpdateForScheduler, wire.UpdateForWorker]
+
+
+class WorkerUpdate:
+    """Decodes to an UpdateForScheduler, of which some carry a whole ActionResult."""
+
+    max_message_size: Final = ACTION_RESULT_MESSAGE_BYTES
+
+    @staticmethod
+    def decode(data: Buffer) -> wire.UpdateForScheduler:
+        """Raises DecodeError."""
+        return decode(wire.UpdateForScheduler, data)
 
 
 class WorkerApiService:
@@ -60,7 +73,7 @@ class WorkerApiService:
 
     def __mapping__(self) -> dict[str, grpclib.const.Handler]:
         kind = grpclib.const.Cardinality.STREAM_STREAM
-        handler = grpclib.const.Handler(self.connect_worker, kind, wire.UpdateForScheduler, wire.UpdateForWorker)
+        handler = grpclib.const.Handler(self.connect_worker, kind, WorkerUpdate, wire.UpdateForWorker)
         return {_METHOD: handler}
 
 

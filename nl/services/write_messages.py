@@ -16,9 +16,7 @@ from nl.pb import bytestream
 from nl.pb.codec import DecodeError, decode
 from nl.pb.hot import NotStreamableError, WriteHead, parse_write_head
 from nl.rpc.contract import MessageBody, ServerStream
-
-MAX_REORDERED_BYTES = 4 * 1024 * 1024
-"""Largest message taken in whole because its fields come in another order."""
+from nl.services.limits import REORDERED_WRITE_BYTES
 
 
 class WriteMessage(Reader):
@@ -96,7 +94,7 @@ async def _read_message(body: MessageBody) -> WriteMessage:
 
 async def _read_whole(body: MessageBody, received: Sequence[Buffer]) -> WriteMessage:
     """Takes in and decodes a message whose data does not come last."""
-    if body.size > MAX_REORDERED_BYTES:
+    if body.size > REORDERED_WRITE_BYTES:
         raise ExhaustedError(f"a WriteRequest of {body.size} bytes whose data does not come last is too large")
     whole = b"".join(received)
     whole += await read_all(body)

@@ -13,11 +13,13 @@ from __future__ import annotations
 import logging
 from collections.abc import AsyncIterator, Mapping, Sequence
 from contextlib import aclosing, asynccontextmanager
+from functools import partial
 from typing import NamedTuple
 
-from nl.cas.action_results import unseal
+from nl.cas.action_results import read_value, unseal
 from nl.cas.digests import parse_digest
 from nl.cas.directories import decode_directory, walk
+from nl.cas.large import off_loop_if_large
 from nl.cas.references import direct_references, tree_digests, tree_references
 from nl.pb import reapi
 from nl.pb.codec import DecodeError, decode
@@ -67,6 +69,24 @@ class _Known(NamedTuple):
     references: tuple[Digest, ...]
 
 
+class _Named(NamedTuple):
+    """What a result names: blobs, and among them the Trees and root directories that have to be looked into."""
+
+    direct: list[Digest]
+    trees: list[Digest]
+    roots: list[Digest]
+
+
+def _named_in(value: Buffer) -> _Named:
+    result = decode(reapi.ActionResult, unseal(value))
+    roots = [
+        parse_digest(directory.root_directory_digest, "root directory")
+        for directory in result.output_directories
+        if directory.tree_digest is None
+    ]
+    return _Named(direct_references(result), tree_digests(result), roots)
+
+
 class _IncompleteError(Exception):
     """A result does not count as a hit; the text says why."""
 
@@ -92,15 +112,26 @@ class CompletenessCheckingStore(Store):
         for index, key in enumerate(keys):
             if isinstance(key, ActionKey) and sizes[index] is not None:
                 try:
-                    sizes[index] = len(await self.get(key))
+                    sizes[index] = len(await self._checked(key, await self._read(key)))
                 except NotFoundError:
                     sizes[index] = None
         return sizes
 
     async def get(self, key: Key) -> Buffer:
         value = await self._backend.get(key)
-        if not isinstance(key, ActionKey):
-            return value
+        return await self._checked(key, value) if isinstance(key, ActionKey) else value
+
+    async def _read(self, key: ActionKey) -> Buffer:
+        """The stored value; one that is larger than any result can be is none."""
+        try:
+            return await read_value(self._backend, key)
+        except CorruptBlobError as error:
+            self._incomplete += 1
+            _log.warning("%s: the result of %s counts as a miss: %s", self._name, key, error)
+            raise BlobNotFoundError(key, message=f"{key}: {error.message}") from None
+
+    async def _checked(self, key: ActionKey, value: Buffer) -> Buffer:
+        """The value, if everything that it refers to is there; BlobNotFoundError if not."""
         known = self._known.get(key)
         try:
             if known is not None and (known.value is value or known.value == value):
@@ -121,7 +152,8 @@ class CompletenessCheckingStore(Store):
     @asynccontextmanager
     async def open(self, key: Key, *, offset: int = 0, length: int | None = None) -> AsyncIterator[Reader]:
         if isinstance(key, ActionKey):
-            yield slice_bytes(await self.get(key), offset=offset, length=length)
+            value = await self._checked(key, await self._read(key))
+            yield slice_bytes(value, offset=offset, length=length)
         else:
             async with self._backend.open(key, offset=offset, length=length) as reader:
                 yield reader
@@ -143,14 +175,12 @@ class CompletenessCheckingStore(Store):
     async def _learn(self, key: ActionKey, value: Buffer) -> tuple[Digest, ...]:
         """What a stored result refers to, Trees read and unfolded; remembered for the next time."""
         try:
-            result = decode(reapi.ActionResult, unseal(value))
-            found = dict.fromkeys(direct_references(result))
-            for digest in tree_digests(result):
+            named = await off_loop_if_large(_named_in, value)
+            found = dict.fromkeys(named.direct)
+            for digest in named.trees:
                 found.update(dict.fromkeys(await self._read_tree(digest)))
-            for directory in result.output_directories:
-                if directory.tree_digest is None:
-                    root = parse_digest(directory.root_directory_digest, "root directory")
-                    found.update(dict.fromkeys(await self._walk(root)))
+            for root in named.roots:
+                found.update(dict.fromkeys(await self._walk(root)))
         except (CorruptBlobError, DecodeError, ExhaustedError, InvalidRequestError) as error:
             _log.warning("%s: the result of %s counts as a miss: %s", self._name, key, error)
             raise _IncompleteError(str(error)) from None
@@ -167,7 +197,7 @@ class CompletenessCheckingStore(Store):
         if digest.size > MAX_TREE_BYTES:
             raise _IncompleteError(f"its tree {digest} is too large to look into")
         async with self._cas.open(digest) as reader:
-            return tree_references(digest, await read_all(reader))
+            return await off_loop_if_large(partial(tree_references, digest), await read_all(reader))
 
     async def _walk(self, root: Digest) -> list[Digest]:
         """The directories and files under a root directory. All directories must be there, or files would go unseen."""

@@ -18,6 +18,7 @@ from typing import Protocol
 
 import trio
 
+from nl.cas.action_results import MAX_ACTION_RESULT_BYTES
 from nl.config.workers import LocalWorkerOptions
 from nl.errors import Code, ExhaustedError, NlError, UnavailableError
 from nl.pb import reapi, worker_api
@@ -33,8 +34,6 @@ log = logging.getLogger("nl.worker.agent")
 FIRST_PAUSE_S = 0.5
 LONGEST_PAUSE_S = 5.0
 GOODBYE_S = 2.0
-MAX_RESULT_BYTES = 4 * 1024 * 1024 - 64 * 1024
-"""What fits into a message to the scheduler and from there to the client: 4 MiB is what gRPC peers take by default."""
 CHECKED_OUTPUTS = 128
 """With fewer outputs (paths of at most 4 KiB) a result is smaller than that for certain, inlined content included."""
 
@@ -304,12 +303,12 @@ def _result(start: worker_api.StartExecute, report: Report) -> worker_api.Update
         len(result.output_files) + len(result.output_directories) + len(result.output_symlinks) < CHECKED_OUTPUTS
     ):
         return update
-    if (size := len(encode(update))) <= MAX_RESULT_BYTES:
+    if (size := len(encode(update))) <= MAX_ACTION_RESULT_BYTES:
         return update
     # Sent as it is it would break the stream, and every action with it, at each attempt.
     error = ExhaustedError(
         f"the result of the action has {size} bytes, with {len(result.output_files)} output files; expected at most "
-        f"{MAX_RESULT_BYTES}: declare directories instead"
+        f"{MAX_ACTION_RESULT_BYTES}: declare directories instead"
     )
     response = reapi.ExecuteResponse(
         status=status_of(error), result=reapi.ActionResult(execution_metadata=result.execution_metadata)

@@ -12,8 +12,9 @@ from nl.rpc.server import Server
 from nl.services.action_cache import ActionCacheInstance, ActionCacheService
 from nl.services.bytestream import ByteStreamInstance, ByteStreamService
 from nl.services.capabilities import CapabilitiesInstance, CapabilitiesService
-from nl.services.cas import MAX_BATCH_BYTES, CasInstance, CasService
+from nl.services.cas import CasInstance, CasService
 from nl.services.health import HealthRegistry, HealthService
+from nl.services.limits import BATCH_BYTES
 from nl.services.reflection import ReflectionService
 from nl.storage.contract import Store
 from nl.stores.memory import MemoryOptions, MemoryStore
@@ -62,7 +63,7 @@ async def serving(
         CapabilitiesService(
             {
                 name: CapabilitiesInstance(
-                    MAX_BATCH_BYTES,
+                    BATCH_BYTES,
                     update_enabled=name != "locked",
                     execution=name == "builds",
                     supported_node_properties=("mtime", "unix_mode") if name == "builds" else (),

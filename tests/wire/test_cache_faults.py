@@ -112,10 +112,10 @@ async def test_what_is_not_offered_is_unimplemented(served: Serving):
 async def test_a_message_over_the_limit_is_resource_exhausted(served: Serving):
     exhausted = grpc.StatusCode.RESOURCE_EXHAUSTED
     huge = b"x" * (5 * 1024 * 1024)
-    await fails(exhausted, served.client.update((digest(huge), huge)))
+    await fails(exhausted, served.client.update((digest(huge), huge + huge)))
     name = f"uploads/u/blobs/{digest(huge).hash}/{len(huge)}"
     message = BYTESTREAM.WriteRequest(resource_name=name, data=huge, finish_write=True)
-    await fails(exhausted, served.client.write([message]))
+    assert "max_decoding_message_size" in await fails(exhausted, served.client.write([message]))
 
 
 async def test_health_of_an_unknown_service_is_not_found(served: Serving):

@@ -13,8 +13,11 @@ from nl.cas.action_results import store_action_result
 from nl.model.digest import Digest
 from nl.pb import reapi, rpc_status, worker_api
 from nl.pb.codec import encode
+from nl.rpc import frames as fr
+from nl.rpc import hpack
 from nl.rpc.channel import Channel
 from tests.support.foreign import REAPI, RPC, digest, digest3
+from tests.wire import raw_h2
 from tests.wire.execution_support import EXECUTE, LONGRUNNING, WAIT, WORKER, executing, metadata, response
 
 CACHE_CHECK, QUEUED, EXECUTING, COMPLETED = 1, 2, 3, 4
@@ -301,3 +304,19 @@ async def test_many_executions_at_once_all_get_their_own_result():
         assert len(got) == 30
         assert all(hash == text for hash, text in got.items())
         nursery.cancel_scope.cancel()
+
+
+@pytest.mark.parametrize("name", [b"x-trace-bin", b"build.bazel.remote.execution.v2.requestmetadata-bin"])
+async def test_a_malformed_header_that_execute_has_no_need_of_is_no_reason_to_refuse_it(name):
+    path = hpack.encode_path(EXECUTE.encode())
+    block = hpack.METHOD_POST + hpack.SCHEME_HTTP + path + raw_h2.GRPC + hpack.encode([(name, b"***")])
+    async with executing() as at:
+        request = (await at.request()).SerializeToString()
+        client = await raw_h2.RawClient.connect(at.port)
+        await client.send(fr.frame(fr.HEADERS, fr.END_HEADERS, 1, block), raw_h2.message(1, request))
+        kind = None
+        while kind not in (fr.DATA, fr.RST_STREAM):
+            kind, _, stream, payload = await client.frame()
+        assert (kind, stream) == (fr.DATA, 1)
+        assert b"main/" in payload
+        raw_h2.RawClient.close_all()

@@ -40,6 +40,9 @@ class MemoryStream:
         return decode(self._handler.reply_type, self._from_server.receive_nowait())
 
     # the handler's end
+    def header(self, name):
+        return self.metadata.get(name)
+
     async def recv_message(self):
         try:
             return decode(self._handler.request_type, await self._requests.receive())

@@ -5,29 +5,30 @@ import pytest
 from nl.errors import InvalidRequestError
 from nl.pb import reapi
 from nl.pb.codec import DecodeError, encode
-from nl.services.bounded import MAX_ENTRIES, BoundedBatchRead, BoundedBatchUpdate, BoundedFindMissing
+from nl.services.bounded import BoundedBatchRead, BoundedBatchUpdate, decode_find_missing
+from nl.services.limits import BATCH_REQUEST_BYTES, BATCH_UPDATE_BYTES, FIND_MISSING_REQUEST_BYTES, MAX_ENTRIES
 
 H = "0" * 64
-ALL = (BoundedFindMissing, BoundedBatchUpdate, BoundedBatchRead)
+ALL = (decode_find_missing, BoundedBatchUpdate.decode, BoundedBatchRead.decode)
 
 
-@pytest.mark.parametrize("cls", ALL)
-def test_two_million_empty_entries_are_refused(cls):
+@pytest.mark.parametrize("decode", ALL)
+def test_two_million_empty_entries_are_refused(decode):
     with pytest.raises(InvalidRequestError, match="more than"):
-        cls.decode(memoryview(b"\x12\x00" * (2 << 20)))
+        decode(memoryview(b"\x12\x00" * (2 << 20)))
 
 
-@pytest.mark.parametrize("cls", ALL)
-def test_what_is_no_message_is_left_to_the_decoder(cls):
+@pytest.mark.parametrize("decode", ALL)
+def test_what_is_no_message_is_left_to_the_decoder(decode):
     with pytest.raises(DecodeError):
-        cls.decode((b"\x12\x7e" + b"\x12" * 126) * 8192 + b"\xff")
+        decode((b"\x12\x7e" + b"\x12" * 126) * 8192 + b"\xff")
 
 
 def test_as_many_digests_as_fit_into_a_message_are_taken():
-    digests = [reapi.Digest(hash=H, size_bytes=18)] * 55_000
+    digests = [reapi.Digest(hash=H, size_bytes=18)] * 239_000
     data = encode(reapi.FindMissingBlobsRequest(blob_digests=digests))
-    assert len(data) < 4 << 20
-    assert len(BoundedFindMissing.decode(data).hashes) == 55_000
+    assert FIND_MISSING_REQUEST_BYTES - 100_000 < len(data) < FIND_MISSING_REQUEST_BYTES
+    assert len(decode_find_missing(data).hashes) == 239_000
 
 
 def test_a_blob_of_tags_is_no_crowd():
@@ -43,3 +44,14 @@ def test_a_blob_of_tags_is_no_crowd():
 def test_the_largest_batch_is_taken():
     request = reapi.BatchReadBlobsRequest(digests=[reapi.Digest(hash=H)] * MAX_ENTRIES)
     assert len(BoundedBatchRead.decode(encode(request)).digests) == MAX_ENTRIES
+
+
+def test_an_upload_of_as_many_blobs_and_bytes_as_there_may_be_fits_into_a_request():
+    blobs = [b"x" * (BATCH_UPDATE_BYTES // MAX_ENTRIES)] * MAX_ENTRIES
+    requests = [
+        reapi.BatchUpdateBlobsRequestRequest(digest=reapi.Digest(hash=H, size_bytes=1 << 40), data=blob)
+        for blob in blobs
+    ]
+    data = encode(reapi.BatchUpdateBlobsRequest(instance_name="main", requests=requests))
+    assert len(data) < BATCH_REQUEST_BYTES == BoundedBatchUpdate.max_message_size
+    assert len(BoundedBatchUpdate.decode(data).requests) == MAX_ENTRIES

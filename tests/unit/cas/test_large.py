@@ -1,0 +1,44 @@
+"""What takes long is done beside the loop, with the same meaning."""
+
+import pytest
+import trio
+
+from nl.cas.large import IN_PLACE_BYTES, off_loop_if_large
+from nl.pb import reapi
+from nl.pb.codec import DecodeError, encode
+from nl.pb.find_missing import FindMissingRequest
+from nl.services.bounded import decode_find_missing
+
+
+async def test_others_get_their_turns_while_a_large_request_is_decoded():
+    digests = [reapi.Digest(hash=f"{at:064x}", size_bytes=at * 7_000_000) for at in range(215_000)]
+    data = encode(reapi.FindMissingBlobsRequest(blob_digests=digests))
+    turns = 0
+
+    async def others():
+        nonlocal turns
+        while True:
+            await trio.lowlevel.checkpoint()
+            turns += 1
+
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(others)
+        request = await off_loop_if_large(decode_find_missing, data)
+        nursery.cancel_scope.cancel()
+    assert request.is_plain
+    assert list(request.pairs()) == [(digest.hash, digest.size_bytes) for digest in digests]
+    assert turns > 10
+
+
+async def test_what_is_small_is_done_in_place():
+    with trio.CancelScope() as scope:
+        scope.cancel()
+        assert await off_loop_if_large(len, b"x" * IN_PLACE_BYTES) == IN_PLACE_BYTES
+        await off_loop_if_large(len, b"x" * (IN_PLACE_BYTES + 1))
+    assert scope.cancelled_caught
+
+
+@pytest.mark.parametrize("size", [10, IN_PLACE_BYTES + 1])
+async def test_errors_are_the_same_either_way(size):
+    with pytest.raises(DecodeError):
+        await off_loop_if_large(FindMissingRequest.decode, b"\xff" * size)
