@@ -55,7 +55,7 @@ def reference(*, installed: bool) -> int:
 
 @command.command("default")
 @all_in_one_options
-def default(*, listen: str, port: int, data_dir: str | None, max_bytes: int, tokens: str | None) -> int:
+def default(*, listen: tuple[str, ...], port: int, data_dir: str | None, max_bytes: int, tokens: str | None) -> int:
     """Print the config that `nl serve` runs without a file, to start one's own from."""
     from pathlib import Path
 

@@ -12,6 +12,7 @@ from pathlib import Path
 import click
 
 from nl import __version__
+from nl.cli.process import begin
 from nl.errors import ConfigError
 
 _COMMANDS = {
@@ -81,11 +82,13 @@ def _one_line(text: str) -> str:
 
 def main() -> None:
     """The command `nl`."""
+    begin()
     sys.exit(run(sys.argv[1:], prog_name="nl"))
 
 
 def nativelink() -> None:
     """The command `nativelink`: `nativelink FILE` runs a server with that config, all else is as in `nl`."""
+    begin()
     sys.exit(run(nativelink_arguments(sys.argv[1:]), prog_name="nativelink"))
 
 

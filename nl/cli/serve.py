@@ -22,10 +22,11 @@ def parse_size(ctx: click.Context, parameter: click.Parameter, value: str) -> in
 def all_in_one_options(function: Callable[..., int]) -> Callable[..., int]:
     """The options of the built-in all-in-one, for the commands that have them."""
     for option in reversed((
-        click.option("--listen", default="127.0.0.1", show_default=True, metavar="IP",
-                     help="The address to listen on."),
+        click.option("--listen", default=("127.0.0.1",), show_default=True, metavar="ADDRESS", multiple=True,
+                     help="An address to listen on: IP, IP:PORT or unix:/PATH; :: is all of IPv6 and IPv4. May be "
+                          "given several times."),
         click.option("--port", default=50051, show_default=True, type=click.IntRange(0, 65535),
-                     help="The port; 0 takes a free one."),
+                     help="The port where --listen names none; 0 takes a free one."),
         click.option("--data-dir", default=None, type=click.Path(file_okay=False), metavar="DIR",
                      help="Where blobs and results are kept.  [default: $XDG_DATA_HOME/nl]"),
         click.option("--max-bytes", default=DEFAULT_MAX_SIZE, show_default=True, callback=parse_size, metavar="SIZE",
@@ -45,7 +46,7 @@ def command(
     ctx: click.Context,
     *,
     file: str | None,
-    listen: str,
+    listen: tuple[str, ...],
     port: int,
     data_dir: str | None,
     max_bytes: int,

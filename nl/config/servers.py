@@ -1,126 +1,15 @@
-"""The options of `servers`: listeners and the services on them."""
+"""The options of `servers`: the services, and on which listener (listeners.py) they are."""
 
 from __future__ import annotations
 
-import re
-from typing import Annotated, Literal
+from typing import Annotated
 
 from nl.config.auth import AuthOptions
 from nl.config.convert import mapped
 from nl.config.fields import Conversion, Entries, Ignored, Raw, Unsupported, ZeroMeansDefault, join
-from nl.config.types import Alias, Count, Duration, Flag, Options, SchedulerName, Size, StoreName, Text
+from nl.config.listeners import Listener
+from nl.config.types import Alias, Duration, Flag, Options, SchedulerName, Size, StoreName, Text
 from nl.errors import ConfigError
-
-_HOST = re.compile(r"(?:[A-Za-z0-9](?:[A-Za-z0-9.-]*[A-Za-z0-9])?|\[[0-9A-Fa-f:.%a-z]+\])?")
-
-
-def parse_socket_address(text: str) -> tuple[str, int]:
-    """(host, port) of `127.0.0.1:50051`, `[::]:50051`, `localhost:50051` or `:50051` (all IPv4 addresses).
-
-    Raises ValueError.
-    """
-    host, colon, port = text.strip().rpartition(":")
-    if not colon or not re.fullmatch(r"[0-9]{1,5}", port, re.ASCII) or not _HOST.fullmatch(host):
-        raise ValueError(f'"{text}" is not an address; expected host:port such as "127.0.0.1:50051" or "[::]:50051"')
-    if int(port) > 65535:
-        raise ValueError(f'"{text}" has a port above 65535; expected host:port')
-    return (host.strip("[]") or "0.0.0.0", int(port))
-
-
-# ---------------------------------------------------------------------------------------------------------- listener
-
-
-class CompressionOptions(Options):
-    """Compression of single gRPC messages (not of blobs)."""
-
-    send_compression_algorithm: Literal["none", "gzip"] | None = None
-    """How messages to clients that accept it are compressed."""
-    accepted_compression_algorithms: tuple[Literal["none", "gzip"], ...]
-    """How clients may compress their messages."""
-
-
-class AdvancedHttpOptions(Options):
-    """Knobs of HTTP/2; what is not set keeps this server's default."""
-
-    http2_keep_alive_interval: Count | None = None
-    """Seconds between PINGs on an idle connection."""
-    experimental_http2_keep_alive_timeout_s: Annotated[
-        Count | None, Alias("experimental_http2_keep_alive_timeout")] = None
-    """Seconds to wait for a PING's answer before the connection is closed."""
-    experimental_http2_max_pending_accept_reset_streams: Count | None = None
-    """How many streams a client may reset in a short time before it counts as an attack."""
-    experimental_http2_initial_stream_window_size: Count | None = None
-    """Flow-control window of a stream, in bytes."""
-    experimental_http2_initial_connection_window_size: Count | None = None
-    """Flow-control window of a connection, in bytes."""
-    experimental_http2_adaptive_window: Annotated[Flag, Ignored("windows are fixed here")] = False
-    """Size the windows by measured round trips."""
-    experimental_http2_max_frame_size: Count | None = None
-    """The largest DATA frame that clients may send, in bytes."""
-    experimental_http2_max_concurrent_streams: Count | None = None
-    """How many calls a client may have open at once on one connection."""
-    experimental_http2_max_send_buf_size: Count | None = None
-    """Bytes that may wait for a slow client on one stream."""
-    experimental_http2_enable_connect_protocol: Annotated[Flag, Ignored("nothing here uses extended CONNECT")] = False
-    """Announce extended CONNECT (RFC 8441)."""
-    experimental_http2_max_header_list_size: Count | None = None
-    """The largest set of request headers, in bytes."""
-
-
-class TlsOptions(Options):
-    """TLS on a listener."""
-
-    cert_file: Text
-    """PEM file with the certificate chain."""
-    key_file: Text
-    """PEM file with the private key."""
-    client_ca_file: Text | None = None
-    """PEM file with the authorities that sign client certificates. Setting it makes client certificates required."""
-    client_crl_file: Text | None = None
-    """PEM file with revoked client certificates."""
-
-    def check(self) -> None:
-        """A revocation list means nothing without client certificates."""
-        if self.client_crl_file is not None and self.client_ca_file is None:
-            raise ConfigError("client_crl_file", "set without client_ca_file; expected both or neither")
-
-
-class HttpListener(Options):
-    """A socket that speaks gRPC over HTTP/2 and, on the same port, HTTP/1.1."""
-
-    socket_address: Text
-    """Where to listen: `127.0.0.1:50051`, `[::]:50051`, `localhost:50051`, or `:50051` for all addresses."""
-    freebind: Flag = False
-    """Bind also while the address does not exist yet (IP_FREEBIND)."""
-    compression: CompressionOptions | None = None
-    """gRPC message compression; off if not set."""
-    advanced_http: AdvancedHttpOptions = AdvancedHttpOptions()
-    """Knobs of HTTP/2."""
-    max_decoding_message_size: Annotated[Size, ZeroMeansDefault()] = 4 * 1024 * 1024
-    """The largest gRPC message that is accepted. Methods that need more take more: UpdateActionResult and
-    FindMissingBlobs 16 MiB, BatchUpdateBlobs 7 MiB."""
-    tls: TlsOptions | None = None
-    """TLS; plaintext if not set."""
-
-    @property
-    def address(self) -> tuple[str, int]:
-        """(host, port) to bind; checked when the config was read."""
-        return parse_socket_address(self.socket_address)
-
-    def check(self) -> None:
-        """The address must be one."""
-        try:
-            parse_socket_address(self.socket_address)
-        except ValueError as exc:
-            raise ConfigError("socket_address", str(exc)) from None
-
-
-class Listener(Options):
-    """What a server listens on."""
-
-    http: HttpListener
-    """The one kind of listener there is."""
-
 
 # ---------------------------------------------------------------------------------------------------------- services
 

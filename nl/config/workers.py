@@ -12,6 +12,7 @@ from nl.config.types import Alias, Count, Duration, Flag, Milliseconds, Options,
 from nl.errors import ConfigError
 
 DEFAULT_WORKER_API = "grpc://127.0.0.1:50061"
+_UNIX = re.compile(r"unix:(?://)?(/[^\0]+)")
 _URI = re.compile(r"(grpcs?|https?)://([^/:\s]+|\[[^\]\s]+\])(?::([0-9]{1,5}))?/?")
 
 
@@ -37,7 +38,7 @@ class WorkerApiEndpoint(Options):
     """Where a worker finds its scheduler."""
 
     uri: Text = DEFAULT_WORKER_API
-    """`grpc://host:port`, or `grpcs://host:port` for TLS."""
+    """`grpc://host:port`, `grpcs://host:port` for TLS, or `unix:/path`."""
     timeout: Annotated[float, ZeroMeansDefault()] = 5.0
     """Seconds to wait for a connection."""
     tls_config: ClientTlsOptions | None = None
@@ -50,7 +51,10 @@ class WorkerApiEndpoint(Options):
 
     @property
     def address(self) -> tuple[str, int, bool]:
-        """(host, port, whether TLS is spoken); checked when the config was read."""
+        """(host, port, whether TLS is spoken), or (`unix:/path`, 0, False); checked when the config was read."""
+        unix = _UNIX.fullmatch(self.uri)
+        if unix is not None:
+            return f"unix:{unix[1]}", 0, False
         match = _URI.fullmatch(self.uri)
         assert match is not None
         tls = match[1] in {"grpcs", "https"}
@@ -61,8 +65,9 @@ class WorkerApiEndpoint(Options):
         if self.token is not None and self.token_file is not None:
             raise ConfigError("token_file", "says the same as token; expected only one of the two")
         match = _URI.fullmatch(self.uri)
-        if match is None or int(match[3] or 0) > 65535:
-            raise ConfigError("uri", f'"{self.uri}" is not an address; expected grpc://host:port or grpcs://host:port')
+        if _UNIX.fullmatch(self.uri) is None and (match is None or int(match[3] or 0) > 65535):
+            expected = "expected grpc://host:port, grpcs://host:port or unix:/path"
+            raise ConfigError("uri", f'"{self.uri}" is not an address; {expected}')
 
 
 class UploadActionResult(Options):

@@ -9,6 +9,7 @@ from typing import Literal
 
 from nl.model.access import Identity, PeerCertificate
 from nl.rpc.h2.limits import Limits
+from nl.rpc.live_tls import LiveContext
 from nl.rpc.retry import RetryPolicy
 
 Authenticate = Callable[[str, PeerCertificate | None, bytes | None], Identity]
@@ -51,7 +52,7 @@ class ServerOptions:
     """Bytes that all connections together may hold for their peers: DATA that nobody has consumed yet, messages that
     have arrived in part, replies that a peer does not take. Beyond it the connection that holds the most is ended, and
     the next, until it is enough; what arrives within a second may be on top of it."""
-    tls: ssl.SSLContext | None = None
+    tls: ssl.SSLContext | LiveContext | None = None
     authenticate: Authenticate | None = None
     """None: everybody may do everything."""
 

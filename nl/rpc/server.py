@@ -1,8 +1,8 @@
 """The server: grpclib service objects on trio.
 
-`Server(services).serve(listeners)` accepts connections and gives each a nursery of its own. The first bytes decide
-what a client speaks: HTTP/2 here, anything else is handed to `http1`, if there is one. Not here: what happens on an
-HTTP/2 connection (server_connection.py) and on an HTTP/1.1 one (nl.web).
+`Server(services).serve(listeners)` accepts connections and gives each a task of its own. The first bytes decide what a
+client speaks: HTTP/2 here, anything else is handed to `http1`, if there is one. Not here: what happens on an HTTP/2
+connection (server_connection.py) and on an HTTP/1.1 one (nl.web), who is let in (accepting.py, slots.py).
 """
 
 from __future__ import annotations
@@ -10,25 +10,32 @@ from __future__ import annotations
 import logging
 import socket
 from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
-from typing import TypeVar
+from functools import partial
 
 import trio
 
 from nl.rpc import frames as fr
+from nl.rpc.accepting import accept_forever
 from nl.rpc.connection import LINGER_S
+from nl.rpc.contract import TransportLost
+from nl.rpc.leaving import Leaving
+from nl.rpc.live_tls import LiveContext
 from nl.rpc.method import Service, table_of
 from nl.rpc.options import ServerOptions
 from nl.rpc.server_connection import ServerConnection
-from nl.rpc.tls import peer_certificate
-from nl.rpc.transport import SocketTransport, StreamTransport, Transport, describe_peer, take_socket
+from nl.rpc.slots import Slots
+from nl.rpc.tls_transport import TlsTransport
+from nl.rpc.transport import SocketTransport, Transport
+from nl.rpc.transport_stream import TransportStream
 
 log = logging.getLogger(__name__)
 _SWEEP_S = 1.0
 _CLOSE_WATCH_S = 0.05
 """How often connections are looked at while they hold more than half of what they may."""
-T = TypeVar("T")
+_LIKE_PREFACE = b"PRI * "
 
-Http1 = Callable[[trio.abc.Stream, bytes], Awaitable[None]]
+
+Http1 = Callable[[TransportStream, bytes], Awaitable[None]]
 """Serves one HTTP/1.1 connection: the stream, and the bytes already read from it."""
 
 
@@ -39,13 +46,21 @@ class Server:
     """
 
     def __init__(
-        self, services: Iterable[Service], *, options: ServerOptions | None = None, http1: Http1 | None = None
+        self,
+        services: Iterable[Service],
+        *,
+        options: ServerOptions | None = None,
+        http1: Http1 | None = None,
+        slots: Slots | None = None,
     ) -> None:
+        """`slots` are the process's: other servers take from them, too."""
         self.options = options or ServerOptions()
+        self.leaving = Leaving()
+        self.slots = Slots(self.options.max_connections, remedy="max_connections is the limit", shared=slots)
         self._methods = table_of(services)
         self._http1 = http1
         self._connections: set[ServerConnection] = set()
-        self._others: set[trio.CancelScope] = set()
+        self._others: dict[TransportStream, trio.CancelScope] = {}
         self._nursery: trio.Nursery | None = None
         self._accepting: trio.CancelScope | None = None
         self._changed = trio.Event()
@@ -61,41 +76,49 @@ class Server:
         async with trio.open_nursery() as nursery:
             self._nursery = nursery
             nursery.start_soon(self._sweep)
-            with trio.CancelScope() as self._accepting:
+            if isinstance(self.options.tls, LiveContext):
+                nursery.start_soon(self.options.tls.run)
+            async with trio.open_nursery() as accepting:
+                self._accepting = accepting.cancel_scope
+                for listener in listeners:
+                    accepting.start_soon(accept_forever, listener, self.slots, nursery, self._serve_socket)
                 task_status.started()
-                if listeners:
-                    await trio.serve_listeners(self._accept, list(listeners), handler_nursery=nursery)
                 await trio.sleep_forever()
-            while self._connections or self._others:
-                changed = self._changed
-                await changed.wait()
-            nursery.cancel_scope.cancel()
+            await self._wait_empty()
+            nursery.cancel_scope.cancel()  # what looks after them
 
     async def shutdown(self, grace_s: float) -> None:
-        """Lame duck: stops accepting, lets calls finish for `grace_s` seconds, then cancels them. `serve` returns."""
+        """Lame duck: stops accepting, lets calls and requests finish for `grace_s` seconds, then cancels them.
+
+        `serve` returns when that is done.
+        """
         if self._accepting is not None:
             self._accepting.cancel()
+        self.leaving.begin()
+        for scope in self.slots.greeting:
+            scope.cancel()
         for connection in list(self._connections):
             connection.drain()
         with trio.move_on_after(grace_s):
             await self._wait_empty()
         for connection in list(self._connections):
             connection.cancel_calls()
+        for scope in self._others.values():
+            scope.cancel()
         with trio.move_on_after(1.0):
             await self._wait_empty()
         for connection in list(self._connections):
             connection.close_soon()
-        for scope in self._others:
-            scope.cancel()
 
     def adopt(self, sock: socket.socket) -> None:
         """Serves a connected plain socket that was not accepted from a listener (a socket pair, say)."""
         if self._nursery is None:
             raise RuntimeError("the server is not running")
-        self._nursery.start_soon(self._guarded, self._plain, sock)
+        self.slots.take()
+        self._nursery.start_soon(self._serve_socket, sock)
 
     async def _wait_empty(self) -> None:
-        while self._connections:
+        while self.slots.taken:
             await self._changed.wait()
 
     def _notify(self) -> None:
@@ -105,10 +128,13 @@ class Server:
     def statistics(self) -> Mapping[str, int]:
         """A snapshot of levels and counters."""
         return {
-            "connections": len(self._connections),
+            "connections": self.slots.taken,
+            "handshakes": len(self.slots.greeting),
+            "http2_connections": len(self._connections),
             "http1_connections": len(self._others),
             "accepted": self._accepted,
             "streams": sum(len(each.streams) for each in self._connections),
+            "held_bytes": sum(each.held_bytes() for each in self._connections),
         }
 
     async def _sweep(self) -> None:
@@ -128,119 +154,105 @@ class Server:
         Ending is the one remedy that cannot deadlock: who waits for the rest of a message, or for its peer to read,
         gives nothing back by being held up.
         """
-        held = [(connection.held_bytes(), connection) for connection in self._connections]
+        held: list[tuple[int, Callable[[str], None]]] = []
+        for connection in self._connections:
+            held.append((connection.held_bytes(), connection.give_up))
+        for stream, scope in self._others.items():
+            held.append((stream.held, partial(_give_up, stream, scope)))
         total = sum(count for count, _ in held)
         if total > self.options.max_held:
             held.sort(key=lambda each: each[0], reverse=True)
-            for count, connection in held:
+            for count, give_up in held:
                 if total <= self.options.max_held:
                     break
-                connection.give_up(f"the server holds too much for its clients, {count} bytes of it for this one")
+                give_up(f"the server holds too much for its clients, {count} bytes of it for this one")
                 total -= count
         return total
 
     # -- one connection ----------------------------------------------------------------------------------------------
 
-    async def _accept(self, stream: trio.SocketStream) -> None:
-        """From a fresh socket to a connection; whatever a peer does wrong here is its loss alone."""
+    async def _serve_socket(self, sock: socket.socket) -> None:
+        """From a fresh socket to the end of its connection; whatever a peer does wrong is its loss alone."""
         self._accepted += 1
-        if len(self._connections) + len(self._others) >= self.options.max_connections:
-            await trio.aclose_forcefully(stream)
-            return
-        if self.options.tls is None:
-            await self._guarded(self._plain, take_socket(stream))
-        else:
-            await self._guarded(self._tls, stream)
-
-    async def _guarded(self, serve: Callable[[T], Awaitable[None]], connection: T) -> None:
-        """A connection that ends badly, even through a bug of ours, takes nothing with it."""
         try:
-            await serve(connection)
-        except* (OSError, trio.BrokenResourceError, trio.ClosedResourceError) as group:
+            transport, first = await self._greet(sock)
+            if first == fr.PREFACE and not self.leaving.begun:
+                await self._http2(transport)
+            elif first and first != fr.PREFACE:
+                await self._other(transport, first)
+            else:
+                transport.close()
+        except* (TransportLost, OSError, trio.BrokenResourceError, trio.ClosedResourceError) as group:
             log.info("connection ended: %s", group.exceptions[0])
-        except* Exception:  # the connection's outermost frame
+        except* Exception:  # a bug of ours takes one connection with it: this is its outermost frame
             log.exception("a connection failed")
+        finally:
+            self.slots.release()
+            self._notify()
 
-    async def _plain(self, sock: socket.socket) -> None:
-        sock.setblocking(False)
-        with trio.move_on_after(self.options.handshake_timeout) as scope:
-            try:
-                first = await _first_bytes(sock)
-            except BaseException:
-                sock.close()
-                raise
-        if scope.cancelled_caught or not first:
-            trio.lowlevel.notify_closing(sock)
-            sock.close()
-            return
-        if first == fr.PREFACE:
-            await self.run_connection(SocketTransport(sock, unsent_max=self.options.max_send_buffer))
+    async def _greet(self, sock: socket.socket) -> tuple[Transport, bytes]:
+        """TLS's handshake if there is to be one, and the first bytes; none if they do not come in time."""
+        options, first = self.options, b""
+        transport: SocketTransport
+        tls = options.tls.context if isinstance(options.tls, LiveContext) else options.tls
+        if tls is None:
+            transport = SocketTransport(sock, unsent_max=options.max_send_buffer)
         else:
-            await self._other(trio.SocketStream(trio.socket.from_stdlib_socket(sock)), first)
+            transport = TlsTransport(sock, tls, unsent_max=options.max_send_buffer)
+        try:
+            with trio.move_on_after(options.handshake_timeout) as scope, self.slots.greets(scope):
+                if isinstance(transport, TlsTransport):
+                    await transport.handshake()
+                first = await _first_bytes(transport)
+        except TransportLost as exc:
+            log.info("%s: %s", transport.peer, exc)
+            transport.close()
+        except BaseException:
+            transport.close()
+            raise
+        return transport, first
 
-    async def _tls(self, stream: trio.SocketStream) -> None:
-        context = self.options.tls
-        assert context is not None
-        secure = trio.SSLStream(stream, context, server_side=True, https_compatible=True)
-        peer = describe_peer(stream.socket)
-        first = b""
-        with trio.move_on_after(self.options.handshake_timeout) as scope:
-            try:
-                await secure.do_handshake()
-                while len(first) < len(fr.PREFACE) and fr.PREFACE.startswith(first):
-                    data = await secure.receive_some(len(fr.PREFACE) - len(first))
-                    if not data:
-                        break
-                    first += data
-            except trio.BrokenResourceError as exc:
-                log.info("%s: TLS handshake: %s", peer, exc.__cause__ or exc)
-        if scope.cancelled_caught or not first:
-            await trio.aclose_forcefully(stream)
-        elif first == fr.PREFACE:
-            await self.run_connection(StreamTransport(secure, peer=peer, certificate=peer_certificate(secure)))
-        else:
-            await self._other(secure, first)
-
-    async def run_connection(self, transport: Transport) -> None:
-        """Serves HTTP/2 on a transport from which the client's preface has been read."""
+    async def _http2(self, transport: Transport) -> None:
         connection = ServerConnection(transport, self._methods, options=self.options)
         self._connections.add(connection)
         try:
             await connection.run()
         finally:
             self._connections.discard(connection)
-            self._notify()
 
-    async def _other(self, stream: trio.abc.Stream, first: bytes) -> None:
+    async def _other(self, transport: Transport, first: bytes) -> None:
+        """What is not HTTP/2. A preface that went wrong gets no answer that its sender could not read."""
+        stream = TransportStream(transport, leaving=self.leaving)
         with trio.CancelScope() as scope:
-            self._others.add(scope)
+            self._others[stream] = scope
             try:
-                if self._http1 is not None:
+                if self._http1 is not None and not first.startswith(_LIKE_PREFACE):
                     await self._http1(stream, first)
                 else:
-                    await _turn_away(stream)
+                    await _turn_away(transport)
             finally:
-                self._others.discard(scope)
-                self._notify()
-                await trio.aclose_forcefully(stream)
+                del self._others[stream]
+                transport.close()
 
 
-async def _first_bytes(sock: socket.socket) -> bytes:
+async def _first_bytes(transport: Transport) -> bytes:
     """The HTTP/2 preface, or what came instead of it, or nothing if the peer has left."""
-    first = b""
-    while len(first) < len(fr.PREFACE) and fr.PREFACE.startswith(first):
-        await trio.lowlevel.wait_readable(sock)
-        data = sock.recv(len(fr.PREFACE) - len(first))
-        if not data:
+    preface, buffer, fill = fr.PREFACE, bytearray(len(fr.PREFACE)), 0
+    while fill < len(preface) and preface.startswith(buffer[:fill]):
+        await transport.wait_readable()
+        count = transport.try_recv_into(memoryview(buffer)[fill:])
+        if not count:
             return b""
-        first += data
-    return first
+        fill += max(count, 0)
+    return bytes(buffer[:fill])
 
 
-async def _turn_away(stream: trio.abc.Stream) -> None:
+async def _turn_away(transport: Transport) -> None:
     """Ends a connection that speaks nothing we know: politely, or closing would look like a reset."""
     with trio.move_on_after(LINGER_S):
-        if isinstance(stream, trio.SocketStream):
-            await stream.send_eof()
-            while await stream.receive_some(4096):
-                pass
+        await transport.linger()
+
+
+def _give_up(stream: TransportStream, scope: trio.CancelScope, reason: str) -> None:
+    log.warning("%s: %s", stream.peer, reason)
+    scope.cancel()

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import re
 import ssl
+from collections.abc import Mapping
 from pathlib import Path
-
-import trio
+from typing import Any
 
 from nl.errors import ConfigError
 from nl.model.access import PeerCertificate
@@ -15,9 +15,17 @@ _KEY = re.compile(rb"-----BEGIN (?:[A-Z]+ )?PRIVATE KEY-----")
 
 
 def server_context(
-    *, cert_file: str, key_file: str, client_ca_file: str | None = None, client_crl_file: str | None = None
+    *,
+    cert_file: str,
+    key_file: str,
+    client_ca_file: str | None = None,
+    client_crl_file: str | None = None,
+    client_optional: bool = False,
 ) -> ssl.SSLContext:
-    """A listener's context; `client_ca_file` makes client certificates mandatory, `client_crl_file` revokes some."""
+    """A listener's context; `client_ca_file` makes client certificates mandatory, `client_crl_file` revokes some.
+
+    With `client_optional` clients without a certificate get in, too; one that is shown must be valid.
+    """
     _require_one_key(key_file)
     context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
     context.minimum_version = ssl.TLSVersion.TLSv1_2
@@ -26,7 +34,7 @@ def server_context(
     _load_chain(context, cert_file, key_file)
     if client_ca_file is not None:
         _load_ca(context, client_ca_file, "client_ca_file")
-        context.verify_mode = ssl.CERT_REQUIRED
+        context.verify_mode = ssl.CERT_OPTIONAL if client_optional else ssl.CERT_REQUIRED
     elif client_crl_file is not None:
         raise ConfigError("client_crl_file", "means nothing without client_ca_file")
     if client_crl_file is not None:
@@ -58,9 +66,8 @@ def client_context(
     return context
 
 
-def peer_certificate(stream: trio.SSLStream[trio.SocketStream]) -> PeerCertificate | None:
-    """The certificate that the client has proven to have; None if it sent none. After the handshake."""
-    found = stream.getpeercert()
+def peer_certificate(found: Mapping[str, Any] | None) -> PeerCertificate | None:
+    """The certificate that the client has proven to have: `found` is what `ssl.SSLSocket.getpeercert` says."""
     if not found:
         return None
     names: dict[str, list[str]] = {"URI": [], "DNS": [], "email": []}
@@ -86,8 +93,12 @@ def _require_one_key(key_file: str) -> None:
 
 
 def _load_chain(context: ssl.SSLContext, cert_file: str, key_file: str) -> None:
-    try:
-        context.load_cert_chain(cert_file, key_file)
+    def refuse_to_ask() -> str:
+        problem = f"{key_file} is encrypted; expected a key without a passphrase (openssl pkey -in FILE -out FILE)"
+        raise ConfigError("key_file", problem)
+
+    try:  # without a callback OpenSSL would ask on the terminal
+        context.load_cert_chain(cert_file, key_file, password=refuse_to_ask)
     except (OSError, ssl.SSLError) as exc:
         raise ConfigError("cert_file", f"cannot load {cert_file} with {key_file}: {exc}") from exc
 

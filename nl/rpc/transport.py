@@ -1,12 +1,12 @@
-"""The bytes below a connection: a plain socket driven by hand, or any trio stream (TLS, in-memory).
+"""The bytes below a connection: a socket driven by hand, without a hop through trio while it is ready.
 
-A plain socket gets `recv_into` and `sendmsg` without a hop through trio while it is ready; a stream gets copies, which
-TLS makes anyway. Both look the same to connection.py. Not here: accepting, handshakes (listen.py, tls.py).
+Not here: TLS (tls_transport.py), accepting (accepting.py, server.py).
 """
 
 from __future__ import annotations
 
 import socket
+import struct
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from contextlib import suppress
@@ -18,6 +18,7 @@ from nl.model.access import PeerCertificate
 from nl.rpc.contract import TransportLost
 
 TLS_CHUNK = 64 * 1024
+_CREDENTIALS = struct.Struct("iII")  # struct ucred: see unix(7), SO_PEERCRED
 _SEND_ERRORS = (OSError, trio.BrokenResourceError, trio.ClosedResourceError)
 
 
@@ -27,10 +28,11 @@ class Transport(ABC):
     __slots__ = ("certificate", "peer")
 
     inline = False
-    """Whether `try_send` ever takes something: if so, large payloads are sent from the caller's own buffers."""
+    """Whether large payloads are sent from the caller's own buffers, which may be changed after a cancelled send."""
     peer: str
+    """Where the other side is, for logs: `host:port`, or what there is for other kinds of sockets."""
     certificate: PeerCertificate | None
-    """The verified certificate of a TLS client that sent one."""
+    """What a TLS client has proved to be; None without TLS, and if it was not asked or had nothing to show."""
 
     @abstractmethod
     async def wait_readable(self) -> None:
@@ -42,7 +44,10 @@ class Transport(ABC):
 
     @abstractmethod
     def try_send(self, parts: Sequence[Buffer]) -> int:
-        """Sends what fits without waiting; how many bytes."""
+        """Sends what fits without waiting; how many bytes.
+
+        If that is not all, the next send begins with what is left, unless this is `inline`: TLS cannot take it back.
+        """
 
     @abstractmethod
     async def send(self, data: Buffer) -> int:
@@ -206,14 +211,16 @@ class StreamTransport(Transport):
 
 
 def describe_peer(sock: socket.socket | trio.socket.SocketType) -> str:
-    """`host:port`, or something honest for sockets without."""
+    """`host:port`; of a unix socket who is at the other end, which the kernel knows; "unknown" if nobody is."""
     try:
-        name = sock.getpeername()
+        if sock.family == socket.AF_UNIX:
+            pid, uid, _ = _CREDENTIALS.unpack(sock.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, _CREDENTIALS.size))
+            return f"unix:uid={uid},pid={pid}"
+        host, port = sock.getpeername()[:2]
     except OSError:
         return "unknown"
-    if isinstance(name, tuple) and len(name) >= 2:
-        return f"[{name[0]}]:{name[1]}" if ":" in str(name[0]) else f"{name[0]}:{name[1]}"
-    return str(name) or "local"
+    host = host.removeprefix("::ffff:") if "." in host else host  # IPv4 on a socket that takes both
+    return f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
 
 
 def take_socket(stream: trio.SocketStream) -> socket.socket:

@@ -8,8 +8,12 @@ from __future__ import annotations
 
 import json
 import os
+import re
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
+
+from nl.config.listeners import UNIX
 
 WORKER_API = "127.0.0.1:0"
 """Any free port: a worker of the same config that names the same address is told the real one."""
@@ -29,16 +33,40 @@ def _store(name: str, directory: Path, max_bytes: int) -> dict[str, Any]:
     }
 
 
-def _literal(path: Path) -> str:
-    return str(path).replace("$", "$$")  # in a config, `$` begins a variable
+def _literal(text: Path | str) -> str:
+    return str(text).replace("$", "$$")  # in a config, `$` begins a variable
 
 
-def default_config(*, listen: str, port: int, data_dir: Path, max_bytes: int, tokens: str | None = None) -> str:
+def socket_address(listen: str, port: int) -> str:
+    """What `--listen` says, as a config says it: an IP, a name, either with a port of its own, or `unix:/path`."""
+    if listen.startswith(UNIX) or re.fullmatch(r"(\[.*\]|[^:\[\]]*):[0-9]+", listen):
+        return listen
+    return f"[{listen}]:{port}" if ":" in listen and not listen.startswith("[") else f"{listen}:{port}"
+
+
+def _public(name: str, address: str) -> dict[str, Any]:
+    return {
+        "name": name,
+        "listener": {"http": {"socket_address": _literal(address)}},
+        "any_instance_name": True,
+        "services": {
+            "cas": [{"cas_store": "CAS"}],
+            "ac": [{"ac_store": "AC"}],
+            "bytestream": [{"cas_store": "CAS"}],
+            "execution": [{"cas_store": "CAS", "scheduler": "MAIN"}],
+            "capabilities": [{"remote_execution": {"scheduler": "MAIN"}}],
+            "health": {},
+        },
+    }
+
+
+def default_config(
+    *, listen: Sequence[str], port: int, data_dir: Path, max_bytes: int, tokens: str | None = None
+) -> str:
     """JSON5 text. `max_bytes` bounds the blobs; action results get a twentieth of it on top.
 
     `tokens` is a file of tokens; without one everybody may do everything.
     """
-    host = f"[{listen}]" if ":" in listen else listen
     cores = os.cpu_count() or 1
     worker = {
         "name": "local",
@@ -83,19 +111,7 @@ def default_config(*, listen: str, port: int, data_dir: Path, max_bytes: int, to
         ],
         "workers": [{"local": worker}],
         "servers": [
-            {
-                "name": "public",
-                "listener": {"http": {"socket_address": f"{host}:{port}"}},
-                "any_instance_name": True,
-                "services": {
-                    "cas": [{"cas_store": "CAS"}],
-                    "ac": [{"ac_store": "AC"}],
-                    "bytestream": [{"cas_store": "CAS"}],
-                    "execution": [{"cas_store": "CAS", "scheduler": "MAIN"}],
-                    "capabilities": [{"remote_execution": {"scheduler": "MAIN"}}],
-                    "health": {},
-                },
-            },
+            *(_public(f"public {i}" if i else "public", socket_address(each, port)) for i, each in enumerate(listen)),
             {
                 "name": "workers",
                 "listener": {"http": {"socket_address": WORKER_API}},

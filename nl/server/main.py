@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import os
 import sys
+from collections.abc import Sequence
+from contextlib import suppress
 from functools import partial
 from pathlib import Path
 
@@ -13,8 +15,9 @@ from nl.config.document import Config
 from nl.config.loader import in_file, load_file, load_text
 from nl.errors import ConfigError
 from nl.server.collector import calm_collector
+from nl.server.composition import Endpoint
 from nl.server.defaults import default_config
-from nl.server.run import Endpoint, run
+from nl.server.run import run
 from nl.telemetry.log import set_up_logging
 
 BUILT_IN = "<built-in config>"
@@ -26,7 +29,9 @@ def serve_file(path: str) -> int:
     return _serve(load_file(path), source=path)
 
 
-def serve_default(*, listen: str, port: int, data_dir: str, max_bytes: int, tokens: str | None = None) -> int:
+def serve_default(
+    *, listen: Sequence[str], port: int, data_dir: str, max_bytes: int, tokens: str | None = None
+) -> int:
     """Serves the built-in all-in-one config until a signal. Raises ConfigError."""
     set_up_logging()
     directory = Path(data_dir).absolute()
@@ -65,16 +70,19 @@ def _placed(error: ConfigError, source: str) -> ConfigError:
     return type(error)(error.path, error.problem, source=source) if source == BUILT_IN else in_file(error, source)
 
 
-def _print_flags(endpoints: list[Endpoint], *, directory: Path, asks_for_tokens: bool = False) -> None:
+def _print_flags(endpoints: Sequence[Endpoint], *, directory: Path, asks_for_tokens: bool = False) -> None:
     """What to copy into a `.bazelrc`, on standard output: the log goes to standard error."""
-    address = next(a for e in endpoints if e.config.services.execution for a in e.addresses)
+    addresses = [a for e in endpoints if e.config.services.execution for a in e.addresses]
+    targets = [each if each.startswith("unix:") else f"grpc://{each}" for each in addresses]
     bold, plain = ("\x1b[1m", "\x1b[0m") if sys.stdout.isatty() and "NO_COLOR" not in os.environ else ("", "")
     token = ' "--remote_header=authorization=Bearer $NL_TOKEN"' if asks_for_tokens else ""
-    print(
-        f"nl is ready; blobs and results are kept in {directory}\n\n"
-        f"  Build and test remotely, with the cache:\n"
-        f"    {bold}bazel test //... --remote_executor=grpc://{address}{token}{plain}\n\n"
-        f"  Or only share the cache:\n"
-        f"    {bold}bazel test //... --remote_cache=grpc://{address}{token}{plain}\n",
-        flush=True,
-    )
+    also = "".join(f"  Also at {each}\n" for each in targets[1:])
+    with suppress(OSError):  # a closed pipe, a full disk: no reason not to serve
+        print(
+            f"nl is ready; blobs and results are kept in {directory}\n\n"
+            f"  Build and test remotely, with the cache:\n"
+            f"    {bold}bazel test //... --remote_executor={targets[0]}{token}{plain}\n\n"
+            f"  Or only share the cache:\n"
+            f"    {bold}bazel test //... --remote_cache={targets[0]}{token}{plain}\n{also}",
+            flush=True,
+        )

@@ -1,39 +1,33 @@
-"""The nursery tree: stores > schedulers > listeners > workers. Composition of everything, and how it stops.
+"""The nursery tree: stores > schedulers > listeners > workers, and how it stops.
 
 Starting goes from the outside in: what is started may use what is outside of it. Stopping goes the other way round,
 each step with a deadline: health says NOT_SERVING, workers finish what they run, listeners let their calls finish
-(GOAWAY), then schedulers and stores end. A second signal ends everything at once.
+(GOAWAY), then schedulers and stores end. What signals mean at which time: signals.py.
 """
 
 from __future__ import annotations
 
 import logging
-import resource
-import signal
-from collections.abc import AsyncIterator, Callable, Mapping
+from collections.abc import Callable, Sequence
 from contextlib import AsyncExitStack
-from dataclasses import dataclass, replace
+from dataclasses import replace
 
 import trio
 
 from nl.config.document import Config
-from nl.config.servers import ServerOptions as ServerConfig
+from nl.config.listeners import UNIX
+from nl.config.workers import LocalWorkerOptions
 from nl.errors import ConfigError
-from nl.rpc.server import Server
-from nl.scheduler.options import SimpleSchedulerOptions
-from nl.scheduler.simple import SimpleScheduler
-from nl.server.doors import Doors
-from nl.server.listeners import bind, bound_address, transport_options
-from nl.server.lookup import lookup_by_instance
-from nl.server.services import Mounted, action_caches, mount
-from nl.server.status import StatusPage
-from nl.services.health import HealthRegistry
-from nl.storage.builder import BuiltStore, StoreGraph, build_stores
-from nl.web.server import HttpServer, Route
+from nl.server.composition import Composition, Endpoint, compose
+from nl.server.descriptors import allow_open_files, connection_slots
+from nl.server.listeners import Bound, bind
+from nl.server.signals import StopSignals
+from nl.storage.builder import BuiltStore
 from nl.worker.agent import Worker
 from nl.worker.local import local_worker
 
 log = logging.getLogger("nl.server")
+OnReady = Callable[[Sequence[Endpoint]], None]
 
 WORKER_GRACE_S = 30.0
 """How long running actions may take to finish after a signal."""
@@ -41,59 +35,38 @@ LISTENER_GRACE_S = 10.0
 """How long calls may take to finish once the workers have stopped."""
 
 
-@dataclass(frozen=True, slots=True)
-class Endpoint:
-    """One listener, bound."""
-
-    config: ServerConfig
-    listeners: list[trio.SocketListener]
-    server: Server
-    mounted: Mounted
-
-    @property
-    def addresses(self) -> list[str]:
-        """`host:port` of each socket, as they really are."""
-        return [bound_address(each) for each in self.listeners]
-
-
-async def run(config: Config, *, on_ready: Callable[[list[Endpoint]], None] | None = None) -> None:
+async def run(config: Config, *, on_ready: OnReady | None = None) -> None:
     """Serves a config until SIGTERM or SIGINT. `on_ready` is called when every listener accepts.
 
     Raises ConfigError for what only starting can show: an address in use, a folder that cannot be made.
     """
-    _allow_open_files(config.global_.max_open_files)
-    doors = Doors(config)
-    async with AsyncExitStack() as cleanup:
-        signals = cleanup.enter_context(trio.open_signal_receiver(signal.SIGTERM, signal.SIGINT))
-        endpoints_bound = await _bind_all(config, cleanup)
-        graph = build_stores(config.stores)
-        health = HealthRegistry()
+    async with AsyncExitStack() as cleanup, trio.open_nursery() as everything:
+        signals = StopSignals(everything.cancel_scope)
+        await everything.start(signals.watch)
+        slots = connection_slots(allow_open_files(config.global_.max_open_files))
+        site = compose(config, await _bind_all(config, cleanup), slots=slots)
         async with trio.open_nursery() as stores:
-            for built in graph:
+            for built in site.graph:
                 await _start_store(built, stores)
             async with trio.open_nursery() as schedulers:
-                by_name = _schedulers(config, graph)
-                for scheduler in by_name.values():
+                for scheduler in site.schedulers.values():
                     await schedulers.start(scheduler.run)
-                for authenticator in doors.authenticators:
+                for authenticator in site.doors.authenticators:
                     await schedulers.start(authenticator.run)
-                endpoints = _endpoints(config, endpoints_bound, graph, by_name, health, doors=doors)
-                await _serve(
-                    config, endpoints, graph, by_name, health, doors=doors, signals=signals, on_ready=on_ready
-                )
+                await _serve(site, signals=signals, on_ready=on_ready)
                 schedulers.cancel_scope.cancel()
             stores.cancel_scope.cancel()
+        everything.cancel_scope.cancel()
     log.info("Successfully shut down")
 
 
-async def _bind_all(config: Config, cleanup: AsyncExitStack) -> list[list[trio.SocketListener]]:
+async def _bind_all(config: Config, cleanup: AsyncExitStack) -> list[Bound]:
     """Every socket is bound before anything is started, so that a wrong address costs nothing."""
     bound = []
     for index, server in enumerate(config.servers):
-        listeners = await bind(server.listener.http, path=f"servers[{index}].listener.http.socket_address")
-        for each in listeners:
-            cleanup.callback(each.socket.close)
-        bound.append(listeners)
+        sockets = await bind(server.listener.http, path=f"servers[{index}].listener.http.socket_address")
+        cleanup.callback(sockets.close)
+        bound.append(sockets)
     return bound
 
 
@@ -106,111 +79,61 @@ async def _start_store(built: BuiltStore, nursery: trio.Nursery) -> None:
         raise ConfigError(f"{place}.{error.path}" if error.path else place, error.problem) from error
 
 
-def _schedulers(config: Config, graph: StoreGraph) -> dict[str, SimpleScheduler]:
-    lookup = lookup_by_instance(action_caches(config, graph))
-    schedulers = {}
-    for entry in config.schedulers:
-        options = SimpleSchedulerOptions.from_config(entry.spec.options)
-        schedulers[entry.name] = SimpleScheduler(options, lookup=lookup, name=entry.name)
-    return schedulers
-
-
-def _endpoints(
-    config: Config,
-    bound: list[list[trio.SocketListener]],
-    graph: StoreGraph,
-    schedulers: Mapping[str, SimpleScheduler],
-    health: HealthRegistry,
-    *,
-    doors: Doors,
-) -> list[Endpoint]:
-    endpoints = []
-    for index, (server, listeners) in enumerate(zip(config.servers, bound, strict=True)):
-        mounted = mount(server, config=config, graph=graph, schedulers=schedulers, health=health)
-        page = StatusPage(health, graph)
-        options = server.services.health
-        site = HttpServer({options.path if options is not None else "/status": Route(page.answer)})
-        transport = transport_options(server.listener.http, path=f"servers[{index}].listener.http")
-        authenticator = doors.at(index)
-        if authenticator is not None:
-            transport = replace(transport, authenticate=authenticator.authenticate)
-        rpc = Server(mounted.services, options=transport, http1=site.serve)
-        endpoints.append(Endpoint(server, listeners, rpc, mounted))
-    return endpoints
-
-
-async def _serve(
-    config: Config,
-    endpoints: list[Endpoint],
-    graph: StoreGraph,
-    schedulers: Mapping[str, SimpleScheduler],
-    health: HealthRegistry,
-    *,
-    doors: Doors,
-    signals: AsyncIterator[int],
-    on_ready: Callable[[list[Endpoint]], None] | None,
-) -> None:
-    """Listeners, and workers inside of them. Returns when a signal has stopped both, a second one at once."""
+async def _serve(site: Composition, *, signals: StopSignals, on_ready: OnReady | None) -> None:
+    """Listeners, and workers inside of them. Returns when a signal has stopped both."""
     async with trio.open_nursery() as background, trio.open_nursery() as serving:
-        for index, endpoint in enumerate(endpoints):
-            doors.warn(index, endpoint.addresses)
+        for index, endpoint in enumerate(site.endpoints):
+            site.doors.warn(index, endpoint.addresses)
             for part in endpoint.mounted.runnables:
                 await background.start(part.run)
-            await serving.start(endpoint.server.serve, endpoint.listeners)
+            await serving.start(endpoint.server.serve, endpoint.bound.sockets)
             log.info("Ready, listening on %s", ", ".join(endpoint.addresses))
         async with trio.open_nursery() as working:
-            workers = await _start_workers(config, endpoints, graph, doors, working)
-            health.set_serving(True)
+            workers = await _start_workers(site, working)
+            site.health.set_serving(True)
+            signals.serving()
             if on_ready is not None:
-                on_ready(endpoints)
-            number = await anext(signals)
-            log.info("Process terminated via %s, finishing what is running", signal.Signals(number).name)
-            background.start_soon(_stop_at_once, signals, background.cancel_scope)
-            health.set_serving(False)
-            for scheduler in schedulers.values():
+                on_ready(site.endpoints)
+            await signals.asked.wait()
+            site.health.set_serving(False)
+            for scheduler in site.schedulers.values():
                 scheduler.stop_admission()
             await _stop_workers(workers)
             working.cancel_scope.cancel()
-        for scheduler in schedulers.values():
+        for scheduler in site.schedulers.values():
             scheduler.shut_down()  # remote workers are sent away, waiting clients are answered
-        await _stop_listeners(endpoints)
+        site.health.close()
+        await _stop_listeners(site.endpoints)
         serving.cancel_scope.cancel()
         background.cancel_scope.cancel()
 
 
-async def _start_workers(
-    config: Config, endpoints: list[Endpoint], graph: StoreGraph, doors: Doors, nursery: trio.Nursery
-) -> list[Worker]:
-    """A worker that names an address of this config whose port is 0 gets the port that it really has.
-
-    One that names a listener of this process where credentials are asked for, and has none, gets the process's own.
-    """
-    real = {each.config.listener.http.address: each.addresses[0] for each in endpoints}
+async def _start_workers(site: Composition, nursery: trio.Nursery) -> list[Worker]:
     workers = []
-    for index, entry in enumerate(config.workers):
-        options = entry.local
-        host, port, tls = options.worker_api_endpoint.address
-        endpoint = options.worker_api_endpoint
-        if endpoint.token is None and endpoint.token_file is None and doors.leads_here(host, port):
-            options = replace(options, worker_api_endpoint=replace(endpoint, token=doors.worker_token))
-        if (host, port) in real and port == 0:
-            uri = f"grpc{'s' if tls else ''}://{real[host, port]}"
-            options = replace(options, worker_api_endpoint=replace(options.worker_api_endpoint, uri=uri))
-        elif port == 0:
-            path = f"workers[{index}].local.worker_api_endpoint.uri"
-            given = options.worker_api_endpoint.uri
-            raise ConfigError(path, f'"{given}" has no port; expected one, or a listener here with the same address')
-        worker = local_worker(options, index=index, store_named=graph.__getitem__)
+    for index, entry in enumerate(site.config.workers):
+        options = _with_way_in(site, entry.local, path=f"workers[{index}].local.worker_api_endpoint.uri")
+        worker = local_worker(options, index=index, store_named=site.graph.__getitem__)
         await nursery.start(worker.run)
         workers.append(worker)
     return workers
 
 
-async def _stop_at_once(signals: AsyncIterator[int], scope: trio.CancelScope) -> None:
-    """What a second signal does."""
-    number = await anext(signals)
-    log.warning("%s again: stopping at once", signal.Signals(number).name)
-    scope.cancel()
+def _with_way_in(site: Composition, options: LocalWorkerOptions, *, path: str) -> LocalWorkerOptions:
+    """A worker that names an address of this config whose port is 0 gets the port that it really has.
+
+    One that names a listener of this process where credentials are asked for, and has none, gets the process's own.
+    """
+    real = {each.config.listener.http.address: each.addresses[0] for each in site.endpoints}
+    endpoint = options.worker_api_endpoint
+    host, port, tls = endpoint.address
+    if endpoint.token is None and endpoint.token_file is None and site.doors.leads_here(host, port):
+        endpoint = replace(endpoint, token=site.doors.worker_token)
+    if not port and not host.startswith(UNIX):
+        if (host, port) not in real:
+            problem = f'"{endpoint.uri}" has no port; expected one, or a listener here with the same address'
+            raise ConfigError(path, problem)
+        endpoint = replace(endpoint, uri=f"grpc{'s' if tls else ''}://{real[host, port]}")
+    return replace(options, worker_api_endpoint=endpoint)
 
 
 async def _stop_workers(workers: list[Worker]) -> None:
@@ -219,15 +142,7 @@ async def _stop_workers(workers: list[Worker]) -> None:
             nursery.start_soon(worker.shutdown, WORKER_GRACE_S)
 
 
-async def _stop_listeners(endpoints: list[Endpoint]) -> None:
+async def _stop_listeners(endpoints: Sequence[Endpoint]) -> None:
     async with trio.open_nursery() as nursery:
         for endpoint in endpoints:
             nursery.start_soon(endpoint.server.shutdown, LISTENER_GRACE_S)
-
-
-def _allow_open_files(wanted: int) -> None:
-    """Raises the soft limit as far as the hard one allows: each connection and each open blob takes a descriptor."""
-    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
-    target = wanted if hard == resource.RLIM_INFINITY else min(wanted, hard)
-    if soft < target:
-        resource.setrlimit(resource.RLIMIT_NOFILE, (target, hard))

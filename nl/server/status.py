@@ -3,24 +3,44 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping, Sequence
 from http import HTTPStatus
+from typing import Protocol
 
 import trio
 
+from nl.config.servers import ServerOptions
 from nl.services.health import HealthRegistry
 from nl.storage.builder import StoreGraph
-from nl.web.server import Request, Response
+from nl.web.server import Request, Response, Route
+
+
+class Counting(Protocol):
+    """A listener with figures to show."""
+
+    @property
+    def addresses(self) -> Sequence[str]: ...
+
+    def statistics(self) -> Mapping[str, object]: ...
+
+
+def routes(server: ServerOptions, page: StatusPage) -> Mapping[str, Route]:
+    """What a listener serves over HTTP/1.1, by path."""
+    options = server.services.health
+    return {options.path if options is not None else "/status": Route(page.answer)}
 
 
 class StatusPage:
-    """JSON: the state of the server and of each store, with its own figures. 503 while it is not serving.
+    """JSON: the state of the server, each listener and each store, with their figures. 503 while it is not serving.
 
     `tasks` is how many are alive: what only grows is a leak.
     """
 
-    def __init__(self, health: HealthRegistry, graph: StoreGraph) -> None:
+    def __init__(self, health: HealthRegistry, graph: StoreGraph, listeners: Sequence[Counting]) -> None:
+        """`listeners` may still grow."""
         self._health = health
         self._graph = graph
+        self._listeners = listeners
 
     async def answer(self, request: Request) -> Response:
         """The page; it asks nobody, so it answers while everything else is slow."""
@@ -29,6 +49,7 @@ class StatusPage:
             "status": "SERVING" if serving else "NOT_SERVING",
             "services": self._health.snapshot(),
             "tasks": trio.lowlevel.current_statistics().tasks_living,
+            "listeners": {", ".join(each.addresses): each.statistics() for each in self._listeners},
             "stores": {built.name: {"kind": built.kind, **built.store.statistics()} for built in self._graph},
         }
         return Response(

@@ -12,7 +12,7 @@ from collections.abc import Iterable, Mapping
 import grpclib.const
 import trio
 
-from nl.errors import NotFoundError
+from nl.errors import NotFoundError, UnavailableError
 from nl.pb import health
 from nl.rpc.contract import ServerStream
 from nl.services.requests import receive_request
@@ -28,6 +28,7 @@ class HealthRegistry:
     def __init__(self, services: Iterable[str] = ()) -> None:
         self._serving: dict[str, bool] = {"": False, **dict.fromkeys(services, False)}
         self._changed = trio.Event()
+        self._closed = False
 
     def add_service(self, service: str) -> None:
         """Makes a service known, in the state of the server."""
@@ -40,13 +41,20 @@ class HealthRegistry:
             self._serving[name] = serving
         self._notify()
 
+    def close(self) -> None:
+        """The server goes: nothing is serving, nothing will be, and whoever waits for a change is told so."""
+        self._closed = True
+        self.set_serving(False)
+
     def is_serving(self, service: str = "") -> bool | None:
         """The state of a service (the empty name: of the server), None if it is unknown."""
         return self._serving.get(service)
 
     async def wait_changed(self, service: str, known: bool | None) -> bool | None:
-        """Waits until the state of a service is another than `known`; the new one."""
+        """Waits until the state of a service is another than `known`; the new one. UnavailableError after `close`."""
         while (state := self._serving.get(service)) is known:
+            if self._closed:
+                raise UnavailableError("the server is shutting down")
             await self._changed.wait()
         return state
 
@@ -74,7 +82,7 @@ class HealthService:
         await stream.send_message(_reply(serving))
 
     async def watch(self, stream: ServerStream[health.HealthCheckRequest, Reply]) -> None:
-        """The state now and after each change, until the client goes."""
+        """The state now and after each change, until the client or the server goes."""
         service = (await receive_request(stream)).service
         serving = self._registry.is_serving(service)
         while True:

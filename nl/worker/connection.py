@@ -83,7 +83,7 @@ def connector(endpoint: WorkerApiEndpoint) -> Connect:
     """How to open a stream to this endpoint. Raises ConfigError if its TLS files cannot be used."""
     host, port, wants_tls = endpoint.address
     tls = _tls(endpoint.tls_config) if wants_tls or endpoint.tls_config is not None else None
-    target = f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
+    target = host if host.startswith("unix:") else f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
     options = ChannelOptions(
         max_message_size=MAX_MESSAGE_BYTES,
         connect_timeout=endpoint.timeout,

@@ -15,7 +15,7 @@ from nl.model.access import Right
 from nl.pb import bytestream, health, longrunning, reapi, reflection_v1, worker_api
 from nl.pb.codec import encode
 from nl.scheduler.simple import SimpleScheduler
-from nl.server.run import _schedulers
+from nl.server.composition import build_schedulers
 from nl.server.services import _BUILDERS, mount
 from nl.services.health import HealthRegistry
 from nl.storage.builder import build_stores
@@ -130,7 +130,7 @@ def table():
     services = parsed.servers[0].services
     assert all(getattr(services, kind) is not None for kind in _BUILDERS), "a kind of service is not walked here"
     graph = build_stores(parsed.stores)
-    schedulers = _schedulers(parsed, graph)
+    schedulers = build_schedulers(parsed, graph)
     assert all(isinstance(each, SimpleScheduler) for each in schedulers.values())
     mounted = mount(parsed.servers[0], config=parsed, graph=graph, schedulers=schedulers, health=HealthRegistry())
     return {path[1:]: handler for service in mounted.services for path, handler in service.__mapping__().items()}

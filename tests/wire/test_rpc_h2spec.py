@@ -7,7 +7,10 @@ import sys
 from pathlib import Path
 
 import pytest
+import trustme
 
+from nl.rpc.options import ServerOptions
+from nl.rpc.tls import server_context
 from tests.support.processes import all_in_one
 from tests.wire.rpc_hosting import in_thread, serving
 from tests.wire.rpc_service import RawService
@@ -21,8 +24,8 @@ pytestmark = pytest.mark.skipif(
 )
 
 
-async def assert_all_pass(port: int) -> None:
-    command = [H2SPEC, "-h", "127.0.0.1", "-p", str(port), "-o", "5"]
+async def assert_all_pass(port: int, *options: str) -> None:
+    command = [H2SPEC, "-h", "127.0.0.1", "-p", str(port), "-o", "5", *options]
     done = await in_thread(lambda: subprocess.run(command, capture_output=True, text=True, timeout=200))
     summary = re.search(r"(\d+) tests, (\d+) passed, (\d+) skipped, (\d+) failed", done.stdout)
     assert summary, done.stdout[-3000:]
@@ -34,6 +37,15 @@ async def assert_all_pass(port: int) -> None:
 async def test_h2spec_finds_nothing_wrong():
     async with serving(RawService()) as (_, port):
         await assert_all_pass(port)
+
+
+async def test_h2spec_finds_nothing_wrong_over_tls(tmp_path):
+    own = trustme.CA().issue_cert("127.0.0.1")
+    own.private_key_pem.write_to_path(str(tmp_path / "key.pem"))
+    own.cert_chain_pems[0].write_to_path(str(tmp_path / "cert.pem"))
+    tls = server_context(cert_file=str(tmp_path / "cert.pem"), key_file=str(tmp_path / "key.pem"))
+    async with serving(RawService(), options=ServerOptions(tls=tls)) as (_, port):
+        await assert_all_pass(port, "-t", "-k")
 
 
 async def test_h2spec_finds_nothing_wrong_with_the_whole_server(tmp_path):

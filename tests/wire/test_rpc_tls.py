@@ -104,6 +104,44 @@ async def test_our_channel_over_tls_with_a_client_certificate(files):
                 assert await stream.recv_message() == bytes(5_000_000)
 
 
+async def test_a_handler_and_a_page_learn_whom_the_certificate_names(files):
+    seen = []
+
+    class Asks(RawService):
+        async def echo(self, stream):
+            seen.append(stream.core.transport.certificate)
+            await super().echo(stream)
+
+    async def page(request):
+        return Response(body=",".join(request.certificate.emails).encode())
+
+    tls = context(files, client_ca_file=files["ca.pem"])
+    http1 = HttpServer({"/who": Route(page)}).serve
+    async with serving(Asks(), options=ServerOptions(tls=tls), http1=http1) as (_, port):
+        assert await in_thread(lambda: echo(port, files, "client")) == b"eeeee"
+        assert seen[0].emails == ("client@example.org",) and seen[0].dns_names == ()
+        client = client_context(ca_file=files["ca.pem"], cert_file=files["client.pem"], key_file=files["client.key"])
+        client.set_alpn_protocols(["http/1.1"])
+        stream = await trio.open_ssl_over_tcp_stream("localhost", port, ssl_context=client, https_compatible=True)
+        await stream.send_all(b"GET /who HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n")
+        answer = b"".join([chunk async for chunk in stream])
+        assert answer.endswith(b"client@example.org")
+        await trio.aclose_forcefully(stream)
+
+
+async def test_without_client_certificates_nobody_is_named(files):
+    seen = []
+
+    class Asks(RawService):
+        async def echo(self, stream):
+            seen.append(stream.core.transport.certificate)
+            await super().echo(stream)
+
+    async with serving(Asks(), options=ServerOptions(tls=context(files))) as (_, port):
+        assert await in_thread(lambda: echo(port, files, "client")) == b"eeeee"
+    assert seen == [None]
+
+
 async def test_a_server_we_do_not_trust_is_not_spoken_to(files):
     options = ServerOptions(tls=context(files))
     async with (

@@ -162,7 +162,7 @@ def test_older_forms_are_refused_at_their_own_paths(raw, message):
      "servers[0].listener.http.socket_address: missing; expected text"),
     ({"servers": [{"listener": {"http": {"socket_address": "x"}}, "services": {}}]},
      'servers[0].listener.http.socket_address: "x" is not an address; expected host:port such as "127.0.0.1:50051" or '
-     '"[::]:50051"'),
+     '"[::]:50051", or unix:/path'),
     ({"servers": [{"listener": {"http": {"socket_address": "a:99999"}}, "services": {}}]},
      'servers[0].listener.http.socket_address: "a:99999" has a port above 65535; expected host:port'),
     ({"servers": [{"listener": SERVER["listener"]}]}, "servers[0].services: missing; expected an object"),
@@ -224,8 +224,8 @@ def test_older_forms_are_refused_at_their_own_paths(raw, message):
      "workers[0].local.use_namespaces: not supported: actions are not put into namespaces; expected this key to be "
      "left out"),
     (worker(worker_api_endpoint={"uri": "scheduler:50061"}),
-     'workers[0].local.worker_api_endpoint.uri: "scheduler:50061" is not an address; expected grpc://host:port or '
-     "grpcs://host:port"),
+     'workers[0].local.worker_api_endpoint.uri: "scheduler:50061" is not an address; expected grpc://host:port, '
+     "grpcs://host:port or unix:/path"),
     ({"workers": [{"local": WORKER}]},
      'workers[0].local.cas_fast_slow_store: there is no store "M"; there are no stores'),
     ({"workers": [{"remote": {}}]}, "workers[0].remote: unknown key; expected one of local"),
@@ -279,6 +279,7 @@ def test_what_has_no_effect_is_warned_of_and_loads():
     ("127.0.0.1:50051", ("127.0.0.1", 50051)), ("0.0.0.0:1", ("0.0.0.0", 1)), ("[::]:50051", ("::", 50051)),
     ("[::1]:0", ("::1", 0)), (":8080", ("0.0.0.0", 8080)), ("localhost:50051", ("localhost", 50051)),
     ("cache.example.com:443", ("cache.example.com", 443)), ("${PORT_ADDRESS:-:7}", ("0.0.0.0", 7)),
+    ("unix:/run/nl.sock", ("unix:/run/nl.sock", 0)),
 ])
 def test_listeners_take_any_usual_address(text, address):
     config = load({"servers": [{**SERVER, "listener": {"http": {"socket_address": text}}}]})
@@ -295,6 +296,7 @@ def test_other_addresses_are_refused(text):
 @pytest.mark.parametrize(("uri", "address"), [
     ("grpc://h:1", ("h", 1, False)), ("grpcs://h:1/", ("h", 1, True)), ("http://[::1]:5", ("::1", 5, False)),
     ("https://h", ("h", 443, True)), ("grpc://h", ("h", 80, False)),
+    ("unix:/run/nl.sock", ("unix:/run/nl.sock", 0, False)), ("unix:///run/nl.sock", ("unix:/run/nl.sock", 0, False)),
 ])
 def test_workers_take_any_usual_endpoint(uri, address):
     config = load(worker(worker_api_endpoint={"uri": uri}))

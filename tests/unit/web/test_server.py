@@ -1,9 +1,14 @@
 """The HTTP/1.1 side, spoken to in bytes."""
 
+import socket
+
 import pytest
 import trio
-from trio.testing import memory_stream_pair
+import trio.testing
 
+from nl.rpc.leaving import Leaving
+from nl.rpc.transport import SocketTransport
+from nl.rpc.transport_stream import TransportStream
 from nl.web.server import HttpLimits, HttpServer, Response, Route
 
 
@@ -33,22 +38,30 @@ ROUTES = {
 }  # fmt: skip
 
 
+def stream_pair(leaving=None):
+    """A client's end, and the stream that the server is given."""
+    ours, theirs = socket.socketpair()
+    transport = SocketTransport(theirs, unsent_max=1 << 20)
+    return trio.SocketStream(trio.socket.from_stdlib_socket(ours)), TransportStream(transport, leaving=leaving)
+
+
 async def talk(*sent, limits=None, first=b""):
     """Everything that the server answers until it closes or the client has nothing more to say."""
-    client, server = memory_stream_pair()
+    client, server = stream_pair()
     received = bytearray()
 
     async def serve():
         await HttpServer(ROUTES, limits=limits).serve(server, first)
-        await server.aclose()
+        await trio.aclose_forcefully(server)
 
     async with trio.open_nursery() as nursery:
         nursery.start_soon(serve)
         for data in sent:
             await client.send_all(data)
-        await client.send_stream.aclose()
-        async for chunk in client.receive_stream:
+        await client.send_eof()
+        async for chunk in client:
             received += chunk
+    await client.aclose()
     return bytes(received)
 
 
@@ -115,12 +128,183 @@ async def test_rubbish_is_refused(rubbish):
 
 
 async def test_silence_ends_the_connection(autojump_clock):
-    client, server = memory_stream_pair()
+    client, server = stream_pair()
     await HttpServer(ROUTES).serve(server)
     assert trio.current_time() >= HttpLimits().header_timeout
     await client.aclose()
+    await trio.aclose_forcefully(server)
 
 
 async def test_a_connection_ends_after_its_last_request():
     answer = await talk(get("/hello") * 5, limits=HttpLimits(max_requests=2))
     assert answer.count(b"HTTP/1.1 200") == 2 and b"close" in answer.lower()
+
+
+async def test_a_route_that_works_at_lame_duck_finishes_and_says_that_it_was_the_last(nursery):
+    leaving, working, go = Leaving(), trio.Event(), trio.Event()
+
+    async def slow(request):
+        working.set()
+        await go.wait()
+        return Response(body=b"done")
+
+    client, server = stream_pair(leaving)
+    nursery.start_soon(closing(HttpServer({"/slow": Route(slow)}).serve, server))
+    await client.send_all(get("/slow"))
+    await working.wait()
+    leaving.begin()
+    go.set()
+    answer = b"".join([chunk async for chunk in client])
+    assert answer.startswith(b"HTTP/1.1 200") and b"connection: close" in answer.lower() and answer.endswith(b"done")
+    await client.aclose()
+
+
+async def test_a_kept_connection_without_a_request_ends_at_once_at_lame_duck(nursery):
+    leaving = Leaving()
+    client, server = stream_pair(leaving)
+    nursery.start_soon(closing(HttpServer(ROUTES).serve, server))
+    await client.send_all(get("/hello"))
+    assert (await client.receive_some()).startswith(b"HTTP/1.1 200")
+    leaving.begin()
+    with trio.fail_after(2):
+        assert await client.receive_some() == b""
+    await client.aclose()
+
+
+async def test_a_request_that_has_begun_to_arrive_at_lame_duck_is_answered(nursery):
+    leaving = Leaving()
+    client, server = stream_pair(leaving)
+    nursery.start_soon(closing(HttpServer(ROUTES).serve, server))
+    await client.send_all(get("/hello")[:10])
+    await trio.testing.wait_all_tasks_blocked()
+    await trio.testing.wait_all_tasks_blocked(0.05)
+    leaving.begin()
+    await client.send_all(get("/hello")[10:])
+    answer = b"".join([chunk async for chunk in client])
+    assert answer.startswith(b"HTTP/1.1 200")
+    await client.aclose()
+
+
+def closing(serve, stream):
+    """As rpc.Server does: the stream ends with its server."""
+
+    async def run():
+        try:
+            await serve(stream)
+        finally:
+            await trio.aclose_forcefully(stream)
+
+    return run
+
+
+async def test_a_download_may_take_longer_than_any_timeout_as_long_as_it_moves(autojump_clock):
+    limits = HttpLimits(stall_timeout=5, handler_timeout=20)
+
+    async def drip(request):
+        async def body():
+            for _ in range(10):
+                await trio.sleep(15)
+                yield b"drop"
+
+        return Response(body=body(), length=40)
+
+    client, server = stream_pair()
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(closing(HttpServer({"/drip": Route(drip)}, limits=limits).serve, server))
+        await client.send_all(get("/drip", extra="Connection: close\r\n"))
+        answer = b"".join([chunk async for chunk in client])
+    assert answer.endswith(b"drop" * 10)
+    assert trio.current_time() >= 150
+    await client.aclose()
+
+
+async def test_a_route_that_does_nothing_for_too_long_is_cut(autojump_clock):
+    async def stuck(request):
+        await trio.sleep_forever()
+
+    client, server = stream_pair()
+    site = HttpServer({"/": Route(stuck)}, limits=HttpLimits(handler_timeout=20))
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(closing(site.serve, server))
+        await client.send_all(get("/"))
+        assert b"".join([chunk async for chunk in client]) == b""
+    assert 20 <= trio.current_time() < 30
+    await client.aclose()
+
+
+async def test_a_client_that_takes_nothing_is_let_go_and_what_was_held_for_it_is_counted(autojump_clock):
+    limits = HttpLimits(stall_timeout=5)
+
+    async def big(request):
+        return Response(body=bytes(64 << 20))
+
+    client, server = stream_pair()
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(HttpServer({"/big": Route(big)}, limits=limits).serve, server)
+        await client.send_all(get("/big"))
+        await trio.sleep(4)
+        assert server.held == 64 << 20
+    assert server.held == 0
+    assert trio.current_time() < 20
+    await client.aclose()
+    await trio.aclose_forcefully(server)
+
+
+async def test_a_body_that_stops_coming_ends_the_request_and_frees_what_was_read(autojump_clock):
+    client, server = stream_pair()
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(HttpServer(ROUTES, limits=HttpLimits(stall_timeout=5)).serve, server)
+        await client.send_all(get("/echo", "PUT", "Content-Length: 5000\r\n") + bytes(4000))
+        await trio.sleep(2)
+        assert server.held == 4000
+    assert server.held == 0
+    await client.aclose()
+    await trio.aclose_forcefully(server)
+
+
+async def test_head_of_an_iterator_has_its_length_and_runs_its_end():
+    ended = []
+
+    async def pieces():
+        try:
+            yield b"x" * 7
+        finally:
+            ended.append(True)
+
+    async def route(request):
+        body = pieces()
+        await anext(body)
+        return Response(body=body, length=7)
+
+    client, server = stream_pair()
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(closing(HttpServer({"/": Route(route)}).serve, server))
+        await client.send_all(get("/", "HEAD", "Connection: close\r\n"))
+        answer = b"".join([chunk async for chunk in client])
+    assert b"content-length: 7" in answer.lower() and answer.endswith(b"\r\n\r\n")
+    assert ended
+    await client.aclose()
+
+
+@pytest.mark.parametrize("status", [204, 304])
+async def test_what_has_no_body_has_no_length_either(status):
+    async def route(request):
+        return Response(status=status)
+
+    client, server = stream_pair()
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(closing(HttpServer({"/": Route(route)}).serve, server))
+        await client.send_all(get("/", extra="Connection: close\r\n"))
+        answer = b"".join([chunk async for chunk in client])
+    assert answer.startswith(f"HTTP/1.1 {status}".encode())
+    assert b"content-" not in answer.lower() and b"transfer-encoding" not in answer.lower()
+    await client.aclose()
+
+
+async def test_an_answer_to_an_upload_that_was_not_read_arrives(nursery):
+    client, server = stream_pair()
+    nursery.start_soon(closing(HttpServer(ROUTES, limits=HttpLimits(max_body=10)).serve, server))
+    await client.send_all(get("/echo", "PUT", f"Content-Length: {1 << 20}\r\n") + bytes(100_000))
+    answer = b"".join([chunk async for chunk in client])
+    assert answer.startswith(b"HTTP/1.1 413")
+    await client.aclose()

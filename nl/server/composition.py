@@ -1,0 +1,87 @@
+"""From a config to the objects of the whole server, put together and not yet started."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+
+from nl.config.document import Config
+from nl.config.servers import ServerOptions as ServerConfig
+from nl.rpc.server import Server
+from nl.rpc.slots import Slots
+from nl.scheduler.options import SimpleSchedulerOptions
+from nl.scheduler.simple import SimpleScheduler
+from nl.server.doors import Doors
+from nl.server.listeners import Bound, http_limits, transport_options
+from nl.server.lookup import lookup_by_instance
+from nl.server.services import Mounted, action_caches, mount
+from nl.server.status import StatusPage, routes
+from nl.services.health import HealthRegistry
+from nl.storage.builder import StoreGraph, build_stores
+from nl.web.server import HttpServer
+
+
+@dataclass(frozen=True, slots=True)
+class Endpoint:
+    """One listener, bound."""
+
+    config: ServerConfig
+    bound: Bound
+    server: Server
+    mounted: Mounted
+
+    @property
+    def addresses(self) -> list[str]:
+        """`host:port` or `unix:/path` of each socket, as they really are."""
+        return self.bound.addresses
+
+    def statistics(self) -> dict[str, object]:
+        """Figures of its connections and of its services."""
+        return {**self.server.statistics(), "services": self.mounted.statistics()}
+
+
+@dataclass(frozen=True, slots=True)
+class Composition:
+    """Everything that one process runs; run.py says in which order."""
+
+    config: Config
+    doors: Doors
+    graph: StoreGraph
+    schedulers: Mapping[str, SimpleScheduler]
+    health: HealthRegistry
+    endpoints: Sequence[Endpoint]
+    """In the order of the config's `servers`."""
+
+
+def compose(config: Config, bound: Sequence[Bound], *, slots: Slots) -> Composition:
+    """Builds everything. `bound` are the sockets of each of the config's servers, `slots` the process's connections.
+
+    Raises ConfigError for what the config names and cannot be used: files of TLS, of tokens.
+    """
+    doors = Doors(config)
+    graph = build_stores(config.stores)
+    schedulers = build_schedulers(config, graph)
+    health = HealthRegistry()
+    endpoints: list[Endpoint] = []
+    page = StatusPage(health, graph, endpoints)
+    for index, (server, sockets) in enumerate(zip(config.servers, bound, strict=True)):
+        listener = server.listener.http
+        mounted = mount(server, config=config, graph=graph, schedulers=schedulers, health=health)
+        options = transport_options(listener, path=f"servers[{index}].listener.http")
+        authenticator = doors.at(index)
+        if authenticator is not None:
+            options = replace(options, authenticate=authenticator.authenticate)
+        http1 = HttpServer(routes(server, page), limits=http_limits(listener.connections))
+        rpc = Server(mounted.services, options=options, http1=http1.serve, slots=slots)
+        endpoints.append(Endpoint(server, sockets, rpc, mounted))
+    return Composition(config, doors, graph, schedulers, health, endpoints)
+
+
+def build_schedulers(config: Config, graph: StoreGraph) -> dict[str, SimpleScheduler]:
+    """The schedulers by their names."""
+    lookup = lookup_by_instance(action_caches(config, graph))
+    schedulers = {}
+    for entry in config.schedulers:
+        options = SimpleSchedulerOptions.from_config(entry.spec.options)
+        schedulers[entry.name] = SimpleScheduler(options, lookup=lookup, name=entry.name)
+    return schedulers

@@ -1,0 +1,91 @@
+"""Places for connections: who waits, who makes room, and what the log says of it."""
+
+import trio
+from trio.testing import wait_all_tasks_blocked
+
+from nl.rpc.slots import GREETING_S, Slots
+
+
+async def test_a_full_listener_lets_nobody_in_until_a_slot_is_given_back(nursery):
+    slots, entered = Slots(1, remedy="raise it"), trio.Event()
+    slots.take()
+
+    async def enter():
+        await slots.wait_free()
+        slots.take()
+        entered.set()
+
+    nursery.start_soon(enter)
+    await wait_all_tasks_blocked()
+    assert not entered.is_set()
+    slots.release()
+    with trio.fail_after(0.5):
+        await entered.wait()
+    assert slots.taken == 1
+
+
+async def test_listeners_share_what_the_process_has(autojump_clock):
+    process = Slots(2, remedy="raise ulimit")
+    one, other = Slots(10, remedy="", shared=process), Slots(10, remedy="", shared=process)
+    one.take()
+    other.take()
+    with trio.move_on_after(5) as scope:
+        await one.wait_free()
+    assert scope.cancelled_caught
+    other.release()
+    await one.wait_free()
+    one.take()
+    assert (one.taken, other.taken, process.taken) == (2, 0, 2)
+
+
+async def test_the_connection_that_has_been_silent_for_the_longest_makes_room(autojump_clock):
+    process = Slots(3, remedy="")
+    one, other = Slots(3, remedy="", shared=process), Slots(3, remedy="", shared=process)
+    left = []
+
+    async def silent(slots, name):
+        slots.take()
+        with trio.CancelScope() as scope, slots.greets(scope):
+            await trio.sleep_forever()
+        left.append(name)
+        slots.release()
+
+    async with trio.open_nursery() as nursery:
+        for slots, name in ((one, "first"), (other, "second"), (other, "third")):
+            nursery.start_soon(silent, slots, name)
+            await trio.sleep(0.1)
+        began = trio.current_time()
+        await other.wait_free()
+        assert left == ["first"]
+        assert trio.current_time() - began < GREETING_S
+        nursery.cancel_scope.cancel()
+    assert not process.greeting
+
+
+async def test_a_connection_always_has_some_time_for_its_first_words(autojump_clock):
+    slots = Slots(1, remedy="")
+    slots.take()
+    with trio.CancelScope() as scope, slots.greets(scope):
+        with trio.move_on_after(GREETING_S * 0.9):
+            await slots.wait_free()
+        assert not scope.cancel_called
+
+
+async def test_who_is_being_served_never_makes_room(autojump_clock):
+    slots = Slots(2, remedy="")
+    slots.take()
+    slots.take()
+    with trio.CancelScope() as scope:
+        with slots.greets(scope):
+            pass
+        with trio.move_on_after(100) as waited:
+            await slots.wait_free()
+    assert waited.cancelled_caught and not scope.cancel_called
+
+
+async def test_a_full_house_is_one_line_in_the_log_that_says_what_to_do(autojump_clock, caplog):
+    slots = Slots(1, remedy="raise max_connections")
+    slots.take()
+    with trio.move_on_after(30):
+        await slots.wait_free()
+    assert caplog.messages == ["all 1 connections are taken, new ones wait; raise max_connections"]
