@@ -16,6 +16,7 @@ from grpclib.exceptions import GRPCError
 
 from nl.errors import ConfigError
 from nl.rpc.channel import Channel
+from nl.rpc.live_tls import LiveContext
 from nl.rpc.options import ChannelOptions, ServerOptions
 from nl.rpc.tls import client_context, server_context
 from nl.web.server import HttpServer, Response, Route
@@ -29,6 +30,19 @@ REVOKED = CA.issue_cert("revoked@example.org")
 STRANGER = trustme.CA().issue_cert("stranger@example.org")
 
 
+def crl_of(*certificates):
+    """The authority's list of revoked certificates."""
+    now = datetime.datetime.now(datetime.UTC)
+    ca_cert = x509.load_pem_x509_certificate(CA.cert_pem.bytes())
+    builder = x509.CertificateRevocationListBuilder().issuer_name(ca_cert.subject)
+    builder = builder.last_update(now).next_update(now + datetime.timedelta(days=1))
+    for certificate in certificates:
+        serial = x509.load_pem_x509_certificate(certificate.cert_chain_pems[0].bytes()).serial_number
+        entry = x509.RevokedCertificateBuilder().serial_number(serial).revocation_date(now).build()
+        builder = builder.add_revoked_certificate(entry)
+    return builder.sign(serialization.load_pem_private_key(CA.private_key_pem.bytes(), None), hashes.SHA256())
+
+
 @pytest.fixture
 def files(tmp_path):
     """Paths of PEM files by name."""
@@ -36,15 +50,7 @@ def files(tmp_path):
     for name, cert in (("server", SERVER), ("client", CLIENT), ("revoked", REVOKED), ("stranger", STRANGER)):
         cert.private_key_pem.write_to_path(tmp_path / f"{name}.key")
         (tmp_path / f"{name}.pem").write_bytes(b"".join(blob.bytes() for blob in cert.cert_chain_pems))
-    now = datetime.datetime.now(datetime.UTC)
-    ca_cert = x509.load_pem_x509_certificate(CA.cert_pem.bytes())
-    revoked = x509.load_pem_x509_certificate(REVOKED.cert_chain_pems[0].bytes())
-    entry = x509.RevokedCertificateBuilder().serial_number(revoked.serial_number).revocation_date(now).build()
-    builder = x509.CertificateRevocationListBuilder().issuer_name(ca_cert.subject)
-    builder = builder.last_update(now).next_update(now + datetime.timedelta(days=1)).add_revoked_certificate(entry)
-    key = serialization.load_pem_private_key(CA.private_key_pem.bytes(), None)
-    crl = builder.sign(key, hashes.SHA256())
-    (tmp_path / "crl.pem").write_bytes(crl.public_bytes(serialization.Encoding.PEM))
+    (tmp_path / "crl.pem").write_bytes(crl_of(REVOKED).public_bytes(serialization.Encoding.PEM))
     return {path.name: str(path) for path in tmp_path.iterdir()}
 
 
@@ -181,6 +187,92 @@ async def test_a_peer_that_never_finishes_the_handshake_is_dropped(files):
             except trio.BrokenResourceError:
                 pass
         await stream.aclose()
+
+
+async def test_optional_client_certificates_let_those_without_one_in_but_no_wrong_one(files):
+    tls = context(files, client_ca_file=files["ca.pem"], client_crl_file=files["crl.pem"], client_optional=True)
+    async with serving(RawService(), options=ServerOptions(tls=tls)) as (_, port):
+        for name in ("client", None):
+            assert await in_thread(lambda name=name: echo(port, files, name)) == b"eeeee"
+        with pytest.raises(grpc.RpcError):
+            await in_thread(lambda: echo(port, files, "revoked"))
+
+
+def replace_file(target, source):
+    """As certificate managers do it: another inode under the name."""
+    beside = Path(f"{target}.new")
+    beside.write_bytes(Path(source).read_bytes())
+    beside.rename(target)
+
+
+def shown_certificate(port):
+    return ssl.get_server_certificate(("127.0.0.1", port), timeout=10)
+
+
+async def reloaded(live, before):
+    with trio.fail_after(10):
+        while live.context is before:
+            await trio.sleep(0.01)
+
+
+async def test_new_files_are_taken_up_by_new_connections_and_the_old_ones_go_on(files, caplog, tmp_path):
+    caplog.set_level("INFO")
+    names = [files["server.pem"], files["server.key"]]
+    live = LiveContext(lambda: context(files), names, interval_s=0.02)
+    renewed = CA.issue_cert("localhost", "127.0.0.1")
+    (tmp_path / "renewed.pem").write_bytes(renewed.cert_chain_pems[0].bytes())
+    (tmp_path / "renewed.key").write_bytes(renewed.private_key_pem.bytes())
+    async with serving(RawService(), options=ServerOptions(tls=live)) as (_, port):
+        with grpcio_channel(port, files) as channel:
+            call = channel.unary_unary("/t.S/Echo")
+            assert await in_thread(lambda: call(b"1", timeout=10)) == b"1"
+            before = live.context
+            replace_file(files["server.pem"], tmp_path / "renewed.pem")
+            await trio.sleep(0.1)  # certificate and key do not match: not taken, and said once
+            assert live.context is before
+            assert await in_thread(shown_certificate, port) == SERVER.cert_chain_pems[0].bytes().decode()
+            replace_file(files["server.key"], tmp_path / "renewed.key")
+            await reloaded(live, before)
+            assert await in_thread(lambda: call(b"2", timeout=10)) == b"2"
+        assert await in_thread(shown_certificate, port) == renewed.cert_chain_pems[0].bytes().decode()
+    bad = [record for record in caplog.records if record.levelname == "ERROR"]
+    assert len(bad) == 1 and "cannot be used, the earlier ones stay" in bad[0].getMessage()
+
+
+async def test_a_certificate_that_has_been_revoked_does_not_come_in_any_more(files, tmp_path):
+    (tmp_path / "revoked.crl").write_bytes(Path(files["crl.pem"]).read_bytes())
+    Path(files["crl.pem"]).write_bytes(crl_of().public_bytes(serialization.Encoding.PEM))
+    kwargs = {"client_ca_file": files["ca.pem"], "client_crl_file": files["crl.pem"]}
+    live = LiveContext(lambda: context(files, **kwargs), list(kwargs.values()), interval_s=0.02)
+    async with serving(RawService(), options=ServerOptions(tls=live)) as (_, port):
+        assert await in_thread(lambda: echo(port, files, "revoked")) == b"eeeee"
+        before = live.context
+        replace_file(files["crl.pem"], tmp_path / "revoked.crl")
+        await reloaded(live, before)
+        with pytest.raises(grpc.RpcError):
+            await in_thread(lambda: echo(port, files, "revoked"))
+
+
+async def test_files_that_do_not_change_are_not_loaded_again(files):
+    loads = []
+
+    def load():
+        loads.append(1)
+        return context(files)
+
+    live = LiveContext(load, [files["server.pem"], "/nowhere"], interval_s=0.001)
+    with trio.move_on_after(0.2):
+        await live.run()
+    assert len(loads) == 1
+
+
+def test_an_encrypted_key_is_one_line_and_nobody_is_asked_for_a_passphrase(files, tmp_path):
+    key = serialization.load_pem_private_key(Path(files["server.key"]).read_bytes(), None)
+    lock = serialization.BestAvailableEncryption(b"secret")
+    encoding, pkcs8 = serialization.Encoding.PEM, serialization.PrivateFormat.PKCS8
+    (tmp_path / "locked.key").write_bytes(key.private_bytes(encoding, pkcs8, lock))
+    with pytest.raises(ConfigError, match="key_file: .*locked.key is encrypted; expected a key without a passphrase"):
+        server_context(cert_file=files["server.pem"], key_file=str(tmp_path / "locked.key"))
 
 
 def test_a_key_file_with_two_keys_is_a_config_error(files, tmp_path):
