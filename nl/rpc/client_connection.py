@@ -122,6 +122,8 @@ class ClientConnection(Connection):
         """Whether a call was answered: until then, nobody knows what this connection is worth."""
         self.retired = False
         self.next_sid = 1
+        self.told_to_calm = False
+        """Whether the server has left because we did too much: pinged too often, for one."""
         self.taken = 0
         self.ready = trio.Event()
         self.reason = "connection closed"
@@ -212,6 +214,7 @@ class ClientConnection(Connection):
 
     def on_goaway(self, last_sid: int, code: int) -> None:
         """No new calls here; those that the server will not look at may be tried again elsewhere."""
+        self.told_to_calm = code == ErrorCode.ENHANCE_YOUR_CALM
         self.reason = "the server is going away" if not code else f"the server is going away: {_code_name(code)}"
         for sid, stream in list(self.streams.items()):
             if sid > last_sid and isinstance(stream, ClientCall):

@@ -139,6 +139,7 @@ class Pool:
         self._resolved_at = float("-inf")
         self._change = trio.lowlevel.ParkingLot()
         self._waiting = 0
+        self._keepalive_interval = options.keepalive_interval
         self._counts: dict[str, AddressStatistics] = {}
         self._closed = False
 
@@ -280,6 +281,8 @@ class Pool:
             await connection.run()
         finally:
             self.connections.discard(connection)
+            if connection.told_to_calm and self._keepalive_interval is not None:
+                self._keepalive_interval *= 2  # as gRFC A8 has it: servers may allow a PING in five minutes
             counts.connections -= 1
             counts.calls += connection.calls
             self.changed()
@@ -331,7 +334,7 @@ class Pool:
         for connection in list(self.connections):
             reason = connection.check(
                 now,
-                interval=options.keepalive_interval if connection.streams else None,
+                interval=self._keepalive_interval if connection.streams else None,
                 timeout=options.keepalive_timeout,
                 stall=options.stall_timeout,
             )

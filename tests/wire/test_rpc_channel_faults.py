@@ -1,4 +1,5 @@
 """What a server may do to a channel: it costs a call or a connection, never the channel, and is told as a GRPCError."""
+# ruff: noqa: SIM117  # nested blocks say which ends first
 
 import socket
 
@@ -11,8 +12,11 @@ from nl.pb import health
 from nl.rpc import frames as fr
 from nl.rpc import hpack
 from nl.rpc.channel import Channel
+from nl.rpc.client_connection import ClientCall
 from nl.rpc.errors import NotProcessed
 from nl.rpc.options import ChannelOptions
+from nl.rpc.origin import Endpoint
+from nl.rpc.retry import RetryPolicy
 from tests.wire.raw_server import only_trailers, raw_server, trailers
 
 
@@ -125,6 +129,64 @@ async def test_whatever_a_server_sends_is_a_grpc_error_and_the_next_call_works(n
                     await call(channel)
                 assert len(caught.value.message or "") < 500
             assert await unary(channel, b"again") == b"fine"
+
+
+ONLY_THE_CALL = [name for name in ODD if "status" in name or "message" in name or "-bin" in name or name == "no status"]
+
+
+@pytest.mark.parametrize("name", ONLY_THE_CALL)
+async def test_an_odd_answer_costs_its_call_and_not_the_connection(name):
+    async def script(connection):
+        await connection.greet()
+        sid = await connection.request()
+        await connection.send(*[each(sid) for each in ODD[name]])
+        while (sid := await connection.request()) is not None:
+            await connection.reply(sid, b"fine")
+
+    async with raw_server(script) as server, Channel(f"127.0.0.1:{server.port}") as channel:
+        with trio.fail_after(20):
+            with pytest.raises(GRPCError):
+                await unary(channel, how="recv_trailing_metadata" if "trailer" in name else "recv_message")
+            assert await unary(channel) == b"fine"
+        assert server.accepted == 1
+
+
+async def test_a_mistake_of_ours_while_reading_costs_the_connection_and_is_logged(monkeypatch, caplog):
+    async def script(connection):
+        await connection.greet()
+        while (sid := await connection.request()) is not None:
+            await connection.reply(sid, b"fine")
+
+    def broken(self, status, fields):
+        raise ZeroDivisionError("ours")
+
+    async with raw_server(script) as server, Channel(f"127.0.0.1:{server.port}") as channel:
+        with trio.fail_after(20):
+            with monkeypatch.context() as patch:
+                patch.setattr(ClientCall, "_check_response", broken)
+                with pytest.raises(GRPCError, match="ZeroDivisionError"):
+                    await unary(channel)
+            assert await unary(channel) == b"fine"
+        assert server.accepted == 2
+    assert "Traceback" in caplog.text
+
+
+async def test_a_call_is_not_sent_again_when_its_answer_has_begun_while_it_was_being_sent():
+    requests = []
+
+    async def script(connection):
+        await connection.greet()
+        while (sid := await connection.request()) is not None:
+            requests.append(sid)
+            await connection.send(HEAD(sid), trailers(sid, 14))
+
+    policy = RetryPolicy(max_retries=3, delay=0.01, methods=frozenset({"/t.S/Echo"}))
+    options = ChannelOptions(retry=policy)
+    async with raw_server(script) as server, Channel(f"127.0.0.1:{server.port}", options=options) as channel:
+        with trio.fail_after(20), pytest.raises(GRPCError) as caught:
+            await unary(channel, bytes(1_000_000))  # the window is 65,535 bytes
+    assert caught.value.status is Status.UNAVAILABLE
+    assert len(requests) == 1
 
 
 async def test_a_reply_that_cannot_be_decoded_is_internal_and_names_the_method():
@@ -272,3 +334,42 @@ async def test_a_closed_channel_says_so():
     with pytest.raises(NotProcessed, match="not open"):
         await unary(channel)
     assert channel.statistics().connections == 0
+
+
+async def test_a_server_that_is_pinged_too_often_is_pinged_half_as_often_from_then_on():
+    asked = []
+
+    async def script(connection):
+        await connection.greet()
+        await connection.request()
+        began = trio.current_time()
+        while (frame := await connection.frame()) is not None:
+            if frame[0] == fr.PING:
+                asked.append(trio.current_time() - began)
+                await connection.send(fr.goaway(0, fr.ErrorCode.ENHANCE_YOUR_CALM, "too_many_pings"))
+
+    options = ChannelOptions(keepalive_interval=0.9, backoff_initial=0.01)
+    async with raw_server(script) as server, Channel(f"127.0.0.1:{server.port}", options=options) as channel:
+        for _ in range(2):
+            with trio.fail_after(20), pytest.raises(NotProcessed, match="ENHANCE_YOUR_CALM"):
+                await unary(channel, wait_for_ready=True)
+    assert asked[1] >= 1.7
+
+
+@pytest.mark.parametrize(("size", "packed"), [(1023, 0), (1024, 1), (200_000, 1)])
+async def test_only_requests_that_are_worth_it_are_packed(size, packed):
+    flags = []
+
+    async def script(connection):
+        await connection.greet()
+        sid = await connection.request()
+        while (frame := await connection.frame())[0] != fr.DATA:
+            pass
+        flags.append(frame[3][0])
+        await connection.reply(sid, b"got it")
+        await connection.to_the_end()
+
+    async with raw_server(script) as server:
+        async with Channel([Endpoint(f"127.0.0.1:{server.port}", compression="gzip")]) as channel:
+            assert await unary(channel, b"z" * size) == b"got it"
+    assert flags == [packed]

@@ -18,8 +18,8 @@ from tests.wire.raw_server import RawConnection, trailers
 class Place:
     """Somewhere to connect to. Each attempt does what `plan` says next, the last for ever:
 
-    `refuse` fails at once, `hang` never ends, `serve` answers every call, `once` answers one and is gone, `gone` greets
-    and is gone, `goaway` greets and says goodbye.
+    `refuse` fails at once, `slow` after 0.9 s, `hang` never ends, `serve` answers every call, `once` answers one and is
+    gone, `gone` greets and is gone, `goaway` greets and says goodbye.
     """
 
     def __init__(self, nursery, *plan):
@@ -33,7 +33,9 @@ class Place:
     async def __call__(self):
         self.times.append(trio.current_time() - self.born)
         what = self.plan.pop(0) if len(self.plan) > 1 else self.plan[0]
-        if what == "refuse":
+        if what == "slow":
+            await trio.sleep(0.9)
+        if what in {"refuse", "slow"}:
             raise ConnectionRefusedError(111, "refused")
         if what == "hang":
             self.hanging += 1
@@ -164,6 +166,17 @@ async def test_a_call_fails_once_every_address_has_failed_since_it_came(autojump
         assert "refused" in caught.value.message
 
 
+async def test_a_call_does_not_wait_for_attempts_that_follow_each_other_without_end(autojump_clock, nursery):
+    """One address is always being tried again when the other one fails: each has had its chance all the same."""
+    hole, slow = Place(nursery, "hang"), Place(nursery, "slow")
+    pauses = {"backoff_initial": 0.05, "backoff_max": 0.05}
+    async with channel_to(hole, slow, balancing="round_robin", connect_timeout=20, **pauses) as channel:
+        began = trio.current_time()
+        with pytest.raises(NotProcessed):
+            await call(channel, timeout=100)
+        assert trio.current_time() - began == pytest.approx(20, abs=1)
+
+
 async def test_round_robin_uses_what_answers_while_another_address_hangs(autojump_clock, nursery):
     hole, alive = Place(nursery, "hang"), Place(nursery, "serve")
     async with channel_to(hole, alive, balancing="round_robin") as channel:
@@ -183,6 +196,22 @@ async def test_a_failed_address_is_tried_again_while_others_answer(autojump_cloc
         assert back.calls >= 1
 
 
+async def test_round_robin_passes_over_what_has_no_room(autojump_clock, nursery):
+    """One stream for each connection: the second call at once goes to the other, whose turn it is not."""
+    a, b = Place(nursery, "serve"), Place(nursery, "serve")
+    async with channel_to(a, b, balancing="round_robin", max_streams=1) as channel:
+        while channel.statistics().connections < 2:
+            await call(channel)
+            await trio.sleep(1)
+        for _ in range(3):
+            busy = channel._pool.pick()
+            assert await busy.take_slot()
+            with trio.fail_after(1):
+                for _ in range(3):
+                    assert await call(channel) == b"ok"
+            busy.release_slot()
+
+
 async def test_waiting_calls_find_out_that_the_channel_closes(autojump_clock, nursery):
     place = Place(nursery, "hang")
     failed = trio.Event()
@@ -197,6 +226,22 @@ async def test_waiting_calls_find_out_that_the_channel_closes(autojump_clock, nu
         await wait_all_tasks_blocked()
     with trio.fail_after(1):
         await failed.wait()
+
+
+async def test_calls_that_wait_for_the_end_of_a_pause_find_it_out_as_well(autojump_clock, nursery):
+    place = Place(nursery, "refuse")
+    failed = []
+
+    async def waits():
+        with pytest.raises(NotProcessed, match="closed"):
+            await call(channel, wait_for_ready=True)
+        failed.append(trio.current_time())
+
+    async with channel_to(place, backoff_initial=1000, backoff_max=1000) as channel:
+        nursery.start_soon(waits)
+        await trio.sleep(5)
+    await trio.sleep(1)
+    assert len(failed) == 1
 
 
 async def test_the_mistake_of_a_function_that_opens_streams_costs_one_attempt(autojump_clock):
