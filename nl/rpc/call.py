@@ -1,8 +1,8 @@
 """One call, either side: messages in and out of a stream, waiting for data and for credit.
 
-Derived by ServerCall (server.py) and ClientStream (client.py). Inbound bytes stay in the connection's receive buffer
-until they are asked for: `receive_message` joins one message into memory of its own (once); `receive_body` hands out
-views. Not here: headers, trailers and what a status means.
+Derived by ServerCall (server_call.py) and ClientCall (client_connection.py). Inbound bytes stay in the connection's
+receive buffer until they are asked for: `receive_message` joins one message into memory of its own (once);
+`receive_body` hands out views. Not here: headers, trailers and what a status means.
 """
 
 from __future__ import annotations
@@ -14,32 +14,38 @@ import trio
 
 from nl.blob.reader import CHUNK, Buffer
 from nl.errors import ExhaustedError, InvalidRequestError
+from nl.pb.codec import encode_parts
 from nl.rpc import frames as fr
 from nl.rpc import messages
-from nl.rpc.connection import HIGH_WATER, Connection
+from nl.rpc.connection import Connection
 from nl.rpc.contract import MessageBody, TransportLost
-from nl.rpc.h2.limits import GOODWILL
+from nl.rpc.h2.limits import CONTROL_FRAMES_PER_MESSAGE
 from nl.rpc.h2.stream import Chunk, Owner, Stream
+from nl.rpc.outbox import HIGH_WATER
+from nl.rpc.packing import unpack
 
-SMALL = 16 * 1024
+JOINED_UP_TO = 16 * 1024
 """Messages up to this size are copied and leave with whatever else is queued."""
 PIECE = 1 << 20
 """At most this much of a message is offered to the kernel at once."""
+QUEUED_PIECE = 64 * 1024
+"""The same where payloads are copied to the queue, since the transport copies them anyway (TLS)."""
 
 
 class Call(Stream):
     """See the module's docstring. One task at a time in each direction."""
 
     __slots__ = (
-        "_body", "_lent", "_reader", "_window_waiter", "blocked_since", "encoding", "max_message_size", "pinned",
+        "_body", "_reader", "_unacknowledged", "_window_waiter", "blocked_since", "connection", "encoding",
+        "max_message_size", "pinned",
     )  # fmt: skip
 
-    core: Connection
     size_option: ClassVar[str] = "max_message_size"
     """What the limit on messages is called where it is set, for the error about it."""
 
-    def __init__(self, core: Connection, sid: int, *, max_message_size: int) -> None:
-        Stream.__init__(self, core, sid)  # by name, here and in ServerCall: `super()` costs more than what it calls
+    def __init__(self, connection: Connection, sid: int, *, max_message_size: int) -> None:
+        Stream.__init__(self, connection.h2, sid)  # by name: `super()` costs more than what it calls
+        self.connection = connection
         self.max_message_size = max_message_size
         self.encoding: str | None = None
         self.blocked_since: float | None = None
@@ -47,7 +53,8 @@ class Call(Stream):
         """Bytes of a message that is here in part, or not sent yet: only the peer can end this."""
         self._reader: trio.lowlevel.Task | None = None
         self._window_waiter: trio.lowlevel.Task | None = None
-        self._lent: list[Chunk] = []
+        self._unacknowledged: list[Chunk] = []
+        """DATA that was handed out as views, whose credit goes back when they are done with."""
         self._body: Body | None = None
 
     # -- hooks of the derived classes --------------------------------------------------------------------------------
@@ -61,7 +68,7 @@ class Call(Stream):
         if self.reset_code is not None or self.send_closed:
             raise TransportLost("the call is over")
 
-    def head(self, *, end_stream: bool = False) -> bytes:
+    def head(self) -> bytes:
         """The frames that must go before the first message, or nothing if they are out."""
         return b""
 
@@ -81,6 +88,12 @@ class Call(Stream):
             self._window_waiter = None
             trio.lowlevel.reschedule(task)
 
+    def wake(self) -> None:
+        """The call is over: whoever waits for it finds out."""
+        self.h2.stop_waiting(self)
+        self.on_data()
+        self.on_window()
+
     async def wait_data(self) -> None:
         """Until `on_data`."""
 
@@ -91,23 +104,25 @@ class Call(Stream):
         self._reader = trio.lowlevel.current_task()
         await trio.lowlevel.wait_task_rescheduled(abort)
 
-    async def _wait_stream_window(self) -> None:
+    async def _wait_window(self) -> None:
         def abort(_: object) -> trio.lowlevel.Abort:
             self._window_waiter = None
+            self.h2.stop_waiting(self)
             return trio.lowlevel.Abort.SUCCEEDED
 
+        self.h2.wait_for_credit(self)
         self._window_waiter = trio.lowlevel.current_task()
         await trio.lowlevel.wait_task_rescheduled(abort)
 
     # -- receiving ---------------------------------------------------------------------------------------------------
 
-    def return_lent(self) -> None:
+    def acknowledge(self) -> None:
         """What was handed out as views is done with."""
-        if self._lent:
-            lent, self._lent = self._lent, []
+        if self._unacknowledged:
+            chunks, self._unacknowledged = self._unacknowledged, []
             total = count = 0
             owner: Owner | None = None
-            for view, whose in lent:
+            for view, whose in chunks:
                 if whose is not owner:  # they come in runs
                     if owner is not None:
                         owner.release(count)
@@ -117,13 +132,14 @@ class Call(Stream):
             if owner is not None:
                 owner.release(count)
             self.consumed(total + count)
-            if self.core.out and not self.core.in_pass:  # a window update: nobody else would send it
-                self.core.flush()
+            outbox = self.connection.outbox
+            if outbox.queue and not outbox.corked:  # a window update: nobody else would send it
+                outbox.flush()
 
     def take_message(self) -> bytes | None:
         """The next message if it is here, plain and in one piece; None says to go on with `receive_message`."""
         chunks = self.chunks
-        if not chunks or self._lent or self._body is not None:
+        if not chunks or self._unacknowledged or self._body is not None:
             return None
         view, owner = chunks[0]
         size = len(view)
@@ -141,13 +157,14 @@ class Call(Stream):
         if owner is not None:
             owner.release(stop)
         self.consumed(stop)
-        if self.core.out:  # the window update, as in `return_lent`
-            self.core.flush_soon()
+        outbox = self.connection.outbox
+        if outbox.queue:  # the window update, as in `acknowledge`
+            outbox.flush_soon()
         return data
 
     async def receive_message(self) -> Buffer | None:
         """The next message, decompressed, in memory of its own; None at the end of the stream."""
-        if self._lent or self._body is not None:
+        if self._unacknowledged or self._body is not None:
             self._finish_body()
         data = self.take_message()
         if data is not None:
@@ -161,15 +178,15 @@ class Call(Stream):
             for part in await self._views(length - len(joined)):
                 joined += part
             self.pinned = len(joined)
-            self.return_lent()
+            self.acknowledge()
         self.pinned = 0
         if compressed:
-            return messages.decompress(joined, max_bytes=self.max_message_size)
+            return await unpack(joined, max_bytes=self.max_message_size)
         return memoryview(joined)
 
     async def receive_body(self) -> MessageBody | None:
         """The next message as a reader of its bytes; None at the end of the stream."""
-        if self._lent or self._body is not None:
+        if self._unacknowledged or self._body is not None:
             self._finish_body()
         prefix = await self._receive_prefix()
         if prefix is None:
@@ -177,7 +194,7 @@ class Call(Stream):
         compressed, length = prefix
         if compressed:
             joined = b"".join([bytes(p) for p in await self._all(length)])
-            return WholeBody(messages.decompress(joined, max_bytes=self.max_message_size))
+            return WholeBody(await unpack(joined, max_bytes=self.max_message_size))
         self._body = Body(self, length)
         return self._body
 
@@ -188,13 +205,13 @@ class Call(Stream):
                 parts.append(bytes(part))
                 length -= len(part)
                 self.pinned += len(part)
-            self.return_lent()
+            self.acknowledge()
         self.pinned = 0
         return parts
 
     def _finish_body(self) -> None:
         body, self._body = self._body, None
-        self.return_lent()
+        self.acknowledge()
         if body is not None and body.left:
             raise RuntimeError("a message body must be read to its end before the next message")
 
@@ -210,7 +227,7 @@ class Call(Stream):
                 await self.wait_data()
                 continue
             prefix += b"".join(self._pop(messages.PREFIX_SIZE - len(prefix)))
-            self.return_lent()
+            self.acknowledge()
         flag, length = fr.PREFIX.unpack(prefix)
         if flag and (flag > 1 or self.encoding in (None, messages.IDENTITY)):
             raise InvalidRequestError(f"message with compressed-flag {flag}, but grpc-encoding is {self.encoding}")
@@ -220,12 +237,12 @@ class Call(Stream):
         return bool(flag), length
 
     def _pop(self, max_bytes: int) -> list[memoryview]:
-        """Takes up to `max_bytes` that have arrived; they are lent until `return_lent`."""
+        """Takes up to `max_bytes` that have arrived; their credit goes back with `acknowledge`."""
         chunks = self.chunks
-        if self.held <= max_bytes and not self._lent:  # all of it
-            self._lent = list(chunks)
+        if self.held <= max_bytes and not self._unacknowledged:  # all of it
+            self._unacknowledged = list(chunks)
             chunks.clear()
-            return [view for view, _ in self._lent]
+            return [view for view, _ in self._unacknowledged]
         parts: list[memoryview] = []
         while chunks and max_bytes:
             view, owner = chunks[0]
@@ -237,7 +254,7 @@ class Call(Stream):
                 chunks.popleft()
             max_bytes -= size
             parts.append(view)
-            self._lent.append((view, owner))
+            self._unacknowledged.append((view, owner))
         return parts
 
     async def _views(self, max_bytes: int) -> list[memoryview]:
@@ -251,7 +268,7 @@ class Call(Stream):
 
     async def receive_parts_of(self, body: Body, max_bytes: int) -> Sequence[Buffer]:
         """The next piece of the current body."""
-        self.return_lent()
+        self.acknowledge()
         if body is not self._body or not body.left:
             return ()
         parts = await self._views(min(max_bytes, body.left))
@@ -262,65 +279,85 @@ class Call(Stream):
 
     async def wait_send_credit(self) -> int:
         """Waits until the peer's windows allow some bytes; how many."""
-        core = self.core
-        while True:
-            self.raise_if_unsendable()
-            credit = min(self.send_window, core.send_window)
-            if credit > 0:
-                self.blocked_since = None
-                return credit
-            if self.blocked_since is None:
-                self.blocked_since = trio.current_time()
-            if core.out:
-                core.flush_soon()
-            if self.send_window <= 0:
-                await self._wait_stream_window()
-            else:
-                await core.wait_window()
+        waited = False
+        outbox = self.connection.outbox
+        try:
+            while True:
+                self.raise_if_unsendable()
+                credit = self.send_credit
+                if credit > 0:
+                    self.blocked_since = None
+                    return credit
+                if self.blocked_since is None:
+                    self.blocked_since = trio.current_time()
+                if outbox.queue:
+                    outbox.flush_soon()
+                if waited:
+                    self.h2.wake_next()  # if it is the stream's own window, others may have the connection's
+                await self._wait_window()
+                waited = True
+        except BaseException:
+            if waited:
+                self.h2.wake_next()
+            raise
 
     async def send_framed(self, parts: Sequence[Buffer], *, compressed: bool = False, end_stream: bool = False) -> None:
         """Sends one message; returns when its buffers may be reused."""
-        core = self.core
+        outbox, h2 = self.connection.outbox, self.h2
         self.raise_if_unsendable()
         length = sum(map(len, parts))
         need = length + messages.PREFIX_SIZE
         prefix = fr.PREFIX.pack(compressed, length)
-        core.goodwill += GOODWILL
-        if need <= SMALL:
-            if core.out_bytes >= HIGH_WATER:
-                await core.wait_room()
+        h2.prepaid_frames += CONTROL_FRAMES_PER_MESSAGE
+        if need <= JOINED_UP_TO:
+            if outbox.size >= HIGH_WATER:
+                self.pinned = need
+                await outbox.wait_room()
+                self.pinned = 0
                 self.raise_if_unsendable()
-            if need <= self.send_window and need <= core.send_window:
-                self.send_window -= need
-                core.send_window -= need
+            if need <= self.send_credit and need <= h2.peer_max_frame:
+                self.charge(need)
                 header = fr.header(need, fr.DATA, fr.END_STREAM if end_stream else 0, self.sid)
-                core.emit(b"".join((self.head(), header, prefix, *parts)))
-                if end_stream:
-                    self.send_closed = True
-                    core.close_if_done(self)
-                core.flush_soon()
+                outbox.add(b"".join((self.head(), header, prefix, *parts)))
+                self._sent(end_stream=end_stream)
+                outbox.flush_soon()
                 return
         await self.send_prefixed([prefix, *parts], end_stream=end_stream)
 
     async def send_prefixed(self, parts: Sequence[Buffer], *, end_stream: bool = False) -> None:
         """Sends a message that has its prefix, as credit comes in."""
-        core = self.core
+        outbox, h2 = self.connection.outbox, self.h2
         head = self.head()
         if head:
-            core.emit(head)
+            outbox.add(head)
         cutter = messages.Cutter(parts)
-        piece = PIECE if core.transport.inline else 4 * SMALL
+        piece = PIECE if outbox.transport.inline else QUEUED_PIECE
         while cutter.left:
             self.pinned = cutter.left
-            size = min(await self.wait_send_credit(), piece, cutter.left)
-            self.send_window -= size
-            core.send_window -= size
-            frames = cutter.cut(size, sid=self.sid, max_frame=core.peer_max_frame, end_stream=end_stream)
-            await core.send_frames(frames, stream=self)
+            await self.wait_send_credit()
+            await outbox.acquire()
+            # The socket is ours: only now is looked at what may be sent, which SETTINGS and resets have changed.
+            size = 0 if self.reset_code is not None or self.send_closed else min(self.send_credit, piece, cutter.left)
+            if size <= 0:
+                outbox.release()
+                h2.wake_next()
+                continue
+            self.charge(size)
+            h2.wake_next()
+            frames = cutter.cut(size, sid=self.sid, max_frame=h2.peer_max_frame, end_stream=end_stream)
+            try:
+                await outbox.write(frames)
+            except trio.Cancelled:
+                self.refund(frames.unsent)
+                raise
         self.pinned = 0
+        self._sent(end_stream=end_stream)
+
+    def _sent(self, *, end_stream: bool) -> None:
+        self.h2.wake_next()
         if end_stream:
             self.send_closed = True
-            core.close_if_done(self)
+            self.h2.close_if_done(self)
 
 
 class Body(MessageBody):
@@ -358,6 +395,4 @@ def encoder_of(message: Any) -> Sequence[Buffer]:
     if own is not None:
         parts: Sequence[Buffer] = own()
         return parts
-    from nl.pb.codec import encode_parts
-
     return encode_parts(message)

@@ -31,10 +31,10 @@ class ClientCall(Call):
 
     __slots__ = ("error", "initial", "trailing")
 
-    core: ClientConnection
+    connection: ClientConnection
 
-    def __init__(self, core: ClientConnection, sid: int, *, max_message_size: int) -> None:
-        super().__init__(core, sid, max_message_size=max_message_size)
+    def __init__(self, connection: ClientConnection, sid: int, *, max_message_size: int) -> None:
+        super().__init__(connection, sid, max_message_size=max_message_size)
         self.initial: list[Field] | None = None
         self.trailing: list[Field] | None = None
         self.error: GRPCError | None = None
@@ -52,7 +52,7 @@ class ClientCall(Call):
 
     def on_headers(self, fields: list[Field]) -> None:
         """Response headers, trailers, or both in one."""
-        self.core.answered = True
+        self.connection.answered = True
         if self.initial is None:
             status = next((value for _, value, kind, _ in fields if kind == hpack.STATUS), b"")
             if len(status) == 3 and status[:1] == b"1" and not self.recv_closed:
@@ -65,8 +65,7 @@ class ClientCall(Call):
             self.trailing = fields
         if self.trailing is not None and self.error is None:
             self.error = error_from_trailers(self.trailing)
-        self.on_data()
-        self.on_window()
+        self.wake()
 
     def _check_response(self, status: bytes, fields: list[Field]) -> None:
         if status != b"200":
@@ -85,16 +84,14 @@ class ClientCall(Call):
             status = RESET_CODES.get(code, 2)  # type: ignore[call-overload]
             kind = NotProcessed if code == ErrorCode.REFUSED_STREAM else GRPCError
             self.error = kind(Status(int(status)), f"the server reset the stream: {text}")
-        self.on_data()
-        self.on_window()
+        self.wake()
 
     def fail(self, error: GRPCError) -> None:
         """The connection is gone."""
         if self.trailing is None and self.error is None:
             self.error = error
         self.recv_closed = self.send_closed = True
-        self.on_data()
-        self.on_window()
+        self.wake()
 
 
 def _code_name(code: int) -> str:
@@ -112,16 +109,17 @@ def _shown(value: bytes) -> str:
 class ClientConnection(Connection):
     """One connection to the server. `run` is its whole life."""
 
-    client = True
+    __slots__ = (
+        "_life", "_slots", "address", "answered", "options", "ready", "reason", "retired", "taken", "told_to_calm",
+    )  # fmt: skip
 
     def __init__(self, transport: Transport, address: Address) -> None:
         self.options = address.origin.options
-        super().__init__(transport, self.options.limits)
+        super().__init__(transport, self.options.limits, client=True)
         self.address = address
         self.answered = False
         """Whether a call was answered: until then, nobody knows what this connection is worth."""
         self.retired = False
-        self.next_sid = 1
         self.told_to_calm = False
         """Whether the server has left because we did too much: pinged too often, for one."""
         self.taken = 0
@@ -133,7 +131,7 @@ class ClientConnection(Connection):
     def give_up(self, reason: str = "connection given up") -> None:
         """Ends `run`, also before it has begun: calls fail with `reason`."""
         self.reason = reason
-        self.lost = True
+        self.outbox.lose()
         self._life.cancel()
 
     def retire(self) -> None:
@@ -145,17 +143,18 @@ class ClientConnection(Connection):
     @property
     def calls(self) -> int:
         """How many were begun here."""
-        return self.next_sid >> 1
+        return self.h2.next_sid >> 1
 
     @property
     def has_room(self) -> bool:
         """Whether `take_slot` returns at once."""
-        return self.taken < min(self.peer_max_streams, self.options.max_streams)
+        return self.taken < min(self.h2.peer_max_streams, self.options.max_streams)
 
     @property
     def is_usable(self) -> bool:
         """Whether a new call may go here."""
-        return not (self.lost or self.retired) and self.peer_goaway is None and self.next_sid < fr.MAX_STREAM_ID
+        h2 = self.h2
+        return not (self.lost or self.retired) and h2.peer_goaway is None and h2.next_sid < fr.MAX_STREAM_ID
 
     async def run(self) -> None:
         """Reads until the connection ends; then every open call has failed."""
@@ -166,9 +165,9 @@ class ClientConnection(Connection):
         fault: ConnectionFault | None = None
         try:
             async with trio.open_nursery() as nursery:
-                self.nursery = nursery
-                self.preface()
-                self.flush()
+                self.nursery = self.outbox.nursery = nursery
+                self.h2.preface()
+                self.outbox.flush()
                 try:
                     await self._read()
                 except TransportLost as exc:
@@ -181,25 +180,22 @@ class ClientConnection(Connection):
                     log.exception("%s: connection failed", self.transport.peer)
                     self.reason = f"connection failed: {type(exc).__name__}"
                 nursery.cancel_scope.cancel()
-            self.nursery = None
+            self.nursery = self.outbox.nursery = None
             if fault is not None:
                 await self.say_goodbye(fault.code, fault.reason)
         finally:
-            self.lost = True
-            self.ready.set()
-            for stream in list(self.streams.values()):
+            for stream in list(self.h2.streams.values()):
                 if isinstance(stream, ClientCall):
                     stream.fail(GRPCError(Status.UNAVAILABLE, f"{self.transport.peer}: {self.reason}"))
-            self.streams.clear()
+            self.close()
+            self.ready.set()
             self._slots.unpark_all()
-            self.transport.close()
-            self.wake_all()
 
     async def _read(self) -> None:
         more = False
         while True:
-            if self.out:
-                self.flush()
+            if self.outbox.queue:
+                self.outbox.flush()
             if more:
                 await trio.lowlevel.checkpoint()
             else:
@@ -216,16 +212,17 @@ class ClientConnection(Connection):
         """No new calls here; those that the server will not look at may be tried again elsewhere."""
         self.told_to_calm = code == ErrorCode.ENHANCE_YOUR_CALM
         self.reason = "the server is going away" if not code else f"the server is going away: {_code_name(code)}"
-        for sid, stream in list(self.streams.items()):
+        streams = self.h2.streams
+        for sid, stream in list(streams.items()):
             if sid > last_sid and isinstance(stream, ClientCall):
-                del self.streams[sid]
+                del streams[sid]
                 stream.fail(NotProcessed(Status.UNAVAILABLE, self.reason))
         self._slots.unpark_all()
         self._leave_if_done()
 
     def _leave_if_done(self) -> None:
-        leaving = self.retired or self.peer_goaway is not None
-        if leaving and not self.streams and not self.taken and self.nursery is not None:
+        leaving = self.retired or self.h2.peer_goaway is not None
+        if leaving and not self.h2.streams and not self.taken and self.nursery is not None:
             self.nursery.cancel_scope.cancel()
 
     async def take_slot(self) -> bool:
@@ -245,10 +242,6 @@ class ClientConnection(Connection):
 
     def open_call(self) -> ClientCall:
         """A new stream, whose HEADERS the caller sends next."""
-        call = ClientCall(self, self.next_sid, max_message_size=self.options.max_message_size)
-        self.streams[self.next_sid] = call
-        self.next_sid += 2
+        call = ClientCall(self, self.h2.take_sid(), max_message_size=self.options.max_message_size)
+        self.h2.streams[call.sid] = call
         return call
-
-    def _opened_by_us(self, sid: int) -> bool:
-        return bool(sid & 1) and sid < self.next_sid

@@ -26,6 +26,7 @@ from nl.rpc.frames import ErrorCode
 from nl.rpc.hpack import Field
 from nl.rpc.metadata import decode_fields, encode_timeout
 from nl.rpc.method import decoder_for
+from nl.rpc.packing import pack
 from nl.rpc.retry import RetryPolicy
 
 
@@ -109,7 +110,7 @@ class ClientStream:
     @property
     def peer(self) -> str:
         """`host:port` of the server, once the request is sent."""
-        return self._call.core.transport.peer if self._call is not None else ""
+        return self._call.connection.transport.peer if self._call is not None else ""
 
     async def __aenter__(self) -> ClientStream:
         return self
@@ -152,14 +153,15 @@ class ClientStream:
         call = self._call
         if call is None:
             return
-        core = call.core
-        call.return_lent()
+        connection = call.connection
+        call.acknowledge()
         if call.chunks or call.held:
             call.discard()
-        if call.reset_code is None and not (call.recv_closed and call.send_closed) and not core.lost:
-            core.reset_stream(call.sid, ErrorCode.CANCEL)
-        core.flush_soon()
-        core.release_slot()
+        if call.reset_code is None and not (call.recv_closed and call.send_closed) and not connection.lost:
+            connection.h2.reset_stream(call.sid, ErrorCode.CANCEL)
+        connection.h2.wake_next()
+        connection.outbox.flush_soon()
+        connection.release_slot()
 
     async def send_request(self, *, end: bool = False) -> None:
         """Sends the headers; implied by the first message."""
@@ -175,19 +177,19 @@ class ClientStream:
                 await self._pause(exc)
         call = self._call
         assert call is not None
-        block = call.core.address.origin.head(self._name)
+        block = call.connection.address.origin.head(self._name)
         fields = self._fields
         if self._expires is not None:
             fields = [(b"grpc-timeout", encode_timeout(self._expires - trio.current_time())), *fields]
         if self._retries:
             fields = [(b"grpc-previous-rpc-attempts", b"%d" % self._retries), *fields]
         block += hpack.encode(fields)
-        core = call.core
-        core.emit(fr.header_frames(block, call.sid, end_stream=end, max_frame=core.peer_max_frame))
+        outbox = call.connection.outbox
+        outbox.add(fr.header_frames(block, call.sid, end_stream=end, max_frame=call.h2.peer_max_frame))
         if end:
             self._ended = call.send_closed = True
         if self._cardinality.client_streaming:
-            core.flush_soon()
+            outbox.flush_soon()
 
     async def send_message(self, message: Any, *, end: bool = False) -> None:
         """Encodes and sends one request message; `end` half-closes (always so for unary requests)."""
@@ -219,10 +221,10 @@ class ClientStream:
     async def _transmit(self, parts: Sequence[Buffer], *, end: bool) -> None:
         call = self._call
         assert call is not None
-        options = call.core.options
+        options = call.connection.options
         packed = options.send_compression == messages.GZIP and sum(map(len, parts)) >= options.compress_from
         if packed:
-            parts = (messages.compress(b"".join(parts)),)
+            parts = (await pack(parts, length=sum(map(len, parts))),)
         with self._waiting():
             try:
                 await call.send_framed(parts, compressed=packed, end_stream=end)
@@ -295,10 +297,11 @@ class ClientStream:
             raise ProtocolError("a unary request needs its message")
         self._ended = True
         if call.reset_code is None and call.error is None:
-            call.core.emit(fr.header(0, fr.DATA, fr.END_STREAM, call.sid))
+            outbox = call.connection.outbox
+            outbox.add(fr.header(0, fr.DATA, fr.END_STREAM, call.sid))
             call.send_closed = True
-            call.core.close_if_done(call)
-            call.core.flush_soon()
+            call.h2.close_if_done(call)
+            outbox.flush_soon()
 
     async def recv_initial_metadata(self) -> None:
         """Waits for the response's headers; the error if there are only trailers that say so."""
@@ -372,11 +375,10 @@ class ClientStream:
         call = self._require()
         if call.error is None:
             call.error = GRPCError(Status.CANCELLED, "cancelled")
-        if call.reset_code is None and not call.core.lost:
-            call.core.reset_stream(call.sid, ErrorCode.CANCEL)
-            call.core.flush_soon()
-        call.on_data()
-        call.on_window()
+        if call.reset_code is None and not call.connection.lost:
+            call.h2.reset_stream(call.sid, ErrorCode.CANCEL)
+            call.connection.outbox.flush_soon()
+        call.wake()
 
     def __aiter__(self) -> ClientStream:
         return self

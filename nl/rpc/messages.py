@@ -14,10 +14,10 @@ IDENTITY = "identity"
 GZIP = "gzip"
 
 
-def compress(data: Buffer) -> bytes:
+def compress(parts: Sequence[Buffer]) -> bytes:
     """gzip, fast: what this saves is the network's time."""
     packer = zlib.compressobj(level=1, wbits=31)
-    return packer.compress(data) + packer.flush()
+    return b"".join((*map(packer.compress, parts), packer.flush()))
 
 
 def decompress(data: Buffer, *, max_bytes: int) -> bytes:
@@ -34,6 +34,38 @@ def decompress(data: Buffer, *, max_bytes: int) -> bytes:
     return text
 
 
+class DataFrames:
+    """DATA frames to be sent in one go: `parts` are headers and payload as they follow, `sizes` the payloads'."""
+
+    __slots__ = ("parts", "sizes", "unsent")
+
+    def __init__(self) -> None:
+        self.parts: list[Buffer] = []
+        self.sizes: list[int] = []
+        self.unsent = 0
+        """Payload of frames that were given up before their first byte, set by whoever sends them."""
+
+    def split(self, sent: int) -> tuple[bytes, int]:
+        """After `sent` bytes: a copy of the rest of the frame that has begun, and the payload of those behind it."""
+        start = 0
+        for index, size in enumerate(self.sizes):
+            stop = start + fr.HEADER_SIZE + size
+            if sent <= start:
+                return b"", sum(self.sizes[index:])
+            if sent < stop:
+                return self._copy(sent, stop), sum(self.sizes[index + 1 :])
+            start = stop
+        return b"", 0
+
+    def _copy(self, start: int, stop: int) -> bytes:
+        pieces, offset = [], 0
+        for part in self.parts:
+            if offset < stop and offset + len(part) > start:
+                pieces.append(memoryview(part)[max(0, start - offset) : stop - offset])
+            offset += len(part)
+        return b"".join(pieces)
+
+
 class Cutter:
     """Hands out one message (prefix and parts) as DATA frames, piece by piece, without copying."""
 
@@ -45,9 +77,10 @@ class Cutter:
         self._offset = 0
         self.left = sum(map(len, self._parts))
 
-    def cut(self, count: int, *, sid: int, max_frame: int, end_stream: bool = False) -> list[Buffer]:
+    def cut(self, count: int, *, sid: int, max_frame: int, end_stream: bool = False) -> DataFrames:
         """Frames with the next `count` bytes (at most; `left` tells). END_STREAM goes on the message's last frame."""
-        out: list[Buffer] = []
+        frames = DataFrames()
+        out, sizes = frames.parts, frames.sizes
         count = min(count, self.left)
         self.left -= count
         full = fr.header(max_frame, fr.DATA, 0, sid)
@@ -58,6 +91,7 @@ class Cutter:
             if stop - offset > max_frame:  # whole frames out of one part: nearly all of a large payload
                 while offset + max_frame < stop:
                     out += (full, part[offset : offset + max_frame])
+                    sizes.append(max_frame)
                     offset += max_frame
                 count -= offset - self._offset
                 self._offset = offset
@@ -67,7 +101,8 @@ class Cutter:
             last = end_stream and not count and not self.left
             out.append(full if size == max_frame and not last else fr.header(size, fr.DATA, int(last), sid))
             out.extend(self._take(size))
-        return out
+            sizes.append(size)
+        return frames
 
     def _take(self, size: int) -> Iterator[memoryview]:
         while size:

@@ -90,8 +90,25 @@ def encode_fields(metadata: Any) -> list[tuple[bytes, bytes]]:
     return fields
 
 
-def encode_message(text: str) -> bytes:
-    """`grpc-message`: percent-encoded UTF-8."""
+def encode_message(text: str, *, max_bytes: int | None = None) -> bytes:
+    """`grpc-message`: percent-encoded UTF-8, its end cut off between characters where it is more than `max_bytes`."""
+    if max_bytes is None:
+        return _percent_encoded(text)
+    if max_bytes <= 0:
+        return b""
+    encoded = _percent_encoded(text[:max_bytes])
+    if len(encoded) <= max_bytes:
+        return encoded
+    kept, size = 0, 0
+    for character in text[:max_bytes]:
+        size += len(_percent_encoded(character)) or 1
+        if size > max_bytes:
+            break
+        kept += 1
+    return _percent_encoded(text[:kept])
+
+
+def _percent_encoded(text: str) -> bytes:
     return quote_from_bytes(text.encode("utf-8", "replace"), safe=_PLAIN).encode("ascii").strip(b" ")
 
 

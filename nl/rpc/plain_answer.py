@@ -13,37 +13,48 @@ class PlainAnswer(Stream):
 
     __slots__ = ("_body", "_head")
 
-    def __init__(self, core: H2Connection, sid: int, *, status: int, text: str) -> None:
-        super().__init__(core, sid)
-        self._body = memoryview(f"{text}\n".encode())
-        length = b"%d" % len(self._body)
-        fields = [(b"content-type", b"text/plain; charset=utf-8"), (b"content-length", length)]
+    def __init__(self, h2: H2Connection, sid: int, *, status: int, text: str, head_only: bool) -> None:
+        super().__init__(h2, sid)
+        body = f"{text}\n".encode()
+        fields = [(b"content-type", b"text/plain; charset=utf-8"), (b"content-length", b"%d" % len(body))]
         if status == 405:
             fields.append((b"allow", b"POST"))
         self._head = hpack.encode_status(status) + hpack.encode(fields)
+        self._body = memoryview(b"" if head_only else body)
 
     def on_data(self) -> None:
         """Forgets the request's data; its end is the sign to answer."""
         self.discard()
-        if self.recv_closed and self._head:
-            core = self.core
-            core.emit(fr.header_frames(self._head, self.sid, end_stream=False, max_frame=core.peer_max_frame))
-            self._head = b""
+        if not self.recv_closed or self.headers_sent:
+            return
+        self.headers_sent = True
+        h2, ended = self.h2, not len(self._body)
+        h2.emit(fr.header_frames(self._head, self.sid, end_stream=ended, max_frame=h2.peer_max_frame))
+        if ended:
+            self._end()
+        else:
             self.on_window()
 
     def on_window(self) -> None:
         """Sends what fits; the end of the text closes the stream."""
-        core = self.core
-        while not self._head and len(self._body):
-            size = min(self.send_window, core.send_window, core.peer_max_frame, len(self._body))
+        h2 = self.h2
+        while len(self._body):
+            size = min(self.send_credit, h2.peer_max_frame, len(self._body))
             if size <= 0:
+                h2.wait_for_credit(self)
                 return
             piece, self._body = self._body[:size], self._body[size:]
-            self.send_window -= size
-            core.send_window -= size
+            self.charge(size)
             last = not len(self._body)
-            core.emit(fr.header(size, fr.DATA, fr.END_STREAM if last else 0, self.sid) + piece)
-            core.sent_since_ping = True
-            if last:
-                self.send_closed = True
-                core.close_if_done(self)
+            h2.emit(fr.header(size, fr.DATA, fr.END_STREAM if last else 0, self.sid) + piece)
+        self._end()
+
+    def on_reset(self, code: int) -> None:
+        """Nothing is left to say."""
+        self.h2.stop_waiting(self)
+        self.h2.wake_next()
+
+    def _end(self) -> None:
+        self.send_closed = True
+        self.h2.close_if_done(self)
+        self.h2.wake_next()

@@ -334,7 +334,7 @@ class Pool:
         for connection in list(self.connections):
             reason = connection.check(
                 now,
-                interval=self._keepalive_interval if connection.streams else None,
+                interval=self._keepalive_interval if connection.h2.streams else None,
                 timeout=options.keepalive_timeout,
                 stall=options.stall_timeout,
             )

@@ -65,6 +65,8 @@ class Server:
         self._accepting: trio.CancelScope | None = None
         self._changed = trio.Event()
         self._accepted = 0
+        self.outcomes: dict[int, int] = {}
+        """Calls that have ended, by status code."""
 
     async def serve(
         self,
@@ -133,7 +135,7 @@ class Server:
             "http2_connections": len(self._connections),
             "http1_connections": len(self._others),
             "accepted": self._accepted,
-            "streams": sum(len(each.streams) for each in self._connections),
+            "streams": sum(len(each.h2.streams) for each in self._connections),
             "held_bytes": sum(each.held_bytes() for each in self._connections),
         }
 
@@ -213,7 +215,7 @@ class Server:
         return transport, first
 
     async def _http2(self, transport: Transport) -> None:
-        connection = ServerConnection(transport, self._methods, options=self.options)
+        connection = ServerConnection(transport, self._methods, options=self.options, outcomes=self.outcomes)
         self._connections.add(connection)
         try:
             await connection.run()

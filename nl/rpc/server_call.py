@@ -1,4 +1,4 @@
-"""One call on the server: what a handler holds (`nl.rpc.contract.ServerStream`), and how a call is answered."""
+"""One call on the server: what a handler holds (`nl.rpc.contract.ServerStream`), and the one way to end it, `close`."""
 
 from __future__ import annotations
 
@@ -16,15 +16,15 @@ from nl.errors import Code, InternalError, InvalidRequestError
 from nl.model.access import Identity
 from nl.rpc import frames as fr
 from nl.rpc import hpack, messages
-from nl.rpc.call import SMALL, Call, encoder_of
-from nl.rpc.connection import HIGH_WATER
+from nl.rpc.call import JOINED_UP_TO, Call, encoder_of
 from nl.rpc.contract import TransportLost
 from nl.rpc.frames import ErrorCode
-from nl.rpc.h2.limits import GOODWILL
 from nl.rpc.hpack import Field
 from nl.rpc.metadata import decode_binary, decode_fields, encode_fields
 from nl.rpc.method import Method
-from nl.rpc.status import Outcome, trailers
+from nl.rpc.outbox import HIGH_WATER
+from nl.rpc.packing import pack
+from nl.rpc.status import OK, Outcome, trailers
 
 if TYPE_CHECKING:
     from nl.rpc.server_connection import ServerConnection
@@ -35,36 +35,42 @@ _TAIL_SIZE = len(hpack.TRAILERS_OK)
 _HEAD = struct.Struct(f">HBBBI{_HEAD_SIZE}sHBBBI")
 _TAIL = struct.Struct(f">HBBBI{_TAIL_SIZE}s")
 """Frame header and response headers, frame header of the message; frame header and trailers."""
+_RESET = Outcome(Code.CANCELLED, "the client has reset the stream")
 
 
 class ServerCall(Call):
     """`nl.rpc.contract.ServerStream`."""
 
     __slots__ = (
-        "_fields", "_headers_sent", "_metadata", "_reply", "_trailers_sent", "accepts_gzip", "cancel_reason",
-        "definition", "expires", "identity", "received", "scope", "zombie",
+        "_fields", "_metadata", "_reply", "_reply_sent", "accepts_gzip", "cancel_reason", "definition", "expires",
+        "identity", "outcome", "received", "scope", "winding_down",
     )  # fmt: skip
 
-    core: ServerConnection
+    connection: ServerConnection
     size_option = "max_decoding_message_size of the listener"
 
     def __init__(
-        self, core: ServerConnection, sid: int, method: Method, fields: list[Field], identity: Identity
+        self, connection: ServerConnection, sid: int, method: Method, fields: list[Field], identity: Identity
     ) -> None:
-        Call.__init__(self, core, sid, max_message_size=max(core.options.max_message_size, method.max_message_size))
+        options = connection.options
+        Call.__init__(self, connection, sid, max_message_size=max(options.max_message_size, method.max_message_size))
         self.definition = method
         self.identity = identity
+        self.outcome: Outcome | None = None
+        """How the call has ended: set once, by `close` or by the client's reset."""
         self._fields = fields
         self._metadata: MultiDict[str | bytes] | None = None
-        self._headers_sent = False
-        self._trailers_sent = False
         self._reply: bytes | None = None
+        """A small unary reply, with its prefix, that leaves together with the trailers."""
+        self._reply_sent = False
         self.accepts_gzip = False
         self.expires: float | None = None
         self.scope: trio.CancelScope | None = None
+        """The handler's, once it has had to wait."""
         self.cancel_reason: Outcome | None = None
         self.received = 0
-        self.zombie = False
+        self.winding_down = False
+        """The client has reset the stream, and the handler still runs."""
 
     @property
     def method(self) -> str:
@@ -74,7 +80,7 @@ class ServerCall(Call):
     @property
     def peer(self) -> str:
         """`host:port` of the client."""
-        return self.core.transport.peer
+        return self.connection.transport.peer
 
     @property
     def deadline(self) -> Deadline | None:
@@ -141,30 +147,30 @@ class ServerCall(Call):
 
     # -- sending -----------------------------------------------------------------------------------------------------
 
-    def head(self, *, end_stream: bool = False) -> bytes:
+    def head(self) -> bytes:
         """The response headers, once."""
-        if self._headers_sent:
+        if self.headers_sent:
             return b""
-        self._headers_sent = True
+        self.headers_sent = True
         block = hpack.RESPONSE_GZIP if self._packs else hpack.RESPONSE
         return fr.header(len(block), fr.HEADERS, fr.END_HEADERS, self.sid) + block
 
     @property
     def _packs(self) -> bool:
-        return self.accepts_gzip and self.core.options.send_compression == messages.GZIP
+        return self.accepts_gzip and self.connection.options.send_compression == messages.GZIP
 
     async def send_initial_metadata(self, *, metadata: Any = None) -> None:
         """Response headers, now."""
-        if self._headers_sent:
+        if self.headers_sent:
             raise InternalError("response headers were sent already")
         self.raise_if_over()
-        self._headers_sent = True
+        self.headers_sent = True
         block = hpack.RESPONSE_GZIP if self._packs else hpack.RESPONSE
         if metadata:
             block += hpack.encode(encode_fields(metadata))
-        core = self.core
-        core.emit(fr.header_frames(block, self.sid, end_stream=False, max_frame=core.peer_max_frame))
-        core.flush_soon()
+        outbox = self.connection.outbox
+        outbox.add(fr.header_frames(block, self.sid, end_stream=False, max_frame=self.h2.peer_max_frame))
+        outbox.flush_soon()
 
     async def send_message(self, message: Any) -> None:
         """Encodes and sends."""
@@ -172,21 +178,21 @@ class ServerCall(Call):
 
     async def send_parts(self, parts: Sequence[Buffer]) -> None:
         """Sends an encoded message. A small unary reply waits for its trailers, which follow at once."""
-        if self._trailers_sent:
+        if self.outcome is not None and self.reset_code is None:
             raise InternalError("the call has been answered already")
         length = sum(map(len, parts))
-        compressed = self.accepts_gzip and self._packs and length >= self.core.options.compress_from
+        compressed = self.accepts_gzip and self._packs and length >= self.connection.options.compress_from
         if compressed:
-            parts = (messages.compress(b"".join(parts)),)
+            parts = (await pack(parts, length=length),)
             length = len(parts[0])
         if not self.definition.server_streaming:
-            if self._reply is not None:
+            if self._reply is not None or self._reply_sent:
                 raise InternalError("a unary call has one reply")
-            if length + messages.PREFIX_SIZE <= SMALL:
+            if length + messages.PREFIX_SIZE <= JOINED_UP_TO:
                 self.raise_if_over()
                 self._reply = b"".join((fr.PREFIX.pack(compressed, length), *parts))
                 return
-            self._reply = b""
+            self._reply_sent = True
         await self.send_framed(parts, compressed=compressed)
 
     async def send_trailing_metadata(
@@ -198,96 +204,96 @@ class ServerCall(Call):
         metadata: Any = None,
     ) -> None:
         """Ends the call with a status and metadata of the handler's choice."""
-        if self._trailers_sent:
-            raise InternalError("trailers were sent already")
         self.raise_if_over()
+        if self.outcome is not None:
+            raise InternalError("trailers were sent already")
         details = status_details if isinstance(status_details, list | tuple) else ()
-        await self.finish(Outcome(status.value, status_message or "", details), metadata=metadata)
-
-    async def finish(self, outcome: Outcome, *, metadata: Any = None) -> None:
-        """Answers the call: the held reply and the trailers in one piece, or an error as the only headers."""
-        if self._trailers_sent or self.reset_code is not None:
-            return
-        reply, self._reply = self._reply, None
-        if reply is None and not outcome.code and not self.definition.server_streaming:
-            outcome = Outcome(Code.INTERNAL, f"{self.method}: the handler returned without a reply")
-        if reply and not outcome.code:
-            size = len(reply)
-            core = self.core
-            if core.out_bytes >= HIGH_WATER:
-                await core.wait_room()
-            if size <= self.send_window and size <= core.send_window and size <= core.peer_max_frame:
-                self.send_window -= size
-                core.send_window -= size
-                self._end(b"".join((self.head(), fr.header(size, fr.DATA, 0, self.sid), reply)), outcome, metadata)
-                return
-            await self.send_prefixed([reply])
-        self._end(b"", outcome, metadata)
-
-    def finish_at_once(self) -> bool:
-        """`finish(OK)` as nearly every unary call needs it; False if there is anything to wait for or to decide."""
-        reply, core, sid = self._reply, self.core, self.sid
-        if not reply or self._headers_sent or not self.recv_closed or self.accepts_gzip or self.reset_code is not None:
-            return False
-        size = len(reply)
-        if size > self.send_window or size > core.send_window or size > core.peer_max_frame:
-            return False
-        if core.out_bytes >= HIGH_WATER:
-            return False
-        self._reply = None
-        self.send_window -= size
-        core.send_window -= size
-        high, low = size >> 8, size & 0xFF
-        head = _HEAD.pack(0, _HEAD_SIZE, fr.HEADERS, fr.END_HEADERS, sid, hpack.RESPONSE, high, low, fr.DATA, 0, sid)
-        tail = _TAIL.pack(0, _TAIL_SIZE, fr.HEADERS, fr.END_HEADERS | fr.END_STREAM, sid, hpack.TRAILERS_OK)
-        self._headers_sent = self._trailers_sent = self.send_closed = True
-        core.emit(b"".join((head, reply, tail)))
-        core.goodwill += GOODWILL
-        core.close_if_done(self)
-        if self.held:
-            self.discard()
-        if not core.in_pass:
-            core.flush_soon()
-        return True
-
-    def end_now(self, outcome: Outcome) -> None:
-        """Answers a call that cannot wait any more: with an error."""
-        if not self._trailers_sent and self.reset_code is None:
-            self._reply = None
-            self._end(b"", outcome, None)
-
-    def _end(self, before: bytes, outcome: Outcome, metadata: Any) -> None:
-        if self._trailers_sent or self.reset_code is not None:
-            return
-        self._trailers_sent = True
-        core, sid = self.core, self.sid
-        block = trailers(outcome, metadata)
-        if not self._headers_sent:
-            self._headers_sent = True
-            block = hpack.RESPONSE + block
-        if len(block) <= core.peer_max_frame:
-            tail = fr.header(len(block), fr.HEADERS, fr.END_HEADERS | fr.END_STREAM, sid) + block
-        else:
-            tail = fr.header_frames(block, sid, end_stream=True, max_frame=core.peer_max_frame)
-        core.emit(before + tail)
-        core.goodwill += GOODWILL
-        self.send_closed = True
-        if self.recv_closed:
-            core.close_if_done(self)
-            if self.chunks or self.held:
-                self.discard()
-        else:  # RFC 9113, section 8.1: the rest of the request is not needed
-            core.reset_stream(sid, ErrorCode.NO_ERROR)
-        core.flush_soon()
+        self.close(Outcome(status.value, status_message or "", details), metadata=metadata)
 
     # -- the end -----------------------------------------------------------------------------------------------------
 
+    def close(self, outcome: Outcome, *, metadata: Any = None) -> None:
+        """Ends the call, once: a reply that is held back and the trailers leave in one piece, or an error alone.
+
+        Never waits: a reply for which there is no room or no credit stays with the connection, which calls again.
+        """
+        if self.outcome is not None or self.reset_code is not None:
+            return
+        reply = self._reply
+        if outcome.code or not reply:
+            if not outcome.code and not self._reply_sent and not self.definition.server_streaming:
+                outcome = Outcome(Code.INTERNAL, f"{self.method}: the handler returned without a reply")
+            self._finish(b"", outcome, metadata)
+            return
+        size, h2, sid = len(reply), self.h2, self.sid
+        if size > self.send_credit or self.connection.outbox.size >= HIGH_WATER:
+            self.pinned = size
+            self.connection.hold_back(self, outcome, metadata)
+        elif outcome is OK and metadata is None and not self.headers_sent and not self.accepts_gzip:
+            # nearly every unary call: headers, message and trailers as one buffer
+            self.charge(size)
+            head = _HEAD.pack(
+                0, _HEAD_SIZE, fr.HEADERS, fr.END_HEADERS, sid, hpack.RESPONSE, size >> 8, size & 0xFF, fr.DATA, 0, sid
+            )
+            tail = _TAIL.pack(0, _TAIL_SIZE, fr.HEADERS, fr.END_HEADERS | fr.END_STREAM, sid, hpack.TRAILERS_OK)
+            self.headers_sent = True
+            h2.emit(b"".join((head, reply, tail)))
+            self._over(outcome)
+        else:
+            self.charge(size)
+            self._finish(b"".join((self.head(), fr.header(size, fr.DATA, 0, sid), reply)), outcome, metadata)
+
+    def _finish(self, before: bytes, outcome: Outcome, metadata: Any) -> None:
+        """Trailers, behind what must go before them."""
+        h2 = self.h2
+        first = not self.headers_sent
+        block = trailers(outcome, metadata, max_size=h2.peer_max_header_list)
+        if first:
+            self.headers_sent = True
+            block = hpack.RESPONSE + block
+        h2.emit(before + fr.header_frames(block, self.sid, end_stream=True, max_frame=h2.peer_max_frame))
+        self._over(outcome)
+
+    def _over(self, outcome: Outcome) -> None:
+        """The call is answered: what is counted, given back and freed then."""
+        self.outcome = outcome
+        self._reply = None
+        self.pinned = 0
+        self.send_closed = True
+        h2 = self.h2
+        if self.recv_closed:
+            h2.close_if_done(self)
+            if self.held:
+                self.discard()
+        else:  # RFC 9113, section 8.1: the rest of the request is not needed
+            h2.reset_stream(self.sid, ErrorCode.NO_ERROR)
+        h2.call_answered()
+        h2.wake_next()
+        self.connection.on_call_over(outcome)
+
+    def on_window(self) -> None:
+        """Wakes the sending task, or sends the reply that has waited for credit."""
+        if self._window_waiter is not None:
+            super().on_window()
+        else:
+            self.connection.send_held_back(self)
+
     def on_reset(self, code: int) -> None:
         """The client has given up, or broken the stream."""
+        if self.outcome is None:
+            self.outcome = _RESET
+            self._reply = None
+            self.pinned = 0
+            self.connection.on_call_over(_RESET)
+        self.connection.forget_held_back(self)
         if self.scope is not None:
-            self.zombie = True
-            self.core.zombies += 1
+            self.winding_down = True
+            self.h2.winding_down += 1
             self.scope.cancel()
+        else:
+            self.connection.after_call()
+        self.wake()
+        self.h2.wake_next()
 
     def cancel(self, outcome: Outcome) -> None:
         """Stops the handler and answers with `outcome`."""

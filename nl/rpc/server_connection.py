@@ -1,8 +1,6 @@
 """One client's connection on the server: requests become calls, calls get tasks, and everything ends in order.
 
-Leader and followers: one task, the leader, reads the connection and runs the handlers of the requests it has read. A
-handler that never waits thus costs no task. When a handler does wait, the leader becomes that call's task, with its
-cancel scope, and a new leader is started; see `_step`.
+One task, the leader, reads the connection and runs the handlers of the requests it has read; leader.py says how.
 
 Rules for this file: a handler's exception ends its call and nothing else; the peer's disconnect cancels all calls; a
 call that was reset counts as concurrent until its handler is gone (rapid reset gains nothing).
@@ -10,17 +8,15 @@ call that was reset counts as concurrent until its handler is gone (rapid reset 
 
 from __future__ import annotations
 
-import contextvars
 import logging
-import types
 from collections import deque
-from collections.abc import Coroutine, Generator, Mapping
+from collections.abc import Mapping
 from typing import Any
 
 import trio
 
-from nl.errors import Code, InvalidRequestError, NlError
-from nl.model.access import EVERYONE
+from nl.errors import Code, NlError
+from nl.model.access import EVERYONE, Identity
 from nl.rpc import frames as fr
 from nl.rpc import hpack, messages
 from nl.rpc.connection import Connection
@@ -28,10 +24,13 @@ from nl.rpc.contract import TransportLost
 from nl.rpc.frames import ConnectionFault, ErrorCode
 from nl.rpc.h2.stream import Stream
 from nl.rpc.hpack import Field
+from nl.rpc.leader import step
 from nl.rpc.metadata import decode_timeout
 from nl.rpc.method import Method
 from nl.rpc.options import ServerOptions
+from nl.rpc.outbox import HIGH_WATER
 from nl.rpc.plain_answer import PlainAnswer
+from nl.rpc.request import Head, declared_length, read_head
 from nl.rpc.server_call import ServerCall
 from nl.rpc.status import OK, Outcome, outcome_of, trailers
 from nl.rpc.transport import Transport
@@ -39,154 +38,157 @@ from nl.rpc.transport import Transport
 log = logging.getLogger(__name__)
 _DEADLINE = Outcome(Code.DEADLINE_EXCEEDED, "the deadline has passed")
 _SHUTDOWN = Outcome(Code.UNAVAILABLE, "the server is shutting down")
-_CANCELLED = Outcome(Code.CANCELLED, "the call was cancelled")
+_NO_WINDOW = Outcome(Code.UNAVAILABLE, "the client opens no flow-control window")
 _HINT = " (pages and metrics are served over HTTP/1.1)"
-_LAST_PSEUDO, _STATUS, _EAGER, _BAD = hpack.LAST_PSEUDO, hpack.STATUS, hpack.AUTHORIZATION, hpack.BAD
-_NOTHING_YET: list[bytes | None] = [None] * (_EAGER + 1)
 _CONTENT_TYPES = frozenset((b"application/grpc", b"application/grpc+proto"))
 _CONTENT_TYPE_PREFIXES = (b"application/grpc;", b"application/grpc+proto;")
+_DRAIN_PING = b"nl-drain"
 
 
 class ServerConnection(Connection):
     """See the module's docstring. `run` is its whole life."""
 
-    def __init__(self, transport: Transport, methods: Mapping[bytes, Method], *, options: ServerOptions) -> None:
+    __slots__ = (
+        "_fault", "_held_back", "_more", "_need_room", "_ready", "_running", "draining", "idle_since", "methods",
+        "options", "outcomes",
+    )  # fmt: skip
+
+    def __init__(
+        self,
+        transport: Transport,
+        methods: Mapping[bytes, Method],
+        *,
+        options: ServerOptions,
+        outcomes: dict[int, int] | None = None,
+    ) -> None:
         super().__init__(transport, options.limits)
         self.options = options
         self.methods = methods
-        self.idle_since = self.now
+        self.outcomes: dict[int, int] = {} if outcomes is None else outcomes
+        """Calls that have ended, by their status; the server's own table."""
+        self.idle_since = self.born
         self.draining = False
+        self._more = False
         self._ready: deque[ServerCall] = deque()
         self._running: set[ServerCall] = set()
+        self._held_back: dict[ServerCall, tuple[Outcome, Any]] = {}
+        """Calls whose handlers are done and whose replies wait for room or credit: they need no task."""
+        self._need_room: dict[ServerCall, None] = {}
+        """Those of them that wait for room in the queue."""
         self._fault: ConnectionFault | None = None
 
     async def run(self) -> None:
-        """Serves the client until it leaves, breaks the protocol, or `cancel_all` and `drain` have had their way."""
+        """Serves the client until it leaves, breaks the protocol, or `cancel_calls` and `drain` have had their way."""
         try:
             async with trio.open_nursery() as nursery:
-                self.nursery = nursery
-                self.preface()
-                self.flush()
+                self.nursery = self.outbox.nursery = nursery
+                self.h2.preface()
+                self.outbox.flush()
                 nursery.start_soon(self._lead)
-            self.nursery = None
+            self.nursery = self.outbox.nursery = None
             if self._fault is not None:
                 await self.say_goodbye(self._fault.code, self._fault.reason)
             elif self.draining and not self.lost:
                 await self.say_goodbye(ErrorCode.NO_ERROR, "bye")
         finally:
-            self.lost = True
-            self.transport.close()
+            self.close()
+
+    def close(self) -> None:
+        """See `Connection.close`."""
+        for table in (self._ready, self._running, self._held_back, self._need_room):
+            table.clear()
+        super().close()
 
     # -- the leader ------------------------------------------------------------------------------------------------
 
     async def _lead(self) -> None:
         """Reads and runs handlers; when one of them waits, this task stays with it."""
-        mine: ServerCall | None = None
+        own: ServerCall | None = None
         with trio.CancelScope() as scope:
             try:
-                mine = await self._read_and_run(scope)
+                own = await self._read_and_run(scope)
             except TransportLost:
-                self.lost = True
+                self.outbox.lose()
             except ConnectionFault as exc:
-                self._fault = exc
+                self._fault = exc.with_traceback(None)  # which would keep this connection alive
                 log.info("%s: %s", self.transport.peer, exc)
-        if mine is None:
-            mine = next((call for call in self._running if call.scope is scope), None)
-        if mine is None:
+        if own is None:
+            own = next((call for call in self._running if call.scope is scope), None)
+        if own is None:
             self._leave()
             return
-        self._running.discard(mine)
-        if mine.zombie:
-            self.zombies -= 1
+        self._running.discard(own)
+        if own.winding_down:
+            self.h2.winding_down -= 1
         elif scope.cancelled_caught:
-            mine.end_now(mine.cancel_reason or _DEADLINE)
-        mine.return_lent()
-        self._after_call()
+            own.close(own.cancel_reason or _DEADLINE)
+            self.outbox.flush_soon()
+        own.scope = None
+        own.acknowledge()
+        self.after_call()
 
     def _leave(self) -> None:
         if self.nursery is not None:
             self.nursery.cancel_scope.cancel()
 
-    def _after_call(self) -> None:
-        if not self.streams:
-            self.idle_since = self.now
+    def after_call(self) -> None:
+        """A call is over: perhaps the connection, too."""
+        if not self.h2.streams:
+            self.idle_since = self.h2.now
             if self.draining and not self._running and not self._ready:
                 self._leave()
 
     async def _read_and_run(self, scope: trio.CancelScope) -> ServerCall | None:
-        ready = self._ready
+        ready, outbox = self._ready, self.outbox
         while True:
-            self.in_pass = True
+            outbox.corked = True
             while ready:
                 call = ready.popleft()
-                if call.reset_code is None and await self._step(call, self._serve(call), scope):  # type: ignore[misc]
+                if call.reset_code is None and await step(self._serve(call), self._adopt, call, scope):
                     return call
-            self.in_pass = False
-            if self.out:
-                self.flush()
-            if self.more:  # twice, so that whoever has been woken has consumed what there is
+            outbox.corked = False
+            if outbox.queue:
+                outbox.flush()
+            if self._more:  # twice, so that whoever has been woken has consumed what there is
                 await trio.lowlevel.checkpoint()
                 await trio.lowlevel.checkpoint()
             else:
                 self.rest()
                 await self.transport.wait_readable()
-            self.in_pass = True
-            self.more = self.pump()
+            outbox.corked = True
+            self._more = self.pump()
 
-    more = False
-
-    @types.coroutine
-    def _step(
-        self, call: ServerCall, handler: Coroutine[Any, Any, None], scope: trio.CancelScope
-    ) -> Generator[Any, Any, bool]:
-        """Runs a handler as far as it gets without waiting; True if this task has become its own.
-
-        The handler runs in a copy of the context, which becomes the task's with its first wait: what a handler sets
-        in contextvars stays with its call.
-        """
-        context = contextvars.copy_context()
-        try:
-            trap = context.run(handler.send, None)
-        except StopIteration:
-            return False
+    def _adopt(self, call: ServerCall, scope: trio.CancelScope) -> None:
+        """Makes this task the call's own, which reads no more, and has another one read."""
         call.scope = scope
         self._running.add(call)
         assert self.nursery is not None
         self.nursery.start_soon(self._lead)
-        trio.lowlevel.current_task().context = context
         if call.expires is not None:
             scope.deadline = call.expires
+        if call.reset_code is not None:
+            call.winding_down = True
+            self.h2.winding_down += 1
         if call.cancel_reason is not None or call.reset_code is not None:
-            if call.reset_code is not None:
-                call.zombie = True
-                self.zombies += 1
             scope.cancel()
-        try:
-            while True:
-                try:
-                    value = yield trap
-                except BaseException as exc:  # noqa: BLE001, ASYNC103  # trio's Cancelled above all: it is the handler's
-                    trap = handler.throw(exc)
-                else:
-                    trap = handler.send(value)
-        except StopIteration:
-            return True
 
     async def _serve(self, call: ServerCall) -> None:
         """Runs one handler and answers its call. Lets nothing out but what trio throws in."""
         try:
-            if call.expires is not None and call.expires <= self.now:
-                call.end_now(_DEADLINE)
+            if call.expires is not None and call.expires <= self.h2.now:
+                call.close(_DEADLINE)
                 return
             await call.definition.func(call)
-            if not call.finish_at_once():
-                await call.finish(OK)
+            call.close(OK)
+            if not self.outbox.corked:
+                self.outbox.flush_soon()
         except Exception as exc:  # noqa: BLE001  # the place where a handler's errors become a status
             if call.reset_code is None:
                 outcome = outcome_of(exc, method=call.method)
                 if call.scope is not None and call.scope.cancel_called:
                     outcome = call.cancel_reason or _DEADLINE
-                call.end_now(outcome)
+                call.close(outcome)
+                self.outbox.flush_soon()
         except BaseExceptionGroup as group:  # errors beside a cancellation: those stay here, the cancellation goes on
             errors, rest = group.split(Exception)
             if errors is not None:
@@ -194,109 +196,124 @@ class ServerConnection(Connection):
             if rest is not None:
                 raise rest from None
         finally:
-            call.return_lent()
-            if call.scope is None and not self.streams:
-                self._after_call()
+            call.acknowledge()
+            if call.scope is None and not self.h2.streams:
+                self.after_call()
 
     # -- requests --------------------------------------------------------------------------------------------------
 
-    def open_stream(self, sid: int, fields: list[Field], *, ended: bool) -> Stream | None:
-        """A request: checked as HTTP (RFC 9113, section 8.3), then as gRPC, and made a call."""
-        eager = _NOTHING_YET.copy()
-        regular = False
-        for _, value, kind, _ in fields:
-            if kind > _LAST_PSEUDO:
-                regular = True
-                if kind <= _EAGER:
-                    eager[kind] = value
-                elif kind == _BAD:
-                    return self._malformed(sid)
-            elif not kind:
-                regular = True
-            elif regular or eager[kind] is not None or kind == _STATUS:
-                return self._malformed(sid)
-            else:
-                eager[kind] = value
-        path, http_method, te = eager[hpack.PATH], eager[hpack.METHOD], eager[hpack.TE]
-        if not path or not http_method or eager[hpack.SCHEME] is None or te not in (None, b"trailers"):
+    def on_request(self, sid: int, fields: list[Field], *, ended: bool) -> Stream | None:
+        """A request: checked as HTTP, then as gRPC, and made a call."""
+        head = read_head(fields)
+        if head is None:
             return self._malformed(sid)
-        length: int | None = None
-        declared = eager[hpack.CONTENT_LENGTH]
-        if declared is not None:
-            if not declared.isdigit() or len(declared) > 18 or (ended and int(declared)):
-                return self._malformed(sid)
-            length = int(declared)
-        return self._open_call(sid, fields, eager, ended=ended, length=length)
+        try:
+            length = declared_length(head, ended=ended)
+        except ValueError:
+            return self._malformed(sid)
+        stream = self._open(sid, fields, head, ended=ended)
+        if stream is not None:
+            stream.content_left = length
+        return stream
 
-    def _open_call(
-        self, sid: int, fields: list[Field], eager: list[bytes | None], *, ended: bool, length: int | None
-    ) -> Stream | None:
-        content_type = eager[hpack.CONTENT_TYPE]
-        if eager[hpack.METHOD] != b"POST":
-            return self._plain(sid, 405, f"this is gRPC: POST only{_HINT}", length=length)
+    def _open(self, sid: int, fields: list[Field], head: Head, *, ended: bool) -> Stream | None:
+        verb, content_type, path = head[hpack.METHOD], head[hpack.CONTENT_TYPE], head[hpack.PATH] or b""
+        if verb != b"POST":
+            text = f"this is gRPC: POST only{_HINT}"
+            return PlainAnswer(self.h2, sid, status=405, text=text, head_only=verb == b"HEAD")
         if content_type not in _CONTENT_TYPES and not (content_type or b"").startswith(_CONTENT_TYPE_PREFIXES):
-            return self._plain(sid, 415, f"content-type must be application/grpc{_HINT}", length=length)
-        path = eager[hpack.PATH] or b""
+            text = f"content-type must be application/grpc{_HINT}"
+            return PlainAnswer(self.h2, sid, status=415, text=text, head_only=False)
         method = self.methods.get(path)
         if method is None:
             text = f"unknown method {path.decode('latin-1')[:200]}"
-            return self._answer(sid, _status(Outcome(Code.UNIMPLEMENTED, text)), ended=ended)
-        identity = EVERYONE
-        if self.options.authenticate is not None:
-            transport = self.transport
-            try:
-                identity = self.options.authenticate(transport.peer, transport.certificate, eager[hpack.AUTHORIZATION])
-            except NlError as exc:
-                return self._answer(sid, _status(Outcome(exc.code, exc.message)), ended=ended)
-        call = ServerCall(self, sid, method, fields, identity)
-        call.content_left = length
-        if eager[hpack.TIMEOUT] is not None:
-            try:
-                call.expires = self.now + decode_timeout(eager[hpack.TIMEOUT] or b"")
-            except InvalidRequestError as exc:
-                return self._answer(sid, _status(Outcome(Code.INVALID_ARGUMENT, exc.message)), ended=ended)
-        encoding = eager[hpack.ENCODING]
+            return self._refuse(sid, Outcome(Code.UNIMPLEMENTED, text), ended=ended)
+        try:
+            call = ServerCall(self, sid, method, fields, self._identify(head))
+            if head[hpack.TIMEOUT] is not None:
+                call.expires = self.h2.now + decode_timeout(head[hpack.TIMEOUT] or b"")
+        except NlError as exc:
+            return self._refuse(sid, Outcome(exc.code, exc.message), ended=ended)
+        encoding = head[hpack.ENCODING]
         if encoding is not None and encoding != b"identity":
             call.encoding = encoding.decode("latin-1")
             if call.encoding not in self.options.accepted_compression:
-                return self._answer(sid, self._no_such_encoding(call.encoding), ended=ended)
-        if self.options.send_compression and eager[hpack.ACCEPT_ENCODING] is not None:
-            accepted = (eager[hpack.ACCEPT_ENCODING] or b"").replace(b" ", b"").split(b",")
-            call.accepts_gzip = messages.GZIP.encode() in accepted
+                return self._refuse_encoding(sid, call.encoding, ended=ended)
+        accepted = head[hpack.ACCEPT_ENCODING]
+        if accepted is not None and self.options.send_compression:
+            call.accepts_gzip = messages.GZIP.encode() in accepted.replace(b" ", b"").split(b",")
         self._ready.append(call)
         return call
 
-    def _no_such_encoding(self, encoding: str) -> bytes:
-        outcome = Outcome(Code.UNIMPLEMENTED, f"grpc-encoding {encoding[:100]} is not supported")
-        accepted = ",".join((messages.IDENTITY, *self.options.accepted_compression)).encode()
-        return hpack.RESPONSE + hpack.encode([(b"grpc-accept-encoding", accepted)]) + trailers(outcome)
+    def _identify(self, head: Head) -> Identity:
+        """Who asks. UnauthenticatedError if that cannot be told."""
+        if self.options.authenticate is None:
+            return EVERYONE
+        transport = self.transport
+        return self.options.authenticate(transport.peer, transport.certificate, head[hpack.AUTHORIZATION])
 
-    def _plain(self, sid: int, status: int, text: str, *, length: int | None) -> Stream:
-        answer = PlainAnswer(self, sid, status=status, text=text)
-        answer.content_left = length
-        return answer
-
-    def on_window(self) -> None:
-        """Credit for everybody: calls wait for it, plain answers are told."""
-        super().on_window()
-        for stream in [each for each in self.streams.values() if type(each) is PlainAnswer]:
-            stream.on_window()
+    def on_oversized_request(self, sid: int, *, ended: bool) -> None:
+        """The list is over the limit, but the tables are in step: only this request is lost."""
+        limit = self.h2.limits.max_header_list_size
+        self._refuse(sid, Outcome(Code.RESOURCE_EXHAUSTED, f"metadata is over {limit} bytes"), ended=ended)
 
     def _malformed(self, sid: int) -> Stream | None:
-        self._stream_fault(sid, ErrorCode.PROTOCOL_ERROR)
+        self.h2.fault_stream(sid, ErrorCode.PROTOCOL_ERROR)
         return None
 
-    def _answer(self, sid: int, block: bytes, *, ended: bool) -> Stream | None:
-        """Ends a request that never became a call."""
-        self.emit(fr.header_frames(block, sid, end_stream=True, max_frame=self.peer_max_frame))
+    def _refuse_encoding(self, sid: int, encoding: str, *, ended: bool) -> Stream | None:
+        outcome = Outcome(Code.UNIMPLEMENTED, f"grpc-encoding {encoding[:100]} is not supported")
+        accepted = ",".join((messages.IDENTITY, *self.options.accepted_compression)).encode()
+        return self._refuse(sid, outcome, ended=ended, fields=hpack.encode([(b"grpc-accept-encoding", accepted)]))
+
+    def _refuse(self, sid: int, outcome: Outcome, *, ended: bool, fields: bytes = b"") -> Stream | None:
+        """Answers a request that does not become a call."""
+        h2 = self.h2
+        block = hpack.RESPONSE + fields + trailers(outcome, max_size=h2.peer_max_header_list)
+        h2.emit(fr.header_frames(block, sid, end_stream=True, max_frame=h2.peer_max_frame))
         if not ended:
-            self.reset_stream(sid, ErrorCode.NO_ERROR)
+            h2.reset_stream(sid, ErrorCode.NO_ERROR)
+        self.on_call_over(outcome)
         return None
 
-    def headers_too_large(self, sid: int, *, ended: bool) -> None:
-        """The list is over the limit, but the tables are in step: only this request is lost."""
-        limit = self.limits.max_header_list_size
-        self._answer(sid, _status(Outcome(Code.RESOURCE_EXHAUSTED, f"metadata is over {limit} bytes")), ended=ended)
+    # -- replies -----------------------------------------------------------------------------------------------------
+
+    def on_call_over(self, outcome: Outcome) -> None:
+        """Told once of every call, however it has ended."""
+        self.outcomes[outcome.code] = self.outcomes.get(outcome.code, 0) + 1
+
+    def hold_back(self, call: ServerCall, outcome: Outcome, metadata: Any) -> None:
+        """Keeps a call that cannot be closed yet, and closes it as soon as there is room and credit for its reply."""
+        self._held_back[call] = (outcome, metadata)
+        if call.blocked_since is None:
+            call.blocked_since = self.h2.now
+        if self.outbox.size >= HIGH_WATER:
+            self._need_room[call] = None
+            self.h2.wake_next()
+        else:
+            self.h2.wait_for_credit(call)
+
+    def send_held_back(self, call: ServerCall) -> None:
+        """Tries again to close a call."""
+        waiting = self._held_back.pop(call, None)
+        if waiting is not None:
+            call.close(waiting[0], metadata=waiting[1])
+            self.outbox.flush_soon()
+            self.after_call()
+
+    def forget_held_back(self, call: ServerCall) -> None:
+        """The call needs no answer any more, or gets another."""
+        self._held_back.pop(call, None)
+        self._need_room.pop(call, None)
+        self.h2.stop_waiting(call)
+
+    def on_room(self) -> None:
+        """The queue has room for replies that were held back."""
+        waiting = self._need_room
+        while waiting and self.outbox.size < HIGH_WATER:
+            call = next(iter(waiting))
+            del waiting[call]
+            self.send_held_back(call)
 
     # -- the end -----------------------------------------------------------------------------------------------------
 
@@ -305,32 +322,27 @@ class ServerConnection(Connection):
         if self.draining or self.nursery is None:
             return
         self.draining = True
-        self.emit(fr.goaway(fr.MAX_STREAM_ID, ErrorCode.NO_ERROR, "draining"))
-        self.emit(fr.ping(b"nl-drain"))
-        self.flush()
-        if not self.streams and not self._running:
+        self.h2.goaway(ErrorCode.NO_ERROR, "draining", last_sid=fr.MAX_STREAM_ID)
+        self.outbox.add(fr.ping(_DRAIN_PING))
+        self.outbox.flush()
+        if not self.h2.streams and not self._running:
             self.close_soon()
 
     def on_ping_ack(self, payload: bytes) -> None:
         """The peer has seen what came before that PING."""
         super().on_ping_ack(payload)
-        if payload == b"nl-drain":
-            self.refuse_above = self.last_sid
-            self.emit(fr.goaway(self.last_sid, ErrorCode.NO_ERROR, "draining"))
-            self._after_call()
+        if payload == _DRAIN_PING and self.draining:
+            self.h2.goaway(ErrorCode.NO_ERROR, "draining")
+            self.after_call()
 
     def close_soon(self) -> None:
         """Ends the connection, for whatever reason, calls and all."""
         self._leave()
 
     def held_bytes(self) -> int:
-        """What is here for this peer, and only its reading, writing or going will free: counted, not kept count of."""
-        held = self.out_bytes
-        for stream in self.streams.values():
-            held += stream.held
-            if isinstance(stream, ServerCall):
-                held += stream.pinned
-        return held
+        """See `Connection.held_bytes`; also messages that are here in part, and replies that wait to be sent."""
+        pinned = sum(stream.pinned for stream in self.h2.streams.values() if isinstance(stream, ServerCall))
+        return super().held_bytes() + pinned
 
     def give_up(self, reason: str) -> None:
         """Ends the connection because it costs too much; the client is told so."""
@@ -343,6 +355,15 @@ class ServerConnection(Connection):
         """Stops every handler; the clients get `outcome`."""
         for call in [*self._running, *self._ready]:
             call.cancel(outcome)
+        for call in list(self._held_back):
+            self._answer_instead(call, outcome)
+        self.outbox.flush_soon()
+
+    def _answer_instead(self, call: ServerCall, outcome: Outcome) -> None:
+        """Another end for a call whose reply nobody takes."""
+        self.forget_held_back(call)
+        call.close(outcome)
+        self.after_call()
 
     def sweep(self, now: float) -> None:
         """Called about once a second by the server."""
@@ -353,20 +374,26 @@ class ServerConnection(Connection):
             timeout=options.keepalive_timeout,
             stall=options.stall_timeout,
         )
-        if reason is None and not self.got_settings and now - self.born > options.handshake_timeout:
+        if reason is None and not self.h2.got_settings and now - self.born > options.handshake_timeout:
             reason = "no SETTINGS"
         if reason is not None:
             log.info("%s: %s", self.transport.peer, reason)
-            self.lost = True
+            self.outbox.lose()
             self._leave()
             return
-        for call in self._running:
-            if call.blocked_since is not None and now - call.blocked_since > options.window_timeout:
-                call.cancel(Outcome(Code.UNAVAILABLE, "the client opens no flow-control window"))
+        self._end_blocked_calls(now)
         idle = options.idle_timeout
-        if idle is not None and not self.streams and not self._running and now - self.idle_since > idle:
+        if idle is not None and not self.h2.streams and not self._running and now - self.idle_since > idle:
             self.drain()
 
-
-def _status(outcome: Outcome) -> bytes:
-    return hpack.RESPONSE + trailers(outcome)
+    def _end_blocked_calls(self, now: float) -> None:
+        longest = self.options.window_timeout
+        for call in self._running:
+            if call.blocked_since is not None and now - call.blocked_since > longest:
+                call.cancel(_NO_WINDOW)
+        for call in list(self._held_back):
+            if call.expires is not None and call.expires <= now:
+                self._answer_instead(call, _DEADLINE)
+            elif call.blocked_since is not None and now - call.blocked_since > longest:
+                self._answer_instead(call, _NO_WINDOW)
+        self.outbox.flush_soon()

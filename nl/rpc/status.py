@@ -27,6 +27,12 @@ from nl.rpc.metadata import decode_binary, decode_message, encode_binary, encode
 log = logging.getLogger(__name__)
 _MAX_MESSAGE = 4096
 _MAX_DETAILS = 64 * 1024
+_MAX_TRAILERS = 128 * 1024
+_FIELD_OVERHEAD = 32
+_RESPONSE_SIZE = 128
+"""Of the response headers that stand in the same block when there is no message: `:status` and `content-type`."""
+_LEAST_MESSAGE = 512
+"""Room that is kept for the message before details and metadata get any."""
 
 RESET_CODES = {
     ErrorCode.NO_ERROR: Code.INTERNAL,
@@ -115,24 +121,43 @@ def _messages(details: Sequence[Detail]) -> list[Any]:
     return out
 
 
-def trailers(outcome: Outcome, metadata: Any = None) -> bytes:
-    """The header block that ends a call. Details that are too large for it are left out, with a note in the message."""
+def trailers(outcome: Outcome, metadata: Any = None, *, max_size: int | None = None) -> bytes:
+    """The header block that ends a call, within what the peer takes as a header list (None: within bounds of our own).
+
+    What does not fit is given up: the end of the message, then the details, with a note, then the handler's metadata.
+    The status itself always goes.
+    """
     if not outcome.code and not metadata:
         return hpack.TRAILERS_OK
+    left = _MAX_TRAILERS if max_size is None else min(max_size, _MAX_TRAILERS) - _RESPONSE_SIZE
     fields = [(b"grpc-status", b"%d" % outcome.code)]
+    left -= _size(fields)
+    own = encode_fields(metadata) if metadata else []
+    details = _encoded_details(outcome)
     message = outcome.message
-    if outcome.details:
-        packed = [each if isinstance(each, wkt.Any) else wkt.pack(each) for each in outcome.details]
-        data = encode(rpc_status.Status(code=outcome.code, message=message[:_MAX_MESSAGE], details=packed))
-        if len(data) <= _MAX_DETAILS:
-            fields.append((b"grpc-status-details-bin", encode_binary(data)))
-        else:
-            message = f"{message[: _MAX_MESSAGE - 50]} (details left out: {len(data)} bytes)"
-    if message:
-        fields.insert(1, (b"grpc-message", encode_message(message[:_MAX_MESSAGE])))
-    if metadata:
-        fields.extend(encode_fields(metadata))
-    return hpack.encode(fields)
+    if details and _size(details) > min(left - _LEAST_MESSAGE, _MAX_DETAILS):
+        message, details = f"{message} (details left out: {len(details[0][1])} bytes)", []
+    left -= _size(details)
+    if _size(own) > left - _LEAST_MESSAGE:
+        own = []
+    left -= _size(own)
+    text = encode_message(message, max_bytes=min(_MAX_MESSAGE, left - _FIELD_OVERHEAD - len(b"grpc-message")))
+    if text:
+        fields.append((b"grpc-message", text))
+    return hpack.encode([*fields, *details, *own])
+
+
+def _encoded_details(outcome: Outcome) -> list[tuple[bytes, bytes]]:
+    if not outcome.details:
+        return []
+    packed = [each if isinstance(each, wkt.Any) else wkt.pack(each) for each in outcome.details]
+    data = encode(rpc_status.Status(code=outcome.code, message=outcome.message[:_MAX_MESSAGE], details=packed))
+    return [(b"grpc-status-details-bin", encode_binary(data))]
+
+
+def _size(fields: Sequence[tuple[bytes, bytes]]) -> int:
+    """In the sense of SETTINGS_MAX_HEADER_LIST_SIZE."""
+    return sum(len(name) + len(value) + _FIELD_OVERHEAD for name, value in fields)
 
 
 def error_from_trailers(fields: Sequence[hpack.Field]) -> GRPCError | None:

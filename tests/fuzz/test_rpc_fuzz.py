@@ -16,17 +16,20 @@ from nl.rpc import frames as fr
 from nl.rpc import hpack, metadata
 from nl.rpc.frames import ConnectionFault
 from nl.rpc.h2.limits import Limits
-from nl.rpc.h2.protocol import H2Connection as Core
+from nl.rpc.h2.protocol import H2Connection, NoRole
+from nl.rpc.h2.reader import FrameReader
 from nl.rpc.h2.stream import Stream
 
 LIMITS = Limits(stream_window=70_000, connection_window=100_000, max_concurrent_streams=20, max_header_list_size=4096)
 
 
-class Recorder(Core):
-    """A server's core that writes down what it is told."""
+class Recorder(NoRole):
+    """A server's side of a connection that writes down what it is told."""
 
     def __init__(self, limits=LIMITS):
-        super().__init__(limits)
+        self.out = []
+        self.h2 = H2Connection(limits, self, emit=self.out.append)
+        self.reader = FrameReader(self.h2)
         self.events = []
 
     def note(self, *event):
@@ -35,9 +38,9 @@ class Recorder(Core):
             event = (*event[:2], self.events.pop()[2] + event[2])
         self.events.append(event)
 
-    def open_stream(self, sid, fields, *, ended):
+    def on_request(self, sid, fields, *, ended):
         if any(kind == hpack.BAD for _, _, kind, _ in fields):
-            self._stream_fault(sid, fr.ErrorCode.PROTOCOL_ERROR)
+            self.h2.fault_stream(sid, fr.ErrorCode.PROTOCOL_ERROR)
             return None
         self.note("open", sid, [field[:2] for field in fields], ended)
         return Recorded(self, sid)
@@ -52,19 +55,23 @@ class Recorder(Core):
 class Recorded(Stream):
     """A stream that reports and consumes at once."""
 
+    def __init__(self, recorder, sid):
+        super().__init__(recorder.h2, sid)
+        self.recorder = recorder
+
     def on_headers(self, fields):
-        self.core.note("trailers", self.sid, [field[:2] for field in fields])
+        self.recorder.note("trailers", self.sid, [field[:2] for field in fields])
 
     def on_data(self):
         data = b"".join(bytes(view) for view, _ in self.chunks)
         self.discard()
         if data:
-            self.core.note("data", self.sid, data)
+            self.recorder.note("data", self.sid, data)
         if self.recv_closed:
-            self.core.note("end", self.sid)
+            self.recorder.note("end", self.sid)
 
     def on_reset(self, code):
-        self.core.note("reset", self.sid, code)
+        self.recorder.note("reset", self.sid, code)
 
 
 def feed(pieces, limits=LIMITS):
@@ -76,7 +83,7 @@ def feed(pieces, limits=LIMITS):
         for piece in pieces:
             buffer += piece
             view = memoryview(bytes(buffer))
-            done = core.receive(view, start=0, end=len(view))
+            done = core.reader.receive(view, start=0, end=len(view))
             del buffer[:done]
     except ConnectionFault as exc:
         error = (exc.code, exc.reason)
@@ -166,14 +173,14 @@ def test_runs_of_equal_frames_parse_the_same_wherever_they_are_split(runs, odd, 
 def test_windows_and_held_bytes_never_go_astray(data):
     core = Recorder()
     try:
-        core.receive(memoryview(fr.settings({}) + data), start=0, end=len(data) + 9)
+        core.reader.receive(memoryview(fr.settings({}) + data), start=0, end=len(data) + 9)
     except ConnectionFault:
         return
-    window = core.recv_window
-    assert 0 <= window.left <= window.left + window.owed + core._data_left <= window.size
-    if not core._data_left:  # everything that has arrived is consumed here: nothing may be missing
+    window = core.h2.recv_window
+    assert 0 <= window.left <= window.left + window.owed + core.reader._left <= window.size
+    if not core.reader._left:  # everything that has arrived is consumed here: nothing may be missing
         assert window.left + window.owed == window.size
-    assert all(stream.held == 0 for stream in core.streams.values())
+    assert all(stream.held == 0 for stream in core.h2.streams.values())
 
 
 @relaxed

@@ -7,10 +7,10 @@ import trio
 from trio.testing import wait_all_tasks_blocked
 
 from nl.rpc import frames as fr
-from nl.rpc.connection import HIGH_WATER, Connection
 from nl.rpc.frames import ErrorCode, Setting
 from nl.rpc.h2.limits import Limits
 from nl.rpc.options import ServerOptions
+from nl.rpc.outbox import HIGH_WATER, Outbox, Socket
 from nl.rpc.transport import SocketTransport
 from tests.wire.raw_h2 import RawClient, headers, message
 from tests.wire.rpc_hosting import serving
@@ -58,13 +58,14 @@ async def test_credit_returned_by_a_cancelled_sender_wakes_another(service):
         await wait_all_tasks_blocked()
         [connection] = server._connections
         granted = fr.DEFAULT_WINDOW
-        while not connection.sending:  # until the kernel takes no more: all credit is charged, and not all is used
+        # until the kernel takes no more: all credit is charged, and not all is used
+        while connection.outbox.socket is Socket.FREE:
             await client.send(fr.window_update(0, 256 * 1024))
             granted += 256 * 1024
             await wait_all_tasks_blocked()
         await client.send(headers(3, "Pour"), message(3))
         await wait_all_tasks_blocked()
-        assert connection.send_window == 0
+        assert connection.h2.send_window == 0
         await client.send(fr.rst_stream(1, ErrorCode.CANCEL))
         await wait_all_tasks_blocked()
         await receive_data(client, granted)
@@ -90,20 +91,20 @@ async def test_whoever_empties_the_queue_wakes_those_who_wait_for_room(nursery):
     ours, theirs = socket.socketpair()
     with theirs:
         theirs.setblocking(False)
-        connection = Connection(SocketTransport(ours, unsent_max=MIB), Limits())
-        connection.emit(bytes(4 * MIB))
+        outbox = Outbox(SocketTransport(ours, unsent_max=MIB), on_room=lambda: None)
+        outbox.add(bytes(4 * MIB))
         waited = trio.Event()
 
         async def wait() -> None:
-            await connection.wait_room()
+            await outbox.wait_room()
             waited.set()
 
         nursery.start_soon(wait)
         await wait_all_tasks_blocked()
-        assert connection.out_bytes > HIGH_WATER and not waited.is_set()
-        while connection.out:  # as the reader does it, before the writer has come to run
+        assert outbox.size > HIGH_WATER and not waited.is_set()
+        while outbox.queue:  # as the reader does it, before the writer has come to run
             theirs.recv(MIB)
-            connection.flush()
+            outbox.flush()
         with trio.fail_after(5):
             await waited.wait()
-        connection.transport.close()
+        outbox.transport.close()

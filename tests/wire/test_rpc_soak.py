@@ -10,6 +10,7 @@ from grpclib.exceptions import GRPCError
 from nl.rpc.channel import Channel
 from nl.rpc.h2.limits import Limits
 from nl.rpc.options import ChannelOptions, ServerOptions
+from nl.rpc.outbox import Socket
 from tests.wire.rpc_hosting import serving
 from tests.wire.rpc_service import RawService
 
@@ -63,8 +64,9 @@ async def guarded(channel, rng, counts):
 
 def in_flight(one, other):
     """Whether frames or announced credit are still on their way: queued, or sent and not yet read."""
-    unread = one.send_window != other.recv_window.left or other.send_window != one.recv_window.left
-    return unread or one.out or other.out
+    unread = one.h2.send_window != other.h2.recv_window.left or other.h2.send_window != one.h2.recv_window.left
+    sending = Socket.TAKEN in (one.outbox.socket, other.outbox.socket)
+    return unread or sending or one.outbox.queue or other.outbox.queue
 
 
 @pytest.mark.parametrize("seed", [0, 1, 2, 121])  # with 121 the very attempt to connect is cancelled
@@ -84,12 +86,12 @@ async def test_everything_is_given_back(seed):
         (theirs,) = server._connections
         (ours,) = channel._pool.connections
         with trio.fail_after(20):
-            while theirs.streams or theirs._running or theirs.sending or in_flight(theirs, ours):
+            while theirs.h2.streams or theirs._running or in_flight(theirs, ours):
                 await trio.sleep(0.01)
         for each, other in ((theirs, ours), (ours, theirs)):
-            window = each.recv_window
+            window = each.h2.recv_window
             assert window.left + window.owed == window.size
-            assert other.send_window == window.left
-            assert each.out_bytes == 0 and not each.streams
-        assert (theirs.zombies, ours.taken) == (0, 0)
+            assert other.h2.send_window == window.left
+            assert each.outbox.size == 0 and not each.h2.streams
+        assert (theirs.h2.winding_down, ours.taken) == (0, 0)
     assert counts["done"] > 50 and counts["failed"] > 20 and counts["cancelled"] > 10

@@ -18,18 +18,23 @@ class Limits:
     max_concurrent_streams: int = 1000
     max_header_list_size: int = 16_384
     """Sum of names, values and 32 bytes for each field of a message."""
-    chatter_burst: int = 1000
+    control_burst: int = 1000
     """Frames that move nothing (PING, SETTINGS, empty DATA, unknown, ...) beyond which the peer is cut off ..."""
-    chatter_per_s: float = 100.0
+    control_per_s: float = 100.0
     """... and how fast that allowance grows back."""
-    reset_burst: int = 500
-    """Streams that a peer may reset before they are answered; grows back with answered streams and with time."""
+    reset_burst: int = 1000
+    """Streams that a peer may reset before anything of their answer was sent; by default as many as it may have open.
+    The allowance grows back by one with each answered call, and with time."""
     reset_per_s: float = 100.0
 
 
-MAX_GOODWILL = 4000
-GOODWILL = 4
+CONTROL_FRAMES_PER_MESSAGE = 4
 """Frames that move nothing which each message we send pays for: PINGs to estimate bandwidth, small WINDOW_UPDATEs."""
+MAX_PREPAID_FRAMES = 4000
+SETTINGS_PER_FRAME = 32
+"""Entries of a SETTINGS frame that cost as much as a frame: clients send half a dozen."""
+WAKEUPS_PER_FRAME = 8
+"""Streams that a SETTINGS frame wakes by growing their windows which cost as much as a frame."""
 
 
 class Budget:
@@ -48,3 +53,7 @@ class Budget:
         self.since = now
         self.left = left
         return left >= 0
+
+    def refund(self, amount: float = 1.0) -> None:
+        """Gives back, up to what there was at first."""
+        self.left = min(self.burst, self.left + amount)

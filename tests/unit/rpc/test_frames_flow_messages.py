@@ -5,10 +5,10 @@ import pytest
 from nl.errors import ExhaustedError, InvalidRequestError
 from nl.rpc import frames as fr
 from nl.rpc import messages
-from nl.rpc.connection import _advance, _unfinished
 from nl.rpc.flow import ReceiveWindow
 from nl.rpc.frames import ConnectionFault
 from nl.rpc.h2.limits import Budget
+from nl.rpc.outbox import _advance
 
 
 def parse(data):
@@ -77,7 +77,7 @@ def test_a_message_is_cut_into_frames_without_losing_or_copying(sizes, step, end
     cutter = messages.Cutter(parts)
     wire = b""
     while cutter.left:
-        frames = cutter.cut(step, sid=3, max_frame=32, end_stream=end)
+        frames = cutter.cut(step, sid=3, max_frame=32, end_stream=end).parts
         wire += b"".join(frames)
         assert all(memoryview(each).obj in parts for each in frames if isinstance(each, memoryview))
     cut = parse(wire)
@@ -89,9 +89,9 @@ def test_a_message_is_cut_into_frames_without_losing_or_copying(sizes, step, end
 @pytest.mark.parametrize("sent", range(120))
 def test_a_cancelled_sender_completes_the_frame_it_began_and_drops_the_rest(sent):
     frames = messages.Cutter([b"p" * 5, b"x" * 70]).cut(75, sid=1, max_frame=32)
-    wire = b"".join(frames)
+    wire = b"".join(frames.parts)
     sent = min(sent, len(wire))
-    rest, dropped = _unfinished(frames, sent)
+    rest, dropped = frames.split(sent)
     kept = parse(wire[:sent] + rest)
     assert sum(len(payload) for _, _, payload in kept) + dropped == 75
     assert (wire[:sent] + rest) == wire[: sent + len(rest)]
@@ -105,7 +105,7 @@ def test_advancing_skips_what_was_sent():
 
 
 def test_gzip_round_trip_and_its_bounds():
-    packed = messages.compress(bytes(100_000))
+    packed = messages.compress([bytes(50_000), bytes(50_000)])
     assert len(packed) < 1000
     assert messages.decompress(packed, max_bytes=100_000) == bytes(100_000)
     with pytest.raises(ExhaustedError):
@@ -113,3 +113,11 @@ def test_gzip_round_trip_and_its_bounds():
     for broken in (b"nonsense", packed[:-5], packed + b"x"):
         with pytest.raises(InvalidRequestError):
             messages.decompress(broken, max_bytes=100_000)
+
+
+def test_a_budget_gets_back_what_is_refunded_and_no_more_than_it_had():
+    budget = Budget(2, 0.0)
+    assert budget.spend(0.0) and budget.spend(0.0) and not budget.spend(0.0)
+    for _ in range(10):
+        budget.refund()
+    assert [budget.spend(0.0) for _ in range(3)] == [True, True, False]
