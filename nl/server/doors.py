@@ -67,9 +67,11 @@ def is_reachable(address: str) -> bool:
     """Whether other machines may reach `host:port` as it was bound; names and sockets of files are not addresses."""
     host = address.rpartition(":")[0].strip("[]").partition("%")[0]
     try:
-        return not ipaddress.ip_address(host).is_loopback
+        found = ipaddress.ip_address(host)
     except ValueError:
         return False
+    mapped = found.ipv4_mapped if isinstance(found, ipaddress.IPv6Address) else None
+    return not (mapped or found).is_loopback
 
 
 def open_warning(server: ServerOptions, where: str) -> str:
