@@ -63,7 +63,7 @@ def compose(config: Config, bound: Sequence[Bound], *, slots: Slots) -> Composit
     schedulers = build_schedulers(config, graph)
     health = HealthRegistry()
     endpoints: list[Endpoint] = []
-    page = StatusPage(health, graph, endpoints)
+    page = StatusPage(health, graph, endpoints, doors)
     for index, (server, sockets) in enumerate(zip(config.servers, bound, strict=True)):
         listener = server.listener.http
         mounted = mount(server, config=config, graph=graph, schedulers=schedulers, health=health)
@@ -71,7 +71,9 @@ def compose(config: Config, bound: Sequence[Bound], *, slots: Slots) -> Composit
         authenticator = doors.at(index)
         if authenticator is not None:
             options = replace(options, authenticate=authenticator.authenticate)
-        http1 = HttpServer(routes(server, page), limits=http_limits(listener.connections))
+        http1 = HttpServer(
+            routes(server, page), limits=http_limits(listener.connections), authenticate=options.authenticate
+        )
         rpc = Server(mounted.services, options=options, http1=http1.serve, slots=slots)
         endpoints.append(Endpoint(server, sockets, rpc, mounted))
     return Composition(config, doors, graph, schedulers, health, endpoints)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import ipaddress
 import logging
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 from nl.auth.authenticator import Authenticator, authenticator_at
 from nl.auth.tokens import new_token
@@ -31,6 +31,13 @@ class Doors:
             if options is not None and path not in self._by_path:
                 authenticator = self._by_path[path] = authenticator_at(options, path=path)
                 authenticator.add_token(self.worker_token, worker)
+
+        self.instances = _instances(config)
+        """The names of all instances that anything is served for, at least one: who administers the server has all."""
+
+    def statistics(self) -> dict[str, Mapping[str, int]]:
+        """Figures by the path of the section."""
+        return {path: authenticator.statistics() for path, authenticator in self._by_path.items()}
 
     @property
     def authenticators(self) -> Sequence[Authenticator]:
@@ -61,6 +68,16 @@ class Doors:
             log.warning("%s", open_warning(server, where))
         elif server.listener.http.tls is None:
             log.warning("%s takes credentials without TLS: whoever sees the traffic can use them", where)
+
+
+def _instances(config: Config) -> frozenset[str]:
+    names = {
+        entry.instance_name
+        for server in config.servers
+        for kind in ("cas", "ac", "bytestream", "execution", "capabilities")
+        for entry in getattr(server.services, kind) or ()
+    }
+    return frozenset(names or {""})
 
 
 def is_reachable(address: str) -> bool:

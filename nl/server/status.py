@@ -10,6 +10,8 @@ from typing import Protocol
 import trio
 
 from nl.config.servers import ServerOptions
+from nl.model.access import Right
+from nl.server.doors import Doors
 from nl.services.health import HealthRegistry
 from nl.storage.builder import StoreGraph
 from nl.web.server import Request, Response, Route
@@ -33,11 +35,15 @@ def routes(server: ServerOptions, page: StatusPage) -> Mapping[str, Route]:
 class StatusPage:
     """JSON: the state of the server, each listener and each store, with their figures. 503 while it is not serving.
 
-    `tasks` is how many are alive: what only grows is a leak.
+    `tasks` is how many are alive: what only grows is a leak. Who may not administer every instance gets the state and
+    nothing else: probes have no credentials.
     """
 
-    def __init__(self, health: HealthRegistry, graph: StoreGraph, listeners: Sequence[Counting]) -> None:
+    def __init__(
+        self, health: HealthRegistry, graph: StoreGraph, listeners: Sequence[Counting], doors: Doors
+    ) -> None:
         """`listeners` may still grow."""
+        self._doors = doors
         self._health = health
         self._graph = graph
         self._listeners = listeners
@@ -45,13 +51,15 @@ class StatusPage:
     async def answer(self, request: Request) -> Response:
         """The page; it asks nobody, so it answers while everything else is slow."""
         serving = bool(self._health.is_serving())
-        body = {
-            "status": "SERVING" if serving else "NOT_SERVING",
-            "services": self._health.snapshot(),
-            "tasks": trio.lowlevel.current_statistics().tasks_living,
-            "listeners": {", ".join(each.addresses): each.statistics() for each in self._listeners},
-            "stores": {built.name: {"kind": built.kind, **built.store.statistics()} for built in self._graph},
-        }
+        body: dict[str, object] = {"status": "SERVING" if serving else "NOT_SERVING"}
+        if all(request.identity.may(Right.ADMINISTER, name) for name in self._doors.instances):
+            body |= {
+                "services": self._health.snapshot(),
+                "tasks": trio.lowlevel.current_statistics().tasks_living,
+                "listeners": {", ".join(each.addresses): each.statistics() for each in self._listeners},
+                "stores": {built.name: {"kind": built.kind, **built.store.statistics()} for built in self._graph},
+                "auth": self._doors.statistics(),
+            }
         return Response(
             status=HTTPStatus.OK if serving else HTTPStatus.SERVICE_UNAVAILABLE,
             body=json.dumps(body, indent=2).encode(),

@@ -7,7 +7,7 @@ from contextlib import aclosing
 from dataclasses import dataclass, field
 from http import HTTPStatus
 
-from nl.model.access import PeerCertificate
+from nl.model.access import EVERYONE, Identity, PeerCertificate
 from nl.rpc.transport_stream import TransportStream
 
 
@@ -24,6 +24,8 @@ class Request:
     max_body: int
     stream: TransportStream
     """Whence it came. Only its properties are a route's business."""
+    identity: Identity = EVERYONE
+    """Who asks. `identity.require(right, instance)` before anything is done for it: its errors are 401 and 403."""
 
     @property
     def peer(self) -> str:

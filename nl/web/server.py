@@ -15,21 +15,33 @@ from http import HTTPStatus
 import h11
 import trio
 
+from nl.errors import PermissionDeniedError, UnauthenticatedError
+from nl.rpc.options import Authenticate
 from nl.rpc.transport_stream import TransportStream
 from nl.web.connection import ClientLost, HttpConnection, HttpLimits
 from nl.web.messages import Handler, HttpError, Request, Response, Route
 
 __all__ = ["Handler", "HttpError", "HttpLimits", "HttpServer", "Request", "Response", "Route"]
 log = logging.getLogger(__name__)
+_CHALLENGES = (("WWW-Authenticate", 'Basic realm="nl", charset="UTF-8"'), ("WWW-Authenticate", 'Bearer realm="nl"'))
+"""Maven, for one, sends what it has only when it is asked for Basic."""
 
 
 class HttpServer:
     """Serves routes on connections that somebody else has accepted."""
 
-    def __init__(self, routes: Mapping[str, Route], *, limits: HttpLimits | None = None) -> None:
+    def __init__(
+        self,
+        routes: Mapping[str, Route],
+        *,
+        limits: HttpLimits | None = None,
+        authenticate: Authenticate | None = None,
+    ) -> None:
+        """`authenticate` says who asks; None: everybody may do everything."""
         self._exact = dict(routes)
         self._prefixes = sorted((path for path in routes if path.endswith("/")), key=len, reverse=True)
         self._limits = limits or HttpLimits()
+        self._authenticate = authenticate
 
     async def serve(self, stream: TransportStream, first: bytes = b"") -> None:
         """One connection, of which `first` has been read already, until it is to be closed.
@@ -61,9 +73,14 @@ class HttpServer:
             connection.working(scope)
             try:
                 async with aclosing(request.chunks):
+                    self._identify(request)
                     response = await self._answer(request)
             except HttpError as exc:
                 response = Response(exc.status, exc.text.encode())
+            except UnauthenticatedError as exc:
+                response = Response(HTTPStatus.UNAUTHORIZED, exc.message.encode(), _CHALLENGES)
+            except PermissionDeniedError as exc:
+                response = Response(HTTPStatus.FORBIDDEN, exc.message.encode())
             except (h11.RemoteProtocolError, ClientLost):
                 raise  # met in the request's body
             except Exception:  # a page that fails takes nothing with it
@@ -77,6 +94,16 @@ class HttpServer:
             return True
         await connection.linger()
         return False
+
+    def _identify(self, request: Request) -> None:
+        """Puts into the request who asks. Raises UnauthenticatedError."""
+        if self._authenticate is None:
+            return
+        given = [value for name, value in request.headers if name == b"authorization"]
+        if len(given) > 1:
+            raise HttpError(HTTPStatus.BAD_REQUEST, "there is more than one authorization header")
+        header = given[0] if given else None
+        request.identity = self._authenticate(request.peer, request.certificate, header)
 
     async def _answer(self, request: Request) -> Response:
         route = self._exact.get(request.path)

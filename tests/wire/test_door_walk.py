@@ -5,6 +5,8 @@ The list of methods is that of the service table, so a new method without a rule
 
 import hashlib
 import json
+import urllib.error
+import urllib.request
 
 import grpc
 import pytest
@@ -17,6 +19,7 @@ from nl.pb.codec import encode
 from nl.scheduler.simple import SimpleScheduler
 from nl.server.composition import build_schedulers
 from nl.server.services import _BUILDERS, mount
+from nl.server.status import StatusPage, routes
 from nl.services.health import HealthRegistry
 from nl.storage.builder import build_stores
 from tests.support.processes import free_port, serving
@@ -240,6 +243,39 @@ def test_capabilities_say_what_one_may_have_done(table, server):
     expected = {name: (Right.WRITE_AC in rights, Right.EXECUTE in rights) for name, rights in RIGHTS.items()}
     assert {name: capabilities(name) for name in RIGHTS} == expected
     assert capabilities("all") == (True, True)
+
+
+HTTP_RULES = {"/status": PUBLIC}
+
+
+def http(process, path, token=None):
+    """(status, body)."""
+    headers = {"Authorization": f"Bearer {token}"} if token is not None else {}
+    try:
+        with urllib.request.urlopen(urllib.request.Request(f"http://{process.target}{path}", headers=headers)) as reply:
+            return reply.status, reply.read().decode()
+    except urllib.error.HTTPError as exc:
+        with exc:
+            return exc.code, exc.read().decode()
+
+
+def test_every_route_has_a_rule_and_every_rule_a_route():
+    parsed = load_text(config(1, "tokens"), source="x")
+    assert set(routes(parsed.servers[0], StatusPage(HealthRegistry(), None, [], None))) == set(HTTP_RULES)
+
+
+def test_the_status_page_tells_probes_that_it_serves_and_administrators_the_rest(server):
+    process, _ = server
+    for token in (None, *(f"nl_{name}" for name in RIGHTS), "nl_elsewhere"):
+        status, body = http(process, "/status", token)
+        assert (status, json.loads(body)) == (200, {"status": "SERVING"}), token
+    status, body = http(process, "/status", "nl_all")
+    assert status == 200
+    page = json.loads(body)
+    assert {"stores", "services", "listeners", "auth"} <= set(page)
+    assert page["auth"]["auth"]["tokens"] == len(TOKENS)
+    assert not [name for name in TOKENS if f"nl_{name}" in body]
+    assert http(process, "/status", "nl_wrong")[0] == 401
 
 
 def test_nothing_of_a_token_was_logged(server):
