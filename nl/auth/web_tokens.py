@@ -22,6 +22,7 @@ _PROBLEMS = {
     "ImmatureSignatureError": "it is not valid yet",
     "InvalidIssuedAtError": "it was issued in the future",
     "InvalidAudienceError": "it is for another audience",
+    "InvalidIssuerError": "it is of another issuer",
     "InvalidSignatureError": "its signature is wrong",
     "InvalidAlgorithmError": "its algorithm is not taken",
     "MissingRequiredClaimError": "one of the claims exp, iss, aud is missing",

@@ -74,6 +74,12 @@ def test_a_token_that_is_not_for_us_now_is_refused(tmp_path, claims, message):
     assert caught.value.__cause__ is None
 
 
+def test_an_issuer_takes_only_its_own_tokens(tmp_path):
+    token = KEYS["ES256"].sign(iss="https://other.example.org")
+    with pytest.raises(UnauthenticatedError, match="it is of another issuer"):
+        issuer(tmp_path).check(token, jwt.get_unverified_header(token))
+
+
 def test_clocks_may_differ_a_little(tmp_path):
     now = int(time.time())
     token = KEYS["ES256"].sign(exp=now - 10, nbf=now - 60)
