@@ -21,7 +21,7 @@ from nl.rpc import hpack, messages
 from nl.rpc.call import encoder_of
 from nl.rpc.client_connection import ClientCall
 from nl.rpc.contract import MessageBody, TransportLost
-from nl.rpc.errors import only_grpc_errors
+from nl.rpc.errors import OnlyGrpcErrors
 from nl.rpc.frames import ErrorCode
 from nl.rpc.hpack import Field
 from nl.rpc.metadata import decode_fields, encode_timeout
@@ -81,6 +81,7 @@ class ClientStream:
     ) -> None:
         self._channel = channel
         self._name = name
+        self._errors = OnlyGrpcErrors(name)
         self._cardinality = cardinality
         self._decode = decoder_for(reply_type)
         self._expires = expires
@@ -124,17 +125,16 @@ class ClientStream:
         finally:
             self._release()
 
-    @contextmanager
-    def _waiting(self) -> Iterator[None]:
+    def _waiting(self) -> AbstractContextManager[None]:
         """Around one wait: its limit and its errors.
 
         No scope spans the whole call: generated stubs wait inside of async generators.
         """
-        if self._expires is None:
-            with only_grpc_errors(self._name):
-                yield
-            return
-        with trio.move_on_at(self._expires) as scope, only_grpc_errors(self._name):
+        return self._errors if self._expires is None else self._until(self._expires)
+
+    @contextmanager
+    def _until(self, expires: float) -> Iterator[None]:
+        with trio.move_on_at(expires) as scope, self._errors:
             yield
         if scope.cancelled_caught:
             raise GRPCError(Status.DEADLINE_EXCEEDED, "the deadline has passed")
@@ -336,7 +336,7 @@ class ClientStream:
             if not self._cardinality.server_streaming:
                 raise GRPCError(Status.INTERNAL, "the server sent no reply")
             return None
-        with only_grpc_errors(self._name):
+        with self._errors:
             return self._decode(data)
 
     async def receive_body(self) -> MessageBody | None:
@@ -390,7 +390,7 @@ class ClientStream:
         return message
 
     def _decoded(self, fields: list[Field]) -> MultiDict[str | bytes]:
-        with only_grpc_errors(self._name):
+        with self._errors:
             try:
                 return decode_fields(fields)
             except NlError:

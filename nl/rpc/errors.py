@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
+from types import TracebackType
 
 from grpclib.const import Status
 from grpclib.exceptions import GRPCError, StreamTerminatedError
@@ -53,15 +54,29 @@ def translated(where: str) -> Iterator[None]:
         raise NlError(f"{where} sent what cannot be decoded: {exc}", code=Code.INTERNAL) from exc
 
 
-@contextmanager
-def only_grpc_errors(method: str) -> Iterator[None]:
-    """What a server's answer makes of us becomes a GRPCError: what it sends is not the caller's mistake."""
-    try:
-        yield
-    except NlError as exc:
-        status = Status.INTERNAL if exc.code == Code.INVALID_ARGUMENT else Status(int(exc.code))
-        raise GRPCError(status, f"reply of {method}: {exc.message}") from exc
-    except DecodeError as exc:
-        raise GRPCError(Status.INTERNAL, f"reply of {method} cannot be decoded: {exc}") from exc
-    except TransportLost as exc:
-        raise GRPCError(Status.UNAVAILABLE, f"connection lost: {exc}") from exc
+class OnlyGrpcErrors:
+    """Around what reads a server's answer: what it makes of us becomes a GRPCError, for it is not the caller's mistake.
+
+    A class, and used again and again: a generator would cost several times as much, and every call waits here.
+    """
+
+    __slots__ = ("_method",)
+
+    def __init__(self, method: str) -> None:
+        self._method = method
+
+    def __enter__(self) -> None:
+        pass
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        if error is None:
+            return
+        if isinstance(error, NlError):
+            status = Status.INTERNAL if error.code == Code.INVALID_ARGUMENT else Status(int(error.code))
+            raise GRPCError(status, f"reply of {self._method}: {error.message}") from error
+        if isinstance(error, DecodeError):
+            raise GRPCError(Status.INTERNAL, f"reply of {self._method} cannot be decoded: {error}") from error
+        if isinstance(error, TransportLost):
+            raise GRPCError(Status.UNAVAILABLE, f"connection lost: {error}") from error

@@ -315,17 +315,22 @@ async def test_a_name_that_moves_is_followed(process, two_addresses):
         assert old.process.poll() is None
 
 
-async def test_names_are_looked_up_again_when_connections_fail(process, two_addresses, monkeypatch):
+@pytest.mark.parametrize("first", ["is lost", "never answered"])
+async def test_names_are_looked_up_again_when_connections_fail(process, two_addresses, monkeypatch, first):
     monkeypatch.setattr("nl.rpc.pool._MIN_RESOLVE_S", 0.1)
     new = process("new")
-    old = process("old", "127.0.0.2", new.port)
     names = Names(moving_example=["127.0.0.2"])
     trio.socket.set_custom_hostname_resolver(names)
     options = ChannelOptions(resolve_interval=None, backoff_max=0.2)
     async with Channel(f"moving.example:{new.port}", options=options) as channel:
-        assert await call(channel) == b"old"
+        if first == "is lost":
+            old = process("old", "127.0.0.2", new.port)
+            assert await call(channel) == b"old"
+            await trio.to_thread.run_sync(old.kill)
+        else:
+            with pytest.raises(NotProcessed):
+                await call(channel)
         names.names["moving.example"] = ["127.0.0.1"]
-        await trio.to_thread.run_sync(old.kill)
         with trio.fail_after(20):
             while channel.statistics().connections:
                 await trio.sleep(0.01)

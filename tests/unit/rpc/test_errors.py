@@ -8,7 +8,7 @@ from nl import errors
 from nl.errors import Code, ExhaustedError, InvalidRequestError, NlError
 from nl.pb.codec import DecodeError
 from nl.rpc.contract import TransportLost
-from nl.rpc.errors import NotProcessed, only_grpc_errors, translated
+from nl.rpc.errors import NotProcessed, OnlyGrpcErrors, translated
 
 
 @pytest.mark.parametrize(
@@ -41,7 +41,7 @@ def test_only_what_is_worth_trying_again_is_retryable():
 
 
 def test_our_own_mistakes_pass_through():
-    with pytest.raises(KeyError), translated("x"), only_grpc_errors("/m"):
+    with pytest.raises(KeyError), translated("x"), OnlyGrpcErrors("/m"):
         raise KeyError("mine")
 
 
@@ -55,6 +55,6 @@ def test_our_own_mistakes_pass_through():
     ],
 )
 def test_what_a_reply_makes_of_us_is_a_grpc_error(raised, status):
-    with pytest.raises(GRPCError) as caught, only_grpc_errors("/t.S/M"):
+    with pytest.raises(GRPCError) as caught, OnlyGrpcErrors("/t.S/M"):
         raise raised
     assert caught.value.status is status
