@@ -9,7 +9,6 @@ what happens while there is none is pool.py's business, one call is client_strea
 
 from __future__ import annotations
 
-import socket
 import ssl
 from collections.abc import AsyncIterator, Sequence
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
@@ -160,17 +159,3 @@ class Channel:
         """For the statistics: a call is about to be sent again."""
         if self._pool is not None:
             self._pool.retries += 1
-
-
-def connect_pair(server: Any) -> Connect:
-    """A `target` for a Channel that reaches a Server over a socket pair: `Channel(connect_pair(server))`.
-
-    The server must be running (`server.serve`, with no listeners if need be).
-    """
-
-    async def connect() -> trio.abc.Stream:
-        ours, theirs = socket.socketpair()
-        server.adopt(theirs)
-        return trio.SocketStream(trio.socket.from_stdlib_socket(ours))
-
-    return connect

@@ -16,10 +16,11 @@ from typing import TypeVar
 
 import trio
 
+from nl.rpc.contract import TransportLost
 from nl.rpc.options import ChannelOptions
-from nl.rpc.origin import Origin
 from nl.rpc.resolver import Address
-from nl.rpc.transport import SocketTransport, StreamTransport, Transport, take_socket
+from nl.rpc.tls_transport import TlsTransport
+from nl.rpc.transport import SocketTransport, StreamTransport, Transport
 
 log = logging.getLogger(__name__)
 T = TypeVar("T")
@@ -33,31 +34,42 @@ class CannotConnect(Exception):
 async def open_transport(address: Address) -> Transport:
     """Connects, with TLS if the origin has it. CannotConnect if that fails."""
     origin = address.origin
+    if origin.connect is not None:
+        return StreamTransport(await _opened_by(origin.connect), peer=address.text)
+    unsent_max = origin.options.max_send_buffer
     try:
-        if origin.connect is not None:
-            stream = await _opened_by(origin.connect)
-        else:
-            sock = await _connected(address, origin.options)
-            if origin.tls is None:
-                return SocketTransport(sock, unsent_max=origin.options.max_send_buffer)
-            stream = trio.SocketStream(trio.socket.from_stdlib_socket(sock))
-        if origin.tls is not None:
-            return StreamTransport(await _secured(stream, origin, origin.tls), peer=address.text)
-    except (OSError, trio.BrokenResourceError, trio.ClosedResourceError) as exc:
+        sock = await _connected(address, origin.options)
+        if origin.tls is None:
+            return SocketTransport(sock, unsent_max=unsent_max)
+        secure = TlsTransport(sock, origin.tls, unsent_max=unsent_max, server_hostname=origin.server_hostname)
+    except ValueError as exc:  # a name that cannot be one of a certificate
+        raise CannotConnect(f"{origin.server_hostname!r} cannot be verified: {exc}") from exc
+    except OSError as exc:
         raise CannotConnect(_reason(exc)) from exc
-    if isinstance(stream, trio.SocketStream):
-        return SocketTransport(take_socket(stream), unsent_max=origin.options.max_send_buffer)
-    return StreamTransport(stream, peer=address.text)
+    await _secured(secure)
+    return secure
 
 
 async def _opened_by(connect: Callable[[], Awaitable[trio.abc.Stream]]) -> trio.abc.Stream:
     try:
         return await connect()
-    except (OSError, trio.BrokenResourceError, trio.ClosedResourceError):
-        raise
+    except (OSError, trio.BrokenResourceError, trio.ClosedResourceError) as exc:
+        raise CannotConnect(_reason(exc)) from exc
     except Exception as exc:  # not our code: its mistake is one attempt's failure, not the channel's end
         log.exception("the function that opens a channel's streams failed")
         raise CannotConnect(repr(exc)) from exc
+
+
+async def _secured(transport: TlsTransport) -> None:
+    try:
+        await transport.handshake()
+        if transport.alpn not in {"h2", None}:  # None: a context without ALPN, or a server that knows none
+            raise CannotConnect(f"the server speaks {transport.alpn}, not h2")
+    except BaseException as exc:
+        transport.close()
+        if isinstance(exc, TransportLost):
+            raise CannotConnect(_reason(exc.__cause__ or exc)) from exc
+        raise
 
 
 async def _connected(address: Address, options: ChannelOptions) -> socket.socket:
@@ -80,25 +92,8 @@ def _keep_alive(sock: trio.socket.SocketType, seconds: int) -> None:
         sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_KEEPCNT, _KEEPALIVE_PROBES)
 
 
-async def _secured(stream: trio.abc.Stream, origin: Origin, tls: ssl.SSLContext) -> trio.SSLStream[trio.abc.Stream]:
-    try:
-        secure = trio.SSLStream(stream, tls, server_hostname=origin.server_hostname, https_compatible=True)
-        await secure.do_handshake()
-        protocol = secure.selected_alpn_protocol()
-        if protocol not in {"h2", None}:  # None: a context without ALPN, or a server that knows none
-            raise CannotConnect(f"the server speaks {protocol}, not h2")
-    except BaseException as exc:
-        await trio.aclose_forcefully(stream)
-        if isinstance(exc, ValueError):  # a name that cannot be one of a certificate
-            raise CannotConnect(f"{origin.server_hostname!r} cannot be verified: {exc}") from exc
-        raise
-    return secure
-
-
 def _reason(exc: BaseException) -> str:
     """What is worth telling: the innermost cause, in the words of the system or of OpenSSL."""
-    while isinstance(exc, trio.BrokenResourceError | trio.ClosedResourceError) and exc.__cause__ is not None:
-        exc = exc.__cause__
     if isinstance(exc, ssl.SSLCertVerificationError):
         return f"certificate not accepted: {exc.verify_message}"
     if isinstance(exc, ssl.SSLError):

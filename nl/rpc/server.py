@@ -61,7 +61,6 @@ class Server:
         self._http1 = http1
         self._connections: set[ServerConnection] = set()
         self._others: dict[TransportStream, trio.CancelScope] = {}
-        self._nursery: trio.Nursery | None = None
         self._accepting: trio.CancelScope | None = None
         self._changed = trio.Event()
         self._accepted = 0
@@ -76,7 +75,6 @@ class Server:
     ) -> None:
         """Accepts until cancelled, or until `shutdown` is done."""
         async with trio.open_nursery() as nursery:
-            self._nursery = nursery
             nursery.start_soon(self._sweep)
             if isinstance(self.options.tls, LiveContext):
                 nursery.start_soon(self.options.tls.run)
@@ -111,13 +109,6 @@ class Server:
             await self._wait_empty()
         for connection in list(self._connections):
             connection.close_soon()
-
-    def adopt(self, sock: socket.socket) -> None:
-        """Serves a connected plain socket that was not accepted from a listener (a socket pair, say)."""
-        if self._nursery is None:
-            raise RuntimeError("the server is not running")
-        self.slots.take()
-        self._nursery.start_soon(self._serve_socket, sock)
 
     async def _wait_empty(self) -> None:
         while self.slots.taken:

@@ -17,9 +17,9 @@ from nl.blob.reader import Buffer
 from nl.model.access import PeerCertificate
 from nl.rpc.contract import TransportLost
 
-TLS_CHUNK = 64 * 1024
-_CREDENTIALS = struct.Struct("iII")  # struct ucred: see unix(7), SO_PEERCRED
 _SEND_ERRORS = (OSError, trio.BrokenResourceError, trio.ClosedResourceError)
+_CHUNK = 64 * 1024
+_CREDENTIALS = struct.Struct("iII")  # struct ucred: see unix(7), SO_PEERCRED
 
 
 class Transport(ABC):
@@ -69,14 +69,13 @@ class Transport(ABC):
 class SocketTransport(Transport):
     """A connected, non-blocking stream socket of our own."""
 
-    __slots__ = ("_sock", "_unread")
+    __slots__ = ("_sock",)
 
     inline = True
 
-    def __init__(self, sock: socket.socket, *, unsent_max: int, unread: bytes = b"") -> None:
+    def __init__(self, sock: socket.socket, *, unsent_max: int) -> None:
         sock.setblocking(False)
         self._sock = sock
-        self._unread = unread
         self.peer = describe_peer(sock)
         self.certificate = None
         if sock.family in (socket.AF_INET, socket.AF_INET6):
@@ -85,20 +84,12 @@ class SocketTransport(Transport):
                 sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NOTSENT_LOWAT, unsent_max)
 
     async def wait_readable(self) -> None:
-        if self._unread:
-            await trio.lowlevel.checkpoint()
-            return
         try:
             await trio.lowlevel.wait_readable(self._sock)
         except (OSError, trio.ClosedResourceError) as exc:
             raise TransportLost(str(exc)) from exc
 
     def try_recv_into(self, view: memoryview) -> int:
-        if self._unread:
-            count = len(self._unread)
-            view[:count] = self._unread
-            self._unread = b""
-            return count
         try:
             return self._sock.recv_into(view)
         except (BlockingIOError, InterruptedError):
@@ -141,30 +132,23 @@ class SocketTransport(Transport):
 
 
 class StreamTransport(Transport):
-    """A trio stream, TLS most of the time. Only the connection's writer task sends, and is never cancelled halfway."""
+    """A trio stream that somebody else has opened. Only one task sends, and is never cancelled halfway."""
 
     __slots__ = ("_ended", "_stream", "_unread")
 
-    def __init__(
-        self,
-        stream: trio.abc.Stream,
-        *,
-        peer: str,
-        unread: bytes = b"",
-        certificate: PeerCertificate | None = None,
-    ) -> None:
+    def __init__(self, stream: trio.abc.Stream, *, peer: str) -> None:
         self._stream = stream
-        self._unread = memoryview(unread)
+        self._unread = memoryview(b"")
         self._ended = False
         self.peer = peer
-        self.certificate = certificate
+        self.certificate = None
 
     async def wait_readable(self) -> None:
         if self._unread or self._ended:
             await trio.lowlevel.checkpoint()
             return
         try:
-            data = await self._stream.receive_some(TLS_CHUNK)
+            data = await self._stream.receive_some(_CHUNK)
         except _SEND_ERRORS as exc:
             raise TransportLost(str(exc)) from exc
         self._unread = memoryview(data)
@@ -185,7 +169,7 @@ class StreamTransport(Transport):
         await trio.lowlevel.checkpoint()
 
     async def send(self, data: Buffer) -> int:
-        data = memoryview(data)[:TLS_CHUNK]
+        data = memoryview(data)[:_CHUNK]
         try:
             await self._stream.send_all(data)
         except _SEND_ERRORS as exc:
@@ -200,8 +184,6 @@ class StreamTransport(Transport):
 
     def close(self) -> None:
         stream = self._stream
-        while isinstance(stream, trio.SSLStream):
-            stream = stream.transport_stream
         if isinstance(stream, trio.SocketStream):
             stream.socket.close()
         elif isinstance(stream, trio.StapledStream):
@@ -221,8 +203,3 @@ def describe_peer(sock: socket.socket | trio.socket.SocketType) -> str:
         return "unknown"
     host = host.removeprefix("::ffff:") if "." in host else host  # IPv4 on a socket that takes both
     return f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
-
-
-def take_socket(stream: trio.SocketStream) -> socket.socket:
-    """The operating system's socket out of a trio stream, which is unusable from then on."""
-    return socket.socket(fileno=stream.socket.detach())

@@ -10,9 +10,8 @@ import trio
 from grpclib.const import Cardinality, Status
 from grpclib.exceptions import GRPCError
 
-from nl.rpc.channel import Channel, connect_pair
+from nl.rpc.channel import Channel
 from nl.rpc.options import ChannelOptions, ServerOptions
-from nl.rpc.server import Server
 from tests.wire.rpc_hosting import serving
 from tests.wire.rpc_service import RawService
 
@@ -67,13 +66,10 @@ async def service():
 
 
 @pytest.fixture
-async def pair(service, nursery):
-    """A channel and a server joined by a socket pair."""
-    server = Server([service])
-    await nursery.start(server.serve, [])
-    async with Channel(connect_pair(server)) as channel:
+async def pair(service):
+    """Our channel to our server."""
+    async with serving(service) as (_, port), Channel(f"127.0.0.1:{port}") as channel:
         yield channel
-    nursery.cancel_scope.cancel()
 
 
 @pytest.fixture(params=["ours", "grpcio"])
@@ -211,15 +207,13 @@ async def test_a_reply_is_received_as_a_body_of_views(pair):
         assert count == 2_000_000
 
 
-async def test_a_reply_over_the_limit_is_resource_exhausted(service, nursery):
-    server = Server([service])
-    await nursery.start(server.serve, [])
-    async with Channel(connect_pair(server), options=ChannelOptions(max_message_size=1000)) as channel:
+async def test_a_reply_over_the_limit_is_resource_exhausted(service):
+    options = ChannelOptions(max_message_size=1000)
+    async with serving(service) as (_, port), Channel(f"127.0.0.1:{port}", options=options) as channel:
         with pytest.raises(GRPCError) as caught:
             await unary(channel, "Big", b"1001")
         assert caught.value.status is Status.RESOURCE_EXHAUSTED
         assert await unary(channel, "Big", b"1000") == bytes(1000)
-    nursery.cancel_scope.cancel()
 
 
 async def test_nobody_listening_is_unavailable():
@@ -291,10 +285,9 @@ async def test_a_server_that_answers_early_ends_the_sending(pair):
         assert await stream.recv_message() == b"that will do"
 
 
-async def test_an_error_in_the_block_leaves_the_channel_ungrouped(pair, service, nursery):
-    server = Server([service])
-    await nursery.start(server.serve, [])
-    with pytest.raises(KeyError):
-        async with Channel(connect_pair(server)) as channel:
-            await unary(channel, "Echo", b"x")
-            raise KeyError("mine")
+async def test_an_error_in_the_block_leaves_the_channel_ungrouped(service):
+    async with serving(service) as (_, port):
+        with pytest.raises(KeyError):
+            async with Channel(f"127.0.0.1:{port}") as channel:
+                await unary(channel, "Echo", b"x")
+                raise KeyError("mine")

@@ -6,8 +6,7 @@ from grpc_health.v1 import health_pb2, health_pb2_grpc
 from grpclib.const import Cardinality
 
 from nl.pb import bytestream, health
-from nl.rpc.channel import Channel, connect_pair
-from nl.rpc.server import Server
+from nl.rpc.channel import Channel
 from tests.wire.rpc_hosting import in_thread, serving
 
 SERVING = 1
@@ -41,10 +40,8 @@ class Bytes(bytestream.ByteStreamBase):
         return bytestream.WriteResponse(committed_size=total)
 
 
-async def test_generated_stubs_talk_to_generated_services(nursery):
-    server = Server([Health(), Bytes()])
-    await nursery.start(server.serve, [])
-    async with Channel(connect_pair(server)) as channel:
+async def test_generated_stubs_talk_to_generated_services():
+    async with serving(Health(), Bytes()) as (_, port), Channel(f"127.0.0.1:{port}") as channel:
         reply = await health.HealthStub(channel).check(health.HealthCheckRequest(service="x"))
         assert reply.status == SERVING
         kind = Cardinality.UNARY_STREAM
@@ -59,7 +56,6 @@ async def test_generated_stubs_talk_to_generated_services(nursery):
                 yield bytestream.WriteRequest(data=bytes(100_000))
 
         assert (await stub.write(messages(), timeout=30)).committed_size == 300_000
-    nursery.cancel_scope.cancel()
 
 
 async def test_a_cancelled_stream_closes_its_generator():
