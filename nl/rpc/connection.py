@@ -21,7 +21,8 @@ from nl.rpc.transport import Transport
 
 MAX_QUEUED = 8 << 20
 """Above this many queued bytes, the peer is one that asks and does not read: the connection ends."""
-LINGER_S = 1.0
+LINGER_S = 0.3
+"""How long the peer may take to close after our last words: a round trip or two. A stop takes as long."""
 
 
 class Connection(NoRole):

@@ -23,7 +23,7 @@ from nl.rpc.live_tls import LiveContext
 from nl.rpc.method import Service, table_of
 from nl.rpc.options import ServerOptions
 from nl.rpc.server_connection import ServerConnection
-from nl.rpc.slots import Slots
+from nl.rpc.slots import IDLE_S, Slots
 from nl.rpc.tls_transport import TlsTransport
 from nl.rpc.transport import SocketTransport, Transport
 from nl.rpc.transport_stream import TransportStream
@@ -57,6 +57,9 @@ class Server:
         self.options = options or ServerOptions()
         self.leaving = Leaving()
         self.slots = Slots(self.options.max_connections, remedy="max_connections is the limit", shared=slots)
+        for each in (self.slots, slots):
+            if each is not None:
+                each.relief.append(self._let_an_idle_one_go)
         self._methods = table_of(services)
         self._http1 = http1
         self._connections: set[ServerConnection] = set()
@@ -161,6 +164,14 @@ class Server:
                 give_up(f"the server holds too much for its clients, {count} bytes of it for this one")
                 total -= count
         return total
+
+    def _let_an_idle_one_go(self) -> bool:
+        now = trio.current_time()
+        idle = max(self._connections, key=lambda each: each.idle_time(now), default=None)
+        if idle is None or idle.idle_time(now) < IDLE_S:
+            return False
+        idle.drain()
+        return True
 
     # -- one connection ----------------------------------------------------------------------------------------------
 

@@ -382,9 +382,13 @@ class ServerConnection(Connection):
             self._leave()
             return
         self._end_blocked_calls(now)
-        idle = options.idle_timeout
-        if idle is not None and not self.h2.streams and not self._running and now - self.idle_since > idle:
+        if options.idle_timeout is not None and self.idle_time(now) > options.idle_timeout:
             self.drain()
+
+    def idle_time(self, now: float) -> float:
+        """Seconds without calls; 0 while there are some, and once it has been asked to leave."""
+        is_idle = not (self.h2.streams or self._running or self.draining)
+        return now - self.idle_since if is_idle else 0.0
 
     def _end_blocked_calls(self, now: float) -> None:
         longest = self.options.window_timeout

@@ -1,14 +1,15 @@
 """How many connections there may be: for a listener, and for the process, whose descriptors all listeners share.
 
 A connection takes a slot when it is accepted, before it has said anything. When all are taken, the one that has been
-silent since then for the longest makes room; if there is none, new ones wait in the kernel's backlog. So neither a
-crowd of clients nor sockets that never speak take a descriptor from those who are being served.
+silent since then for the longest makes room, or else one that has been idle for a while (its client connects again when
+it has a call to make). If there is none, new ones wait in the kernel's backlog. So neither a crowd of clients nor
+sockets that never speak keep others out, or take a descriptor from those who are being served.
 """
 
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
 import trio
@@ -18,6 +19,9 @@ from nl.telemetry.limited import LimitedLog
 log = logging.getLogger(__name__)
 GREETING_S = 1.0
 """How long a connection may always take for its first words, however many wait for its slot."""
+IDLE_S = 10.0
+"""How long a connection is always left in peace after its last call."""
+_RELIEF_S = 0.1
 
 
 class Slots:
@@ -28,6 +32,8 @@ class Slots:
         self.taken = 0
         self.greeting: dict[trio.CancelScope, float] = {}
         """Connections that have not said yet what they speak, with when they came; the first one first."""
+        self.relief: list[Callable[[], bool]] = []
+        """Asked when all are taken: to let a connection go that has been idle for IDLE_S; whether there was one."""
         self._remedy = remedy
         self._shared = shared
         self._released: trio.Event | None = None
@@ -83,5 +89,7 @@ class Slots:
             patience = max(0.0, self.greeting[oldest] + GREETING_S - trio.current_time())
             if not patience:
                 oldest.cancel()
+        elif any(let_go() for let_go in self.relief):
+            patience = _RELIEF_S
         with trio.move_on_after(patience or GREETING_S):
             await released.wait()
