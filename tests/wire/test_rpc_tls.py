@@ -15,6 +15,7 @@ from grpclib.const import Cardinality
 from grpclib.exceptions import GRPCError
 
 from nl.errors import ConfigError
+from nl.model.access import EVERYONE
 from nl.rpc.channel import Channel
 from nl.rpc.live_tls import LiveContext
 from nl.rpc.options import ChannelOptions, ServerOptions
@@ -110,20 +111,26 @@ async def test_our_channel_over_tls_with_a_client_certificate(files):
                 assert await stream.recv_message() == bytes(5_000_000)
 
 
-async def test_a_handler_and_a_page_learn_whom_the_certificate_names(files):
-    seen = []
+def remembering(seen):
+    """An authenticator that lets everybody in and keeps what certificates they have shown."""
 
-    class Asks(RawService):
-        async def echo(self, stream):
-            seen.append(stream.core.transport.certificate)
-            await super().echo(stream)
+    def authenticate(peer, certificate, authorization):
+        seen.append(certificate)
+        return EVERYONE
+
+    return authenticate
+
+
+async def test_the_authenticator_and_a_page_learn_whom_the_certificate_names(files):
+    seen = []
 
     async def page(request):
         return Response(body=",".join(request.certificate.emails).encode())
 
     tls = context(files, client_ca_file=files["ca.pem"])
     http1 = HttpServer({"/who": Route(page)}).serve
-    async with serving(Asks(), options=ServerOptions(tls=tls), http1=http1) as (_, port):
+    options = ServerOptions(tls=tls, authenticate=remembering(seen))
+    async with serving(RawService(), options=options, http1=http1) as (_, port):
         assert await in_thread(lambda: echo(port, files, "client")) == b"eeeee"
         assert seen[0].emails == ("client@example.org",) and seen[0].dns_names == ()
         client = client_context(ca_file=files["ca.pem"], cert_file=files["client.pem"], key_file=files["client.key"])
@@ -137,13 +144,8 @@ async def test_a_handler_and_a_page_learn_whom_the_certificate_names(files):
 
 async def test_without_client_certificates_nobody_is_named(files):
     seen = []
-
-    class Asks(RawService):
-        async def echo(self, stream):
-            seen.append(stream.core.transport.certificate)
-            await super().echo(stream)
-
-    async with serving(Asks(), options=ServerOptions(tls=context(files))) as (_, port):
+    options = ServerOptions(tls=context(files), authenticate=remembering(seen))
+    async with serving(RawService(), options=options) as (_, port):
         assert await in_thread(lambda: echo(port, files, "client")) == b"eeeee"
     assert seen == [None]
 
