@@ -67,6 +67,8 @@ class Call(Stream):
         self.raise_if_over()
         if self.reset_code is not None or self.send_closed:
             raise TransportLost("the call is over")
+        if self.connection.lost:  # the reader has not ended the calls yet, and nothing would make a sender wait
+            raise TransportLost("connection lost")
 
     def head(self) -> bytes:
         """The frames that must go before the first message, or nothing if they are out."""

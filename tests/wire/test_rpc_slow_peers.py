@@ -153,6 +153,7 @@ async def test_a_peer_that_pings_and_never_reads_is_let_go_like_a_silent_one(ser
         assert trio.current_time() - began > 0.5
         if method == "Pour":
             await service.finished.wait()
+        assert service.dripped < 64 << 20  # nobody goes on filling the queue of a connection that is lost
 
 
 async def test_a_peer_that_reads_slowly_is_not_let_go(service):
