@@ -31,12 +31,12 @@ from nl.errors import (
 )
 from nl.model.digest import EMPTY_DIGESTS, ActionKey, Digest, DigestFunction, Key
 from nl.storage.context import StoreContext
-from nl.storage.contract import MAX_WHOLE, SMALL, Discards, Link, LocalFiles, Store
+from nl.storage.contract import MAX_WHOLE, SMALL, BlobSizeLimit, Discards, Link, LocalFiles, Store
 from nl.storage.eviction import LruIndex
 
 __all__ = [
-    "CHUNK", "EMPTY_DIGESTS", "MAX_WHOLE", "SMALL", "ActionKey", "BlobNotFoundError", "Buffer", "BytesReader",
-    "ConfigError", "CorruptBlobError", "Count", "Digest", "DigestFunction", "Discards", "Duration",
+    "CHUNK", "EMPTY_DIGESTS", "MAX_WHOLE", "SMALL", "ActionKey", "BlobNotFoundError", "BlobSizeLimit", "Buffer",
+    "BytesReader", "ConfigError", "CorruptBlobError", "Count", "Digest", "DigestFunction", "Discards", "Duration",
     "EvictionPolicy", "ExhaustedError", "Flag", "InternalError", "InvalidRequestError", "Key", "Link", "LocalFiles",
     "LruIndex", "NlError", "NotFoundError", "Opened", "Options", "RangeError", "Reader", "SecretText", "Size",
     "SliceReader", "Store", "StoreContext", "StoreName", "StoreSpec", "Tee", "Text", "UnavailableError",

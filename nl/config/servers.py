@@ -126,6 +126,9 @@ class ByteStreamService(Options):
     persist_stream_on_disconnect_timeout_s: Annotated[
         Duration, Alias("persist_stream_on_disconnect_timeout"), ZeroMeansDefault()] = 60.0
     """How long an upload that was cut off can be resumed."""
+    idle_upload_timeout_s: Annotated[Duration, ZeroMeansDefault()] = 300.0
+    """How long an upload may go without a byte from its client, while the connection stands, before it is ended
+    (DEADLINE_EXCEEDED)."""
 
 
 class FetchService(Options):

@@ -5,6 +5,7 @@ A table says which builder makes what of which key of `services`; a new service 
 
 from __future__ import annotations
 
+import resource
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cache
@@ -28,7 +29,7 @@ from nl.services.operations import OperationsService
 from nl.services.reflection import ReflectionService
 from nl.services.worker_api import WorkerApiService
 from nl.storage.builder import StoreGraph
-from nl.storage.contract import Store
+from nl.storage.contract import BlobSizeLimit, Store
 
 
 @runtime_checkable
@@ -135,11 +136,16 @@ def _action_cache(entries: Sequence[cfg.AcService], site: Site) -> Iterable[Serv
 def _bytestream(entries: Sequence[cfg.ByteStreamService], site: Site) -> Iterable[Service]:
     instances = {
         entry.instance_name: ByteStreamInstance(
-            site.graph[entry.cas_store], entry.persist_stream_on_disconnect_timeout_s
+            site.graph[entry.cas_store], entry.persist_stream_on_disconnect_timeout_s, entry.idle_upload_timeout_s
         )
         for entry in entries
     }
-    return [ByteStreamService(instances, any_name=site.any_name)] if instances else []
+    if not instances:
+        return []
+    most = _open_files(len([each for each in site.config.servers if each.services.bytestream]))
+    return [
+        ByteStreamService(instances, any_name=site.any_name, max_open_reads=most, max_open_writes=most)
+    ]
 
 
 def _execution(entries: Sequence[cfg.ExecutionService], site: Site) -> Iterable[Service]:
@@ -169,12 +175,13 @@ def _worker_api(options: cfg.WorkerApiService, site: Site) -> Iterable[Service]:
 def _capabilities(entries: Sequence[cfg.CapabilitiesService], site: Site) -> Iterable[Service]:
     """Every instance that anything is served for can be asked about (REAPI A.7 rule 23: per instance, consistently)."""
     announced = {entry.instance_name: entry for entry in entries}
-    cas = {entry.instance_name for entry in site.everywhere("cas")}
+    cas = {entry.instance_name: site.graph[entry.cas_store] for entry in site.everywhere("cas")}
     caches = {entry.instance_name: entry for entry in site.everywhere("ac")}
     executing = {entry.instance_name for entry in site.server.services.execution or ()}
     instances = {
         name: CapabilitiesInstance(
             BATCH_BYTES if name in cas else 0,
+            _max_blob_bytes(cas[name]) if name in cas else 0,
             update_enabled=name in caches and not caches[name].read_only,
             execution=name in executing or (name in announced and announced[name].remote_execution is not None),
             supported_node_properties=("mtime", "unix_mode") if name in executing else (),
@@ -195,9 +202,23 @@ _BUILDERS: Mapping[str, Callable[[Any, Site], Iterable[Service]]] = {
 """By key of a listener's `services`: what makes service objects of it, if it is set."""
 
 
+def _open_files(listeners: int) -> int:
+    """How many files the Reads of a listener may hold, and as many its Writes: together a quarter of what the process
+    may have open, so that connections, stores and workers have the rest.
+    """
+    soft, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
+    return max(soft // 8 // listeners, 16)
+
+
 def _names(service: Service) -> list[str]:
     """The full names of the gRPC services that an object serves, usually one."""
     return sorted({path.split("/")[1] for path in service.__mapping__()})
+
+
+def _max_blob_bytes(store: Store) -> int:
+    """The largest blob that a store keeps, 0 if it does not say."""
+    limit = store.capability(BlobSizeLimit)
+    return 0 if limit is None else limit.max_blob_bytes()
 
 
 def _max_action_timeout_s(config: Config) -> float | None:

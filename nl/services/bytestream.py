@@ -2,7 +2,8 @@
 
 Small blobs go the short way, whole and in one message, without a reader, a task or a thread. Large ones are pulled:
 a Read takes from the store no more than the client's flow-control window lets leave, a Write takes from the
-connection no more than the store asks for. What is uploaded is always checked against its digest, whatever the store.
+connection no more than the store asks for, and neither holds a file for a client that is not there
+(`nl.services.reads`, `upload_bounds`). What is uploaded is always checked against its digest, whatever the store.
 Resumable uploads are sessions in a nursery of this service: `run` must be running. See `nl.services.uploads`.
 """
 
@@ -21,31 +22,28 @@ from nl.errors import InternalError, InvalidRequestError, RangeError
 from nl.model.access import Right
 from nl.model.resource import ReadName, WriteName, parse_read, parse_write
 from nl.pb import bytestream
-from nl.pb.codec import varint
 from nl.rpc.contract import ServerStream
-from nl.services.limits import READ_BYTES
+from nl.services.reads import ReadSender, response_head
 from nl.services.requests import Instances, receive_request
-from nl.services.uploads import SessionKey, UploadSession, UploadSessions, check_offset
+from nl.services.upload_bounds import SessionKey, SingleWrite, UploadSessions, UploadSlots
+from nl.services.uploads import UploadSession, check_offset
 from nl.services.write_messages import WriteMessage, WriteMessages
 from nl.storage.contract import SMALL, Store
 
-_DATA = b"\x52"
-"""Tag of ReadResponse.data: a reply is sent as that, a length and the store's own buffers."""
-_OVERHEAD = 16
-"""Bytes of a ReadResponse, and of the gRPC prefix before it, that are not data."""
-_LEAST_BYTES = 1024
-"""A window with less room than that is not worth a smaller message."""
 MAX_PARKED = 64
 MAX_PARKED_BYTES = 1024 * 1024 * 1024
+MAX_OPEN = 1024
+"""How many Reads, and how many Writes, may hold a file at once, unless the service is told otherwise."""
 _PREFIX = "/google.bytestream.ByteStream/"
 
 
 @dataclass(frozen=True, slots=True)
 class ByteStreamInstance:
-    """One instance: its CAS, and how long a broken upload can be resumed."""
+    """One instance: its CAS, how long a broken upload can be resumed, and how long one may bring nothing."""
 
     store: Store
     persist_stream_on_disconnect_timeout_s: float = 60.0
+    idle_upload_timeout_s: float = 300.0
 
 
 class ByteStreamService:
@@ -58,10 +56,16 @@ class ByteStreamService:
         any_name: bool = False,
         max_parked: int = MAX_PARKED,
         max_parked_bytes: int = MAX_PARKED_BYTES,
+        max_open_reads: int = MAX_OPEN,
+        max_open_writes: int = MAX_OPEN,
     ) -> None:
         self._instances = Instances(instances, any_name=any_name)
         self._sessions = UploadSessions(max_parked=max_parked, max_parked_bytes=max_parked_bytes)
+        self._slots = UploadSlots(max_open_writes)
+        self._sender = ReadSender(max_open_reads)
         self._nursery: trio.Nursery | None = None
+        self._idle_s = max((each.idle_upload_timeout_s for each in instances.values()), default=0.0)
+        """For the first message, which says whose instance it is for."""
 
     async def run(self, *, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> None:
         """Owns the uploads that are resumable, until cancelled: what is parked then is dropped."""
@@ -73,13 +77,17 @@ class ByteStreamService:
             self._nursery = None
 
     def statistics(self) -> Mapping[str, int]:
-        """Counters of resumable uploads."""
+        """Files in use now, and counters of resumable uploads."""
         counters = self._sessions.statistics
         return {
             "uploads_started": counters.started,
             "uploads_resumed": counters.resumed,
             "uploads_parked": counters.parked,
             "uploads_given_up": counters.given_up,
+            "uploads_open": self._slots.taken,
+            "uploads_ended_for_room": self._slots.ended,
+            "reads_open": self._sender.open,
+            "reads_reopened": self._sender.reopened,
         }
 
     # -- Read
@@ -95,35 +103,43 @@ class ByteStreamService:
         if not offset and not limit and digest.size <= SMALL:
             data = await store.get(digest)
             if data:
-                await stream.send_parts([_DATA + varint(len(data)), data])
+                await stream.send_parts([response_head(len(data)), data])
             return
         _check_range(name, offset=offset, limit=limit)
-        async with store.open(digest, offset=offset, length=limit or None) as reader:
-            while True:
-                room = await stream.wait_send_credit() - _OVERHEAD
-                parts = await reader.receive_parts(min(READ_BYTES, max(room, _LEAST_BYTES)))
-                if not parts:
-                    return
-                await stream.send_parts([_DATA + varint(sum(map(len, parts))), *parts])
+        await self._sender.send(stream, store, digest, offset=offset, limit=limit)
 
     # -- Write
 
     async def write(self, stream: ServerStream[bytestream.WriteRequest, bytestream.WriteResponse]) -> None:
         """Stores a blob. One that is there already ends the call at once, with its full size."""
-        messages = WriteMessages(stream)
+        messages = WriteMessages(stream, idle_s=self._idle_s)
         first = await messages.receive_message()
         if first is None:
             raise InvalidRequestError("a Write needs at least one message")
         name = parse_write(first.resource_name)
         instance = self._instances.get(stream, name.instance, Right.WRITE_CAS)
+        messages.idle_s = instance.idle_upload_timeout_s
         _refuse_compressor(name)
         digest = name.digest
         if (await instance.store.has([digest]))[0] is None:
-            if first.size == digest.size and first.finish and not first.offset:
-                await _store_message(instance.store, name, first)
-            else:
+            if first.size != digest.size or not first.finish or first.offset:
                 await self._store_session(instance, _key(stream, name), name, messages=messages, first=first)
+            elif digest.size <= SMALL:
+                await _store_small(instance.store, name, first)
+            else:
+                await self._store_message(instance.store, name, messages=messages, message=first)
         await stream.send_message(bytestream.WriteResponse(committed_size=digest.size))
+
+    async def _store_message(
+        self, store: Store, name: WriteName, *, messages: WriteMessages, message: WriteMessage
+    ) -> None:
+        """Stores a blob that comes in one message, as it arrives."""
+        upload = SingleWrite(messages)
+        await self._slots.take(upload)
+        try:
+            await store.write(name.digest, VerifyingReader(message, name.digest, name.function))
+        finally:
+            self._slots.release(upload)
 
     async def _store_session(
         self,
@@ -134,27 +150,33 @@ class ByteStreamService:
         messages: WriteMessages,
         first: WriteMessage,
     ) -> None:
-        if self._nursery is None:
-            raise InternalError("the ByteStream service is not running")
         session = self._sessions.get(key)
-        if session is not None and not (session.done or session.expired) and (first.offset or not session.attached):
+        if session is not None and session.joinable and (first.offset or not session.attached):
             self._sessions.statistics.resumed += 1
         else:
             check_offset(first, committed=0, digest=name.digest)
             session = UploadSession(
                 name.digest, name.function, persist_s=instance.persist_stream_on_disconnect_timeout_s
             )
-            self._sessions.add(key, session)
-            self._nursery.start_soon(self._run_session, key, session, instance.store)
+            await self._start(key, session, instance.store)
         try:
             await session.feed(messages, first)
         finally:
             self._sessions.settle(key, session)
 
+    async def _start(self, key: SessionKey, session: UploadSession, store: Store) -> None:
+        await self._slots.take(session)
+        if self._nursery is None:
+            self._slots.release(session)
+            raise InternalError("the ByteStream service is not running")
+        self._sessions.add(key, session)
+        self._nursery.start_soon(self._run_session, key, session, store)
+
     async def _run_session(self, key: SessionKey, session: UploadSession, store: Store) -> None:
         try:
             await session.run(store)
         finally:
+            self._slots.release(session)
             self._sessions.forget(key, session)
 
     async def query_write_status(
@@ -194,12 +216,9 @@ def _key(stream: ServerStream[Any, Any], name: WriteName) -> SessionKey:
     return (stream.identity.name, name.instance, name.uuid, name.digest)
 
 
-async def _store_message(store: Store, name: WriteName, message: WriteMessage) -> None:
-    """Stores a blob that came in one message: whole if it is small, else as it arrives."""
+async def _store_small(store: Store, name: WriteName, message: WriteMessage) -> None:
+    """Stores a blob that came in one message and is small: whole."""
     digest = name.digest
-    if digest.size > SMALL:
-        await store.write(digest, VerifyingReader(message, digest, name.function))
-        return
     data: Buffer = b""
     while parts := await message.receive_parts(SMALL):
         if len(parts) == 1 and len(parts[0]) == digest.size:

@@ -30,6 +30,8 @@ class CapabilitiesInstance:
     """One instance. `max_batch_bytes` is what the CAS service of the instance takes and gives (0: no CAS here)."""
 
     max_batch_bytes: int
+    max_blob_bytes: int = 0
+    """The largest blob that its store keeps; 0: any."""
     update_enabled: bool = True
     """Whether the action cache takes results from clients: Bazel does not try otherwise."""
     execution: bool = False
@@ -98,6 +100,7 @@ def _describe(instance: CapabilitiesInstance, *, may_update: bool, may_execute: 
             # Cached results are all alike: there is one priority.
             cache_priority_capabilities=_priorities(0, 0),
             max_batch_total_size_bytes=instance.max_batch_bytes,
+            max_cas_blob_size_bytes=instance.max_blob_bytes,
             symlink_absolute_path_strategy=reapi.SymlinkAbsolutePathStrategyValue.ALLOWED,
         ),
     )

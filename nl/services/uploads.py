@@ -5,17 +5,23 @@ session's own task pulls the bytes from the call's stream, so nothing is handed 
 buffered; the call's handler only waits. When the call goes away, the session keeps what the store has taken (in the
 store's temporary file), releases the stream's buffers and waits some seconds for a Write of the same name.
 
+    PARKED --feed--> FED --the call goes--> RELEASING --the store asks for more--> PARKED
+    FED --the call has nothing more--> PARKED      PARKED --persist_s--> EXPIRED      any --the store ends--> ENDED
+
 Rules for this file:
-* a session is *attached* to at most one call; while it is not, it is *parked*, and dies after `persist_s`;
+* a session has a call while it is FED or RELEASING, and then only one;
 * a handler does not return before the session's task has let go of the call's stream and of its buffers;
-* how many sessions are parked, and how many bytes they hold, is bounded; the longest parked go first.
+* a session that is PARKED holds neither.
+
+Not here: how many uploads there may be (`nl.services.upload_bounds`).
 """
 
 from __future__ import annotations
 
+import enum
 import logging
 from collections.abc import Sequence
-from dataclasses import dataclass
+from math import inf
 
 import trio
 
@@ -24,23 +30,46 @@ from nl.blob.verify import VerifyingReader
 from nl.errors import CancelledError, Code, InvalidRequestError, NlError, UnavailableError
 from nl.model.digest import Digest, DigestFunction
 from nl.rpc.contract import TransportLost
-from nl.services.write_messages import WriteMessage, WriteMessages
+from nl.services.write_messages import WriteMessage, WriteMessages, WriteStoppedError
 from nl.storage.contract import Store
 
 _log = logging.getLogger(__name__)
 RELEASE_GRACE_S = 10.0
 """How long a cancelled call waits for the store to be done with the buffers in its hands, before it is stopped."""
-SessionKey = tuple[str, str, str, Digest]
-"""Name of whoever uploads (nobody resumes another's), instance name, upload id, digest."""
+
+
+class State(enum.Enum):
+    """Where a session is; see the module's docstring."""
+
+    PARKED = enum.auto()
+    """Waits for a call, the first one or the next."""
+    FED = enum.auto()
+    """Takes what a call brings."""
+    RELEASING = enum.auto()
+    """The call goes; the store may still have its buffers in hand."""
+    EXPIRED = enum.auto()
+    """Nobody has come back in time: the store is dropping it, and no call can join it any more."""
+    ENDED = enum.auto()
+    """Stored, or failed."""
+
+
+class _Call:
+    """One Write that feeds a session."""
+
+    __slots__ = ("ended_early", "message", "messages")
+
+    def __init__(self, messages: WriteMessages, first: WriteMessage) -> None:
+        self.messages = messages
+        self.message: WriteMessage | None = first
+        self.ended_early = False
 
 
 class UploadSession(Reader):
     """One upload; as a reader, what the store pulls. `size` is the digest's; `committed` bytes have been handed out."""
 
     __slots__ = (
-        "_attached", "_busy", "_ended_early", "_error", "_idle", "_message", "_persist_s", "_pull", "_released",
-        "_scope", "_source", "_turn", "committed", "digest", "done", "expired", "function",
-        "size",
+        "_call", "_changed", "_error", "_handed_out", "_parked_since", "_persist_s", "_scope", "committed", "digest",
+        "function", "size", "state",
     )  # fmt: skip
 
     def __init__(self, digest: Digest, function: DigestFunction, *, persist_s: float) -> None:
@@ -48,26 +77,35 @@ class UploadSession(Reader):
         self.function = function
         self.size = digest.size
         self.committed = 0
-        self.done = False
-        self.expired = False
-        """Nobody has come back in time: the store is dropping it, and no call can join it any more."""
-        self._ended_early = False
+        self.state = State.PARKED
+        self._changed = trio.Event()
+        """Set, and replaced, whenever the state changes."""
+        self._call: _Call | None = None
+        self._parked_since = inf
         self._persist_s = persist_s
         self._error: BaseException | None = None
-        self._source: WriteMessages | None = None
-        self._message: WriteMessage | None = None
-        self._busy = False
-        self._idle = trio.Event()
-        self._attached = trio.Event()
-        self._turn = trio.Event()
-        self._released = trio.Event()
-        self._pull = trio.CancelScope()
+        self._handed_out: list[Buffer] = []
         self._scope = trio.CancelScope()
 
     @property
     def attached(self) -> bool:
-        """Whether a call feeds it now."""
-        return self._busy
+        """Whether it has a call."""
+        return self._call is not None
+
+    @property
+    def done(self) -> bool:
+        """Whether it has ended, well or not."""
+        return self.state is State.ENDED
+
+    @property
+    def joinable(self) -> bool:
+        """Whether a call can go on with it."""
+        return self.state not in (State.EXPIRED, State.ENDED)
+
+    @property
+    def waiting_since(self) -> float:
+        """Since when it has waited for its client, on trio's clock; infinity while it does not."""
+        return self._parked_since if self._call is None else self._call.messages.waiting_since
 
     async def run(self, store: Store) -> None:
         """Writes the upload into the store; the session's own task."""
@@ -75,7 +113,7 @@ class UploadSession(Reader):
         try:
             with self._scope:
                 await store.write(self.digest, VerifyingReader(self, self.digest, self.function))
-            if self._scope.cancelled_caught:
+            if self._scope.cancelled_caught and self._error is None:
                 self._error = CancelledError(f"the upload of {self.digest} was given up")
             cancelled = False
         except Exception as exc:  # noqa: BLE001  raised again in the call that feeds the session
@@ -86,110 +124,123 @@ class UploadSession(Reader):
         finally:
             if cancelled:  # with the whole service: who feeds the session must not take it for stored
                 self._error = UnavailableError("the server is shutting down")
-            self.done = True
-            self._source = self._message = None
-            self._turn.set()
-            self._released.set()
+            self._let_go(State.ENDED)
 
-    async def feed(self, source: WriteMessages, first: WriteMessage) -> None:
+    async def feed(self, messages: WriteMessages, first: WriteMessage) -> None:
         """Lets one call feed the session, until the upload is complete or this call has nothing more.
 
         Returns when the blob is stored; raises what the upload failed with, InvalidRequestError if the client
         half-closes too early. *Cancellation*: parks the session. *Concurrency*: a call that is still attached is
         ended first, since a client resumes an upload whose other connection it has given up.
         """
-        if self._busy:
-            await self._end_turn()
-        if self.done:
-            self._raise_failure()
-            return
-        self._busy = True
-        self._ended_early = False
-        self._source, self._message = source, first
-        self._turn = turn = trio.Event()
-        self._released = trio.Event()
-        self._idle = trio.Event()
-        self._attached.set()
-        try:
-            await turn.wait()
-        finally:
+        while self.state not in (State.PARKED, State.ENDED):
+            self._detach()
+            await self._changed.wait()
+        if self.state is State.PARKED:
+            call = self._call = _Call(messages, first)
+            self._enter(State.FED)
+            try:
+                while self._takes_from(call):
+                    await self._changed.wait()
+            finally:
+                if self._call is call:
+                    await self._release(call)  # noqa: ASYNC102  # shields itself; what it waits for is bounded
             if not self.done:
-                await self._let_go()  # noqa: ASYNC102  # shields itself; what it waits for is bounded
-            self._busy = False
-            self._idle.set()
-        self._raise_failure()
-        if self._ended_early:
-            raise InvalidRequestError(
-                f"the Write ended after {self.committed} of {self.size} bytes without finish_write"
-            )
-        if not self.done:
-            raise NlError(f"the upload of {self.digest} goes on in another call", code=Code.ABORTED)
-
-    def give_up(self) -> None:
-        """Ends the session; the store drops what it has."""
-        self._scope.cancel()
-
-    def _raise_failure(self) -> None:
+                raise self._unfinished(call)
         if self._error is not None:
             raise self._error
 
-    async def _end_turn(self) -> None:
-        """Takes the session away from the call that is attached."""
-        while self._busy:
-            self._turn.set()
-            await self._idle.wait()
+    def give_up(self, error: NlError | None = None) -> None:
+        """Ends the session, with `error` in the call that feeds it; the store drops what it has."""
+        if error is not None and self._error is None:
+            self._error = error
+        self._scope.cancel()
 
-    async def _let_go(self) -> None:
-        """Returns when the session's task touches neither the stream nor its buffers any more."""
-        self._source = self._message = None
-        self._pull.cancel()
+    def _unfinished(self, call: _Call) -> NlError:
+        """What a call is told whose session goes on without it."""
+        if call.ended_early:
+            return InvalidRequestError(
+                f"the Write ended after {self.committed} of {self.size} bytes without finish_write"
+            )
+        return NlError(f"the upload of {self.digest} goes on in another call", code=Code.ABORTED)
+
+    def _takes_from(self, call: _Call) -> bool:
+        return self._call is call and self.state is State.FED
+
+    def _enter(self, state: State) -> None:
+        self.state = state
+        changed, self._changed = self._changed, trio.Event()
+        changed.set()
+
+    def _detach(self) -> None:
+        """Takes the session away from the call that feeds it, if one does."""
+        if self.state is State.FED and self._call is not None:
+            self._enter(State.RELEASING)
+            self._call.messages.stop()
+
+    def _let_go(self, state: State) -> None:
+        """Called by the session's own task, when it touches neither the call's stream nor its buffers any more."""
+        self._handed_out.clear()  # the store may keep the list in a variable, and with it what the views are of
+        self._call = None
+        self._parked_since = trio.current_time() if state is State.PARKED else inf
+        self._enter(state)
+
+    async def _release(self, call: _Call) -> None:
+        """Detaches a call, and returns when the session's task has let go of it."""
+        self._detach()
         with trio.CancelScope(shield=True):
             with trio.move_on_after(RELEASE_GRACE_S):
-                await self._released.wait()
+                while self._call is call:
+                    await self._changed.wait()
                 return
             self._scope.cancel()
-            await self._released.wait()
+            while self._call is call:
+                await self._changed.wait()
+
+    # -- the session's own task
 
     async def receive_parts(self, max_bytes: int = CHUNK) -> Sequence[Buffer]:
         """The next bytes that have not been handed out yet. Called by the store, in the session's task."""
         while True:
-            source = self._source
-            if source is None:
-                # Being asked again means that the buffers handed out last are no longer in use.
-                self._released.set()
-                self._attached = trio.Event()
-                await self._wait_attached()
-                continue
-            with trio.CancelScope() as self._pull:
-                parts = await self._receive_from(source, max_bytes)
-                if parts is not None:
-                    self.committed += sum(map(len, parts))
-                    return parts
-                # Half-closed: the handler says so to the client and parks the session.
-                self._source = self._message = None
-                self._ended_early = True
-                self._turn.set()
+            if self.state is State.FED and (parts := await self._receive_from_call(max_bytes)) is not None:
+                self.committed += sum(map(len, parts))
+                self._handed_out = parts if type(parts) is list else list(parts)
+                return self._handed_out
+            # Being asked for more means that the buffers handed out last are no longer in use.
+            self._let_go(State.PARKED)
+            await self._wait_for_call()
 
-    async def _wait_attached(self) -> None:
+    async def _wait_for_call(self) -> None:
         with trio.move_on_after(self._persist_s):
-            await self._attached.wait()
-        if self._attached.is_set():
-            return
-        self.expired = True
-        raise CancelledError(f"the upload of {self.digest} was not resumed within {self._persist_s:g} s")
+            while self.state is State.PARKED:
+                await self._changed.wait()
+        if self.state is State.PARKED:
+            self._enter(State.EXPIRED)
+            raise CancelledError(f"the upload of {self.digest} was not resumed within {self._persist_s:g} s")
 
-    async def _receive_from(self, source: WriteMessages, max_bytes: int) -> Sequence[Buffer] | None:
-        """The next new bytes of this call; empty when the upload is complete, None when the call ends before."""
-        message = self._message
+    async def _receive_from_call(self, max_bytes: int) -> Sequence[Buffer] | None:
+        """The next new bytes; empty when the upload is complete, None when the call ends before.
+
+        A method of its own, so that no frame of a parked session remembers the call.
+        """
+        call = self._call
+        assert call is not None
+        parts = await self._receive_from(call, max_bytes)
+        if parts is None:
+            call.ended_early = self.state is State.FED
+        return parts
+
+    async def _receive_from(self, call: _Call, max_bytes: int) -> Sequence[Buffer] | None:
+        message = call.message
         while True:
             try:
                 if message is None:
-                    message = self._message = await source.receive_message()
+                    message = call.message = await call.messages.receive_message()
                     if message is None:
                         return () if self.committed == self.size else None
                 parts = await self._receive_new(message, max_bytes)
-            except TransportLost:
-                return None  # the handler is about to be cancelled
+            except (TransportLost, WriteStoppedError):
+                return None  # the handler is about to be cancelled, or has detached the call
             if parts:
                 return parts
             if message.finish:
@@ -228,57 +279,3 @@ def _skip(parts: Sequence[Buffer], count: int) -> Sequence[Buffer]:
             return [memoryview(part)[count:], *parts[at + 1 :]] if count else parts[at:]
         count -= len(part)
     return ()
-
-
-@dataclass(slots=True)
-class UploadStatistics:
-    """Counters for logs and pages."""
-
-    started: int = 0
-    resumed: int = 0
-    parked: int = 0
-    given_up: int = 0
-
-
-class UploadSessions:
-    """The sessions of one service, by name; only those that a later call could find."""
-
-    def __init__(self, *, max_parked: int, max_parked_bytes: int) -> None:
-        self._max_parked = max_parked
-        self._max_parked_bytes = max_parked_bytes
-        self._sessions: dict[SessionKey, UploadSession] = {}
-        self.statistics = UploadStatistics()
-
-    def get(self, key: SessionKey) -> UploadSession | None:
-        """The session of that name, attached or parked."""
-        return self._sessions.get(key)
-
-    def add(self, key: SessionKey, session: UploadSession) -> None:
-        """Makes a session findable, unless one of that name is active: then the new one is on its own."""
-        self.statistics.started += 1
-        self._sessions.setdefault(key, session)
-
-    def settle(self, key: SessionKey, session: UploadSession) -> None:
-        """To be called when a call has left a session: forgets it if it has ended, else keeps within the bounds."""
-        if self._sessions.get(key) is not session:
-            session.give_up()
-            return
-        if session.done:
-            del self._sessions[key]
-            return
-        self.statistics.parked += 1
-        self._sessions[key] = self._sessions.pop(key)  # the longest parked first
-        parked = [(at, one) for at, one in self._sessions.items() if not one.attached]
-        total = sum(one.committed for _, one in parked)
-        for count, (at, one) in enumerate(parked):
-            if len(parked) - count <= self._max_parked and total <= self._max_parked_bytes:
-                break
-            total -= one.committed
-            del self._sessions[at]
-            one.give_up()
-            self.statistics.given_up += 1
-
-    def forget(self, key: SessionKey, session: UploadSession) -> None:
-        """To be called when a session's task ends, with nobody attached perhaps."""
-        if self._sessions.get(key) is session:
-            del self._sessions[key]

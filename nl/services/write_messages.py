@@ -3,34 +3,45 @@
 A WriteRequest's data field comes last on the wire, as every known client writes it; then its bytes are handed out as
 views of what the connection received, without being joined. A message that is written in another order is taken in
 whole and decoded: the same meaning, at the price of a copy.
+
+Each wait for the client has an end: a client that sends nothing for `idle_s` is taken for gone, whatever its connection
+says, because an upload under way holds a file. The server's own work (a slow disk) does not count.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from typing import Any
+from collections.abc import Awaitable, Callable, Sequence
+from math import inf
+from typing import Any, TypeVar
+
+import trio
 
 from nl.blob.reader import CHUNK, Buffer, BytesReader, Reader, read_all
-from nl.errors import ExhaustedError, InvalidRequestError
+from nl.errors import DeadlineError, ExhaustedError, InvalidRequestError
 from nl.pb import bytestream
 from nl.pb.codec import DecodeError, decode
 from nl.pb.hot import NotStreamableError, WriteHead, parse_write_head
 from nl.rpc.contract import MessageBody, ServerStream
 from nl.services.limits import REORDERED_WRITE_BYTES
 
+T = TypeVar("T")
+
 
 class WriteMessage(Reader):
     """One WriteRequest; as a reader, its data. `size` is the length of that."""
 
-    __slots__ = ("_first", "_rest", "finish", "offset", "resource_name", "size")
+    __slots__ = ("_first", "_messages", "_rest", "finish", "offset", "resource_name", "size")
 
-    def __init__(self, head: WriteHead, *, size: int, first: Sequence[Buffer], rest: Reader | None) -> None:
+    def __init__(
+        self, head: WriteHead, messages: WriteMessages, *, size: int, first: Sequence[Buffer], rest: Reader | None
+    ) -> None:
         self.resource_name = head.resource_name
         self.offset = head.write_offset
         self.finish = head.finish_write
         self.size = size
         self._first = first
         self._rest = rest
+        self._messages = messages
 
     async def receive_parts(self, max_bytes: int = CHUNK) -> Sequence[Buffer]:
         first = self._first
@@ -39,17 +50,53 @@ class WriteMessage(Reader):
             return first
         if self._rest is None:
             return ()
-        return await self._rest.receive_parts(max_bytes)
+        return await self._messages.wait_for(self._rest.receive_parts, max_bytes)
+
+
+class WriteStoppedError(Exception):  # an event rather than an error: whoever stops the messages knows why
+    """`WriteMessages.stop` was called: nothing more is to be received."""
 
 
 class WriteMessages:
     """The messages of a call, in order. Each must be read to its end before the next is asked for."""
 
-    __slots__ = ("_name", "_stream")
+    __slots__ = ("_is_stopped", "_name", "_reason", "_scope", "_stream", "idle_s", "waiting_since")
 
-    def __init__(self, stream: ServerStream[Any, Any]) -> None:
+    def __init__(self, stream: ServerStream[Any, Any], *, idle_s: float) -> None:
+        self.waiting_since = inf
+        """Since when the client is waited for, on trio's clock; infinity while it is not."""
         self._stream = stream
+        self.idle_s = idle_s
         self._name = ""
+        self._scope: trio.CancelScope | None = None
+        self._is_stopped = False
+        self._reason: Exception | None = None
+
+    def stop(self, reason: Exception | None = None) -> None:
+        """Ends the wait for the client, and all that would follow, with `reason` (WriteStoppedError if not given)."""
+        self._is_stopped = True
+        self._reason = self._reason or reason
+        if self._scope is not None:
+            self._scope.cancel()
+
+    async def wait_for(self, receive: Callable[..., Awaitable[T]], *args: Any) -> T:
+        """`await receive(*args)`, which waits for the client.
+
+        Raises DeadlineError if nothing comes in time, and what `stop` was given.
+        """
+        if not self._is_stopped:
+            self.waiting_since = now = trio.current_time()
+            with trio.CancelScope(deadline=now + self.idle_s) as self._scope:
+                received = await receive(*args)
+                self.waiting_since, self._scope = inf, None
+                return received
+            self.waiting_since, self._scope = inf, None
+        if self._is_stopped:
+            reason, self._reason = self._reason, None  # kept here, it would keep the frames that it passes through
+            raise reason or WriteStoppedError
+        raise DeadlineError(
+            f"the upload made no progress for {self.idle_s:g} s (idle_upload_timeout_s of the bytestream service)"
+        )
 
     async def receive_message(self) -> WriteMessage | None:
         """The next message, None when the client has half-closed.
@@ -57,10 +104,9 @@ class WriteMessages:
         Raises InvalidRequestError for a message that is no WriteRequest, and for one that names another resource than
         the first did; the first must name one.
         """
-        body = await self._stream.receive_body()
-        if body is None:
+        message = await self.wait_for(self._receive)
+        if message is None:
             return None
-        message = await _read_message(body)
         name = message.resource_name
         if not self._name:
             if not name:
@@ -73,7 +119,12 @@ class WriteMessages:
         return message
 
 
-async def _read_message(body: MessageBody) -> WriteMessage:
+    async def _receive(self) -> WriteMessage | None:
+        body = await self._stream.receive_body()
+        return None if body is None else await _read_message(body, self)
+
+
+async def _read_message(body: MessageBody, messages: WriteMessages) -> WriteMessage:
     """Parses a message's head from its first bytes, which need not come in one piece."""
     size = body.size
     parts = await body.receive_parts()
@@ -87,12 +138,15 @@ async def _read_message(body: MessageBody) -> WriteMessage:
     except DecodeError as exc:
         raise InvalidRequestError(f"not a WriteRequest: {exc}") from exc
     except NotStreamableError:
-        return await _read_whole(body, [first, *rest])
+        return await _read_whole(body, messages, received=[first, *rest])
     data = memoryview(first)[head.data_start :]
-    return WriteMessage(head, size=head.data_length, first=[data, *rest] if len(data) else rest, rest=body)
+    parts = [data, *rest] if len(data) else rest
+    return WriteMessage(head, messages, size=head.data_length, first=parts, rest=body)
 
 
-async def _read_whole(body: MessageBody, received: Sequence[Buffer]) -> WriteMessage:
+async def _read_whole(
+    body: MessageBody, messages: WriteMessages, *, received: Sequence[Buffer]
+) -> WriteMessage:
     """Takes in and decodes a message whose data does not come last."""
     if body.size > REORDERED_WRITE_BYTES:
         raise ExhaustedError(f"a WriteRequest of {body.size} bytes whose data does not come last is too large")
@@ -104,7 +158,7 @@ async def _read_whole(body: MessageBody, received: Sequence[Buffer]) -> WriteMes
         raise InvalidRequestError(f"not a WriteRequest: {exc}") from exc
     size = len(message.data)
     head = WriteHead(message.resource_name, message.write_offset, message.finish_write, 0, size)
-    return WriteMessage(head, size=size, first=(), rest=BytesReader(message.data))
+    return WriteMessage(head, messages, size=size, first=(), rest=BytesReader(message.data))
 
 
 def _split(parts: Sequence[Buffer], max_bytes: int) -> tuple[Sequence[Buffer], Sequence[Buffer]]:

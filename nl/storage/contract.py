@@ -119,6 +119,15 @@ class LocalFiles(Protocol):
 
 
 @runtime_checkable
+class BlobSizeLimit(Protocol):
+    """Capability: blobs above a size are refused, however empty the store is."""
+
+    def max_blob_bytes(self) -> int:
+        """The largest blob that can be kept."""
+        ...
+
+
+@runtime_checkable
 class Discards(Protocol):
     """Capability: the store keeps nothing. Writes to it succeed and are gone, so a caller may spare them."""
 

@@ -9,12 +9,14 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from contextlib import AbstractAsyncContextManager
 from dataclasses import field
+from typing import TypeVar, cast
 
 from nl.plugin import (
     CHUNK,
     EMPTY_DIGESTS,
     MAX_WHOLE,
     BlobNotFoundError,
+    BlobSizeLimit,
     Buffer,
     EvictionPolicy,
     ExhaustedError,
@@ -28,6 +30,7 @@ from nl.plugin import (
     slice_bytes,
 )
 
+C = TypeVar("C")
 ENTRY_OVERHEAD = 640
 """Bytes that an entry costs beside its content: key, hash text, index entry, headers (measured, CPython 3.11-3.13)."""
 
@@ -106,6 +109,13 @@ class MemoryStore(Store):
         self._refuse_too_large(key, len(data))
         # Small blobs lose the spare room that a growing bytearray has; large ones are not worth a second copy.
         self._insert(key, bytes(data) if len(data) <= CHUNK else memoryview(data).toreadonly())
+
+    def capability(self, kind: type[C]) -> C | None:
+        return cast("C", self) if kind is BlobSizeLimit and self._index.policy.max_bytes else None
+
+    def max_blob_bytes(self) -> int:
+        """See `BlobSizeLimit`."""
+        return max(self._index.policy.max_bytes - ENTRY_OVERHEAD, 0)
 
     def statistics(self) -> Mapping[str, int | float | str]:
         index = self._index

@@ -13,6 +13,7 @@ from typing import TypeVar
 
 from nl.plugin import (
     CHUNK,
+    BlobSizeLimit,
     Buffer,
     Digest,
     DigestFunction,
@@ -82,8 +83,8 @@ class VerifyStore(Store):
         await self._backend.write(key, reader)
 
     def capability(self, kind: type[C]) -> C | None:
-        # None, also for local files: what is adopted would get past the check.
-        return None
+        # None for local files: what is adopted would get past the check.
+        return self._backend.capability(kind) if kind is BlobSizeLimit else None
 
     def statistics(self) -> Mapping[str, int | float | str]:
         return {

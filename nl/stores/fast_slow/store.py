@@ -20,6 +20,7 @@ from nl.plugin import (
     MAX_WHOLE,
     SMALL,
     BlobNotFoundError,
+    BlobSizeLimit,
     Buffer,
     Digest,
     Discards,
@@ -321,6 +322,8 @@ class FastSlowStore(Store):
             if files is not None:
                 return cast(C, FastSlowFiles(self, files))
             return cast("C | None", self.slow.capability(LocalFiles) if self.routes.writes_slow else None)
+        if kind is BlobSizeLimit:  # what the slow store has taken is kept, whether the fast one has it or not
+            return (self.slow if self.routes.writes_slow else self.fast).capability(kind)
         if kind is Discards and not (self.routes.reads_fast or self.routes.reads_slow):
             return self.slow.capability(kind)
         return None

@@ -50,6 +50,10 @@ class Index:
         """What a file of `size` bytes counts for."""
         return -(-size // self._block_size) * self._block_size
 
+    def most_that_costs(self, limit: int) -> int:
+        """The largest size whose cost is at most `limit`."""
+        return limit // self._block_size * self._block_size
+
     def add(self, key: IndexKey, entry: Entry, *, oldest: bool = False) -> None:
         """Adds or replaces an entry, as the most (or least) recently used."""
         old = self.blobs.pop(key, None)

@@ -30,6 +30,7 @@ from nl.plugin import (
     SMALL,
     ActionKey,
     BlobNotFoundError,
+    BlobSizeLimit,
     Buffer,
     BytesReader,
     Digest,
@@ -358,7 +359,13 @@ class FilesystemStore(Store):
     # The rest of the contract
 
     def capability(self, kind: type[C]) -> C | None:
+        if kind is BlobSizeLimit and self._options.eviction_policy.max_bytes:
+            return cast("C", self)
         return cast("C", self._local_files) if kind is LocalFiles else None
+
+    def max_blob_bytes(self) -> int:
+        """See `BlobSizeLimit`."""
+        return self._index.most_that_costs(self._options.eviction_policy.max_bytes)
 
     async def run(self, *, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> None:
         """Opens the folders (ConfigError if they cannot be used), then lists, watches and keeps them in bounds."""

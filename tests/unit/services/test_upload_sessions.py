@@ -1,14 +1,17 @@
 """What a session tells the call that feeds it, when the two do not end together."""
 
+import gc
 import hashlib
+import weakref
 
 import pytest
 import trio
 
 from nl.blob.reader import read_all
-from nl.errors import CancelledError, NlError, UnavailableError
+from nl.errors import CancelledError, DeadlineError, ExhaustedError, NlError, UnavailableError
 from nl.model.digest import Digest, DigestFunction
-from nl.services.uploads import UploadSession
+from nl.services.uploads import RELEASE_GRACE_S, State, UploadSession
+from nl.services.write_messages import WriteMessages
 
 DATA = b"0123456789"
 DIGEST = Digest(hashlib.sha256(DATA).hexdigest(), len(DATA))
@@ -28,11 +31,15 @@ class Message:
         return (self._parts.pop(),) if self._parts else ()
 
 
-class Silence:
-    """A call that brings nothing more."""
+class Silent:
+    """A stream that brings nothing more."""
 
-    async def receive_message(self):
+    async def receive_body(self):
         await trio.sleep_forever()
+
+
+def Silence(idle_s=300.0):  # noqa: N802  reads as what it is
+    return WriteMessages(Silent(), idle_s=idle_s)
 
 
 class SlowStore:
@@ -83,9 +90,9 @@ async def test_a_session_that_waited_in_vain_says_so_before_the_store_has_droppe
         nursery.start_soon(session.run, SlowStore(drop_s=10.0))
         with trio.move_on_after(0.5):
             await session.feed(Silence(), unfinished())
-        assert (session.attached, session.expired) == (False, False)
+        assert (session.attached, session.state) == (False, State.PARKED)
         await trio.sleep(2.0)
-        assert (session.done, session.expired) == (False, True)
+        assert (session.state, session.joinable) == (State.EXPIRED, False)
         with pytest.raises(CancelledError, match="not resumed within 1 s"):
             await session.feed(Silence(), unfinished())
         assert session.done
@@ -136,3 +143,91 @@ async def test_two_calls_that_want_the_same_session_take_turns(steps, autojump_c
     assert store.stored == DATA
     assert ends.count("stored") >= 1
     assert not session.attached
+
+
+async def test_a_parked_session_holds_neither_the_call_nor_its_buffers(autojump_clock):
+    session, handed = new_session(), []
+
+    class KeepingStore:
+        """As stores do: the last buffers stay in a variable until there are new ones."""
+
+        async def write(self, digest, reader):
+            while parts := await reader.receive_parts():
+                handed.append(parts)
+
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(session.run, KeepingStore())
+        message = Message(memoryview(bytearray(DATA[:4])))
+        message.finish = False
+        calls = [Silence()]
+        known = weakref.ref(message)
+        with trio.move_on_after(1):
+            await session.feed(calls[0], message)
+        del message
+        assert (session.state, session.committed) == (State.PARKED, 4)
+        assert handed == [[]]
+        gc.collect()
+        assert known() is None
+        nursery.cancel_scope.cancel()
+
+
+async def test_an_upload_whose_client_sends_nothing_more_ends_and_names_the_option(autojump_clock):
+    session, store = new_session(), SlowStore()
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(session.run, store)
+        began = trio.current_time()
+        with pytest.raises(DeadlineError, match="no progress for 7 s .*idle_upload_timeout_s"):
+            await session.feed(Silence(idle_s=7.0), unfinished())
+        assert trio.current_time() - began == 7.0
+        assert (session.state, store.stored) == (State.ENDED, None)
+
+
+async def test_a_slow_store_is_not_taken_for_a_silent_client(autojump_clock):
+    session = new_session()
+
+    class Slow:
+        stored = b""
+
+        async def write(self, digest, reader):
+            while parts := await reader.receive_parts():
+                await trio.sleep(100)
+                self.stored += b"".join(parts)
+
+    store = Slow()
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(session.run, store)
+        await session.feed(Silence(idle_s=7.0), Message(DATA))
+    assert store.stored == DATA
+
+
+async def test_a_session_that_is_given_up_for_a_reason_tells_the_call_that_feeds_it(autojump_clock):
+    session = new_session()
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(session.run, SlowStore(drop_s=3.0))
+        nursery.start_soon(give_up_in, 2.0, session)
+        with pytest.raises(ExhaustedError, match="its place was needed"):
+            await session.feed(Silence(), unfinished())
+        assert trio.current_time() >= 5.0
+        assert session.done
+
+
+async def give_up_in(seconds, session):
+    await trio.sleep(seconds)
+    session.give_up(ExhaustedError("its place was needed"))
+
+
+async def test_a_call_is_held_until_the_store_is_done_with_its_buffers_but_not_for_ever(autojump_clock):
+    session = new_session()
+
+    class Stuck:
+        async def write(self, digest, reader):
+            await reader.receive_parts()
+            await trio.sleep_forever()
+
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(session.run, Stuck())
+        began = trio.current_time()
+        with trio.move_on_after(1.0):
+            await session.feed(Silence(), unfinished())
+        assert trio.current_time() - began == 1.0 + RELEASE_GRACE_S
+        assert session.done

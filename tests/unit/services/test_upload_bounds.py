@@ -1,0 +1,179 @@
+"""Which uploads have to go when there are too many, and in which order."""
+
+import pytest
+import trio
+import trio.testing
+
+from nl.errors import ExhaustedError
+from nl.services.upload_bounds import MIN_IDLE_S, UploadSessions, UploadSlots, longest_idle
+
+INF = float("inf")
+
+
+class Parked:
+    """As `UploadSession`, as far as bounds look at one."""
+
+    def __init__(self, committed, *, attached=False, waiting_since=0.0):
+        self.committed = committed
+        self.attached = attached
+        self.done = False
+        self.waiting_since = waiting_since
+        self.given_up = False
+        self.error = None
+
+    def give_up(self, error=None):
+        self.given_up = True
+        self.error = error
+
+
+def park(sessions, *parked):
+    """Parks them one after the other; the keys of those that had to go, in the order in which they went."""
+    gone = []
+    for at, session in enumerate(parked):
+        key = ("", "", str(at), None)
+        sessions.add(key, session)
+        sessions.settle(key, session)
+        gone += [number for number, each in enumerate(parked) if each.given_up and number not in gone]
+    return gone
+
+
+def test_the_longest_parked_goes_first():
+    sessions = UploadSessions(max_parked=3, max_parked_bytes=1000)
+    assert park(sessions, *[Parked(10) for _ in range(3)], Parked(11), Parked(10), Parked(10)) == [0, 1, 2]
+    assert sessions.statistics.given_up == 3
+
+
+def test_an_upload_that_is_parked_again_counts_from_then_on():
+    sessions = UploadSessions(max_parked=3, max_parked_bytes=1000)
+    parked = [Parked(10) for _ in range(3)]
+    park(sessions, *parked)
+    sessions.settle(("", "", "0", None), parked[0])  # it had been resumed, and broke off again
+    newest = Parked(50)
+    sessions.add(("", "", "new", None), newest)
+    sessions.settle(("", "", "new", None), newest)
+    assert [each.given_up for each in parked] == [False, True, False]
+
+
+def test_the_largest_one_is_never_the_one_that_goes():
+    sessions = UploadSessions(max_parked=2, max_parked_bytes=1000)
+    parked = [Parked(900), *[Parked(10) for _ in range(5)]]
+    assert park(sessions, *parked) == [1, 2, 3, 4]
+    assert not parked[0].given_up
+
+
+def test_nor_is_the_one_just_parked_even_if_all_others_must_go_for_it():
+    sessions = UploadSessions(max_parked=64, max_parked_bytes=100)
+    parked = [Parked(10), Parked(60), Parked(20), Parked(5000)]
+    assert park(sessions, *parked) == [0, 1, 2]
+    assert sessions.get(("", "", "3", None)) is parked[3]
+
+
+def test_the_bytes_of_all_parked_are_bounded():
+    sessions = UploadSessions(max_parked=64, max_parked_bytes=100)
+    assert park(sessions, Parked(30), Parked(30), Parked(40), Parked(30), Parked(10)) == [0, 1]
+
+
+def test_an_upload_with_a_call_is_not_parked_and_so_not_dropped():
+    sessions = UploadSessions(max_parked=2, max_parked_bytes=1000)
+    attached = Parked(1, attached=True)
+    sessions.add(("", "", "attached", None), attached)
+    assert park(sessions, *[Parked(10) for _ in range(4)]) == [0, 1]
+    assert not attached.given_up
+
+
+def test_a_session_that_no_call_could_find_is_given_up_when_its_call_leaves():
+    sessions = UploadSessions(max_parked=2, max_parked_bytes=1000)
+    key = ("", "", "name", None)
+    known, nameless = Parked(1, attached=True), Parked(2)
+    sessions.add(key, known)
+    sessions.add(key, nameless)
+    sessions.settle(key, nameless)
+    assert (known.given_up, nameless.given_up) == (False, True)
+    assert sessions.get(key) is known
+    assert sessions.statistics.parked == 0
+
+
+def test_what_has_ended_is_forgotten():
+    sessions = UploadSessions(max_parked=2, max_parked_bytes=1000)
+    key = ("", "", "name", None)
+    session = Parked(1)
+    session.done = True
+    sessions.add(key, session)
+    sessions.settle(key, session)
+    assert sessions.get(key) is None
+    assert (session.given_up, sessions.statistics.parked) == (False, 0)
+
+
+def test_of_those_that_wait_for_their_clients_the_longest_is_found_and_the_largest_spared():
+    uploads = [Parked(5, waiting_since=3.0), Parked(90, waiting_since=1.0), Parked(7, waiting_since=2.0)]
+    busy = Parked(100, waiting_since=INF)
+    assert longest_idle([*uploads, busy], before=10.0) is uploads[2]
+    assert longest_idle([*uploads, busy], before=1.5) is uploads[1]
+    assert longest_idle([*uploads, busy], before=0.5) is None
+
+
+async def test_an_upload_waits_for_a_slot_while_all_others_make_progress(autojump_clock):
+    slots = UploadSlots(2)
+    busy = [Parked(1, waiting_since=INF) for _ in range(3)]
+    await slots.take(busy[0])
+    await slots.take(busy[1])
+    with trio.move_on_after(100) as waiting:
+        await slots.take(busy[2])
+    assert waiting.cancelled_caught
+    assert slots.taken == 2
+    slots.release(busy[0])
+    await slots.take(busy[2])
+    assert (slots.taken, slots.ended) == (2, 0)
+
+
+async def test_who_has_waited_long_for_its_client_makes_room_and_is_told_why(autojump_clock):
+    slots = UploadSlots(2)
+    silent, busy, new = Parked(1, waiting_since=trio.current_time()), Parked(9, waiting_since=INF), Parked(0)
+    await slots.take(silent)
+    await slots.take(busy)
+
+    def drop(error):
+        silent.error = error
+        slots.release(silent)
+
+    silent.give_up = drop
+    began = trio.current_time()
+    await slots.take(new)
+    assert MIN_IDLE_S <= trio.current_time() - began < 2 * MIN_IDLE_S
+    assert isinstance(silent.error, ExhaustedError)
+    assert "max_open_files" in silent.error.message
+    assert (slots.taken, slots.ended) == (2, 1)
+
+
+async def test_slots_are_given_in_the_order_in_which_they_were_asked_for(autojump_clock):
+    slots, order = UploadSlots(1), []
+    holder = Parked(1, waiting_since=INF)
+    await slots.take(holder)
+
+    async def take(name):
+        upload = Parked(1, waiting_since=INF)
+        await slots.take(upload)
+        order.append(name)
+        slots.release(upload)
+
+    async with trio.open_nursery() as nursery:
+        for name in range(5):
+            nursery.start_soon(take, name)
+            await trio.testing.wait_all_tasks_blocked()
+        with trio.move_on_after(1) as scope:
+            scope.cancel()
+            await take("cancelled")
+        slots.release(holder)
+    assert order == list(range(5))
+    assert slots.taken == 0
+
+
+@pytest.mark.parametrize("ending", [1, 2])
+async def test_one_upload_is_asked_to_go_once(autojump_clock, ending):
+    slots = UploadSlots(2)
+    slow = [Parked(committed, waiting_since=-100.0) for committed in (1, 2)]
+    for each in slow:
+        await slots.take(each)
+    with trio.move_on_after(10 * ending):
+        await slots.take(Parked(0))
+    assert slots.ended == 2  # the second one only because the first took so long
