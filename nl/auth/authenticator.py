@@ -137,7 +137,9 @@ class Authenticator:
 
     def _load_tokens(self, path: str) -> None:
         entries = read_tokens(path)
-        self._tokens = TokenTable(entries, everybody=self._everybody)
+        tokens = TokenTable(entries, everybody=self._everybody)
+        tokens.replace(self._tokens)
+        self._tokens = tokens
         now = self._clock()
         ended = [entry.name for entry in entries if entry.expires_at <= now]
         if ended:

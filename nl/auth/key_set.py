@@ -53,7 +53,10 @@ def parse_keys(data: bytes) -> dict[str, PublicKey]:
     """The keys of a JSON Web Key Set by id. Raises ValueError; keys of other kinds and uses are left out."""
     import jwt
 
-    raw = json.loads(data)
+    try:
+        raw = json.loads(data)
+    except RecursionError:
+        raise ValueError("it is nested too deeply") from None
     found = raw.get("keys") if isinstance(raw, dict) else None
     if not isinstance(found, list):
         raise ValueError('it is no key set; expected { "keys": [ ... ] }')
@@ -65,7 +68,7 @@ def parse_keys(data: bytes) -> dict[str, PublicKey]:
             continue
         try:
             keys[str(entry.get("kid", ""))] = PublicKey(jwt.PyJWK.from_dict(entry).key, entry.get("alg"))
-        except jwt.PyJWTError:
+        except (jwt.PyJWTError, ValueError, TypeError):
             continue
     if not keys:
         raise ValueError("it has no key that signatures can be checked with")

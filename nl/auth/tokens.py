@@ -174,6 +174,15 @@ class TokenTable:
         """The one that `token` is, ended or not."""
         return self._by_hash.get(hash_token(token))
 
+    def replace(self, older: TokenTable) -> None:
+        """Revokes the identities of an older table, but those that are here with the same rights: they go on."""
+        for digest, found in older._by_hash.items():
+            here, old = self._by_hash.get(digest), found.identity
+            if here is None or (here.identity.name, here.identity.grants) != (old.name, old.grants):
+                old.is_revoked = True
+            else:
+                self._by_hash[digest] = Found(old, here.expires_at)
+
     def __len__(self) -> int:
         return len(self._by_hash)
 

@@ -17,6 +17,8 @@ from nl.errors import ConfigError, UnauthenticatedError, UnavailableError
 from nl.model.access import Grant, Identity, matches
 
 _MAX_NAME = 200
+_BROKEN = (ValueError, TypeError, RecursionError, OverflowError)
+"""What PyJWT lets through of JSON that is nested without end, of numbers without bounds."""
 _PROBLEMS = {
     "ExpiredSignatureError": "it has expired",
     "ImmatureSignatureError": "it is not valid yet",
@@ -74,7 +76,7 @@ class Issuer:
                 leeway=options.leeway_s,
                 options={"require": ["exp", "iss", "aud"]},
             )
-        except jwt.PyJWTError as exc:
+        except (jwt.PyJWTError, *_BROKEN) as exc:
             problem = _PROBLEMS.get(type(exc).__name__, "it is malformed")
             raise UnauthenticatedError(f"this token of {options.name} is not taken: {problem}") from None
         return Found(self._identity(claims), float(claims["exp"]) + options.leeway_s)
@@ -118,6 +120,6 @@ def header_and_issuer(token: str) -> tuple[Mapping[str, Any], str]:
     try:
         header = jwt.get_unverified_header(token)
         issuer = jwt.decode(token, options={"verify_signature": False}).get("iss", "")
-    except jwt.PyJWTError:
+    except (jwt.PyJWTError, *_BROKEN):
         raise UnauthenticatedError("the token is malformed") from None
     return header, str(issuer)

@@ -18,6 +18,8 @@ Allow = Literal[
 Algorithm = Literal["RS256", "RS384", "RS512", "PS256", "PS384", "PS512", "ES256", "ES384", "ES512", "EdDSA"]
 TOKEN_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._@+-]{0,99}")
 RESERVED_NAMES = frozenset({"anonymous", "everyone"})
+_CERTIFICATE_KINDS = ("uri", "dns", "email", "cn")
+"""With which the names of certificates' identities begin, as those of web tokens with their issuer's name."""
 
 
 class GrantOptions(Options):
@@ -173,8 +175,8 @@ class AuthOptions(Options):
         """A section that lets nobody in is a mistake."""
         if not (self.tokens_file or self.jwt or self.certificates or self.anonymous):
             raise ConfigError("", "lets nobody do anything; expected tokens_file, jwt, certificates or anonymous")
-        names: set[str] = set()
+        names = set(_CERTIFICATE_KINDS)
         for at, issuer in enumerate(self.jwt):
             if issuer.name in names or issuer.issuer in {each.issuer for each in self.jwt[:at]}:
-                raise ConfigError(f"jwt[{at}]", "has the name or the issuer of another one; expected its own")
+                raise ConfigError(f"jwt[{at}]", "has a name or an issuer that is taken; expected its own")
             names.add(issuer.name)

@@ -68,14 +68,18 @@ class PeerCertificate:
 
 
 class Identity:
-    """Somebody with a name and grants. `is_anonymous`: no credentials were given, and some might help."""
+    """Somebody with a name and grants. `is_anonymous`: no credentials were given, and some might help.
 
-    __slots__ = ("_known", "grants", "is_anonymous", "name")
+    `is_revoked` becomes true when the credentials are taken back: for streams that last longer than they should.
+    """
+
+    __slots__ = ("_known", "grants", "is_anonymous", "is_revoked", "name")
 
     def __init__(self, name: str, grants: Iterable[Grant], *, is_anonymous: bool = False) -> None:
         self.name = name
         self.grants = tuple(grants)
         self.is_anonymous = is_anonymous
+        self.is_revoked = False
         self._known: dict[str | None, int] = {}
 
     def _bits(self, instance: str | None) -> int:

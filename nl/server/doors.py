@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import ipaddress
 import logging
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 
 from nl.auth.authenticator import Authenticator, authenticator_at
 from nl.auth.tokens import new_token
@@ -32,6 +32,9 @@ class Doors:
                 authenticator = self._by_path[path] = authenticator_at(options, path=path)
                 authenticator.add_token(self.worker_token, worker)
 
+        if self._by_path:
+            for line in _shared_caches(config):
+                log.warning("%s", line)
         self.instances = _instances(config)
         """The names of all instances that anything is served for, at least one: who administers the server has all."""
 
@@ -68,6 +71,21 @@ class Doors:
             log.warning("%s", open_warning(server, where))
         elif server.listener.http.tls is None:
             log.warning("%s takes credentials without TLS: whoever sees the traffic can use them", where)
+
+
+def _shared_caches(config: Config) -> Iterator[str]:
+    """One line for each action cache under several names: rights for one of them are rights for all."""
+    names: dict[str, set[str]] = {}
+    for server in config.servers:
+        for entry in server.services.ac or ():
+            names.setdefault(entry.ac_store, set()).add(entry.instance_name)
+    for store, found in names.items():
+        if len(found) > 1:
+            shown = ", ".join(map(repr, sorted(found)[:10]))
+            yield (
+                f"the instances {shown} keep their action results in the same store '{store}': who may write those of "
+                "one writes those of all; expected a store for each, if rights are to keep them apart"
+            )
 
 
 def _instances(config: Config) -> frozenset[str]:

@@ -15,7 +15,7 @@ import grpclib.const
 import trio
 
 from nl.blob.reader import Buffer
-from nl.errors import InvalidRequestError, NlError
+from nl.errors import InvalidRequestError, NlError, UnauthenticatedError
 from nl.model.access import EVERYONE, Right
 from nl.pb import reapi, wkt
 from nl.pb import worker_api as wire
@@ -78,8 +78,10 @@ class WorkerApiService:
 
 
 async def _read(stream: WorkerStream, session: WorkerSession) -> None:
-    """Takes reports until the worker half-closes."""
+    """Takes reports until the worker half-closes, or its token is revoked: it says something every few seconds."""
     while (update := await stream.recv_message()) is not None:
+        if stream.identity.is_revoked:
+            raise UnauthenticatedError(f"the token {stream.identity.name!r} was revoked")
         try:
             _apply(update, session)
         except NlError as exc:

@@ -93,6 +93,23 @@ async def test_a_revoked_token_is_out_and_a_new_one_in_while_the_server_runs(tmp
         nursery.cancel_scope.cancel()
 
 
+async def test_who_lost_its_token_or_its_rights_is_revoked_and_nobody_else(tmp_path):
+    door, path = opened(tmp_path, "".join(line(name, f"nl_{name}".encode()) for name in ("stays", "goes", "less")))
+    before = {name: door.authenticate(PEER, None, f"Bearer nl_{name}".encode()) for name in ("stays", "goes", "less")}
+    path.write_text(
+        line("stays", b"nl_stays", expires="2100-01-01T00:00:00Z")
+        + line("less", b"nl_less", grants=[{"allow": ["read"]}]) + line("new", b"nl_new")
+    )  # fmt: skip
+    await look_twice(door)
+    assert {name: identity.is_revoked for name, identity in before.items()} == {
+        "stays": False, "goes": True, "less": True
+    }  # fmt: skip
+    assert door.authenticate(PEER, None, b"Bearer nl_stays") is before["stays"]
+    less = door.authenticate(PEER, None, b"Bearer nl_less")
+    assert not less.is_revoked
+    assert not less.may(Right.WRITE_AC, "")
+
+
 async def test_a_file_that_became_wrong_or_went_away_changes_nothing(tmp_path, caplog):
     door, path = opened(tmp_path)
     path.write_text(line("new", b"nl_new") + "nl_SECRET\n")

@@ -153,9 +153,29 @@ def test_what_is_no_token_is_refused(token):
     assert caught.value.__cause__ is None
 
 
+DEEP = "[" * 6000
+
+
+@pytest.mark.parametrize("parts", [(DEEP, "{}"), ('{"alg":"ES256","kid":"ES256"}', DEEP), ("[]", "{}"), ('"x"', "7"),
+                                   ('{"alg":"ES256","kid":["ES256"]}', "{}"), ('{"alg":7}', '{"iss":{}}'),
+                                   ('{"alg":"ES256","b64":false,"crit":["b64"]}', "{}"), ("\x00", "\xff")])  # fmt: skip
+def test_nonsense_is_unauthenticated_and_nothing_else(tmp_path, parts):
+    token = ".".join([*(encoded(part.encode()) for part in parts), "c2ln"])
+    with pytest.raises(UnauthenticatedError):
+        header, _ = header_and_issuer(token)
+        issuer(tmp_path).check(token, header)
+
+
+@pytest.mark.parametrize("claims", [{"exp": 1e400}, {"exp": [1]}, {"nbf": {}}, {"iat": "x"}, {"aud": 7}, {"aud": [7]}])
+def test_claims_of_a_wrong_kind_are_unauthenticated_too(tmp_path, claims):
+    with pytest.raises(UnauthenticatedError):
+        check(issuer(tmp_path), KEYS["ES256"].sign(**claims))
+
+
 @pytest.mark.parametrize(
     ("text", "message"),
-    [("{", "is not right"), ("{}", "it is no key set"), ('{"keys": []}', "it has no key"),
+    [("[" * 100_000, "nested too deeply"), ("{", "is not right"),
+     ("{}", "it is no key set"), ('{"keys": []}', "it has no key"),
      ('{"keys": [{"kty": "oct", "k": "c2VjcmV0", "kid": "1"}]}', "it has no key"),
      ('{"keys": [{"kty": "RSA", "kid": "1"}, 7]}', "it has no key")],
 )  # fmt: skip

@@ -96,6 +96,17 @@ def test_an_open_door_to_the_world_is_said_aloud_with_all_that_is_open(caplog):
     assert "may read action results. To close" in line
 
 
+def test_names_that_share_an_action_cache_are_said_aloud_where_rights_should_part_them(caplog):
+    names = {"ac": [{"instance_name": name, "ac_store": "AC"} for name in ("main", "pr")]}
+    Doors(config((":1", {}, names, {}), auth=READ))
+    [line] = caplog.messages
+    assert line.startswith("the instances 'main', 'pr' keep their action results in the same store 'AC': who may write")
+    caplog.clear()
+    Doors(config((":1", {}, names, {})))
+    Doors(config((":1", {}, ALL, {}), (":2", {}, ALL, {}), auth=READ))
+    assert caplog.messages == []
+
+
 def test_what_only_this_machine_reaches_is_not(caplog):
     assert warnings(caplog, ALL, ["127.0.0.1:1"]) == []
     assert warnings(caplog, ALL, ["127.0.0.1:1"], {"auth": READ}) == []
@@ -125,7 +136,9 @@ def test_tokens_without_tls_are_said_aloud(caplog):
         ({"jwt": [{"name": "a", "issuer": "i", "audience": ["x"], "jwks_file": "f", "algorithms": ["HS256"],
                    "grants": [{"allow": ["read"]}]}]}, r'algorithms\[0\]: "HS256" is none of the choices'),
         ({"jwt": [{"name": "a", "issuer": issuer, "audience": ["x"], "jwks_file": "f",
-                   "grants": [{"allow": ["read"]}]} for issuer in "ij"]}, r"auth.jwt\[1\]: has the name or the issuer"),
+                   "grants": [{"allow": ["read"]}]} for issuer in "ij"]}, r"auth.jwt\[1\]: has a name or an issuer"),
+        ({"jwt": [{"name": "dns", "issuer": "i", "audience": ["x"], "jwks_file": "f",
+                   "grants": [{"allow": ["read"]}]}]}, r"auth.jwt\[0\]: has a name or an issuer that is taken"),
     ],
 )  # fmt: skip
 def test_a_section_that_cannot_be_meant_is_refused(auth, message):

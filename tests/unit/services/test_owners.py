@@ -1,6 +1,8 @@
 """Whose operations are whose: others' are not there, but for those who may administer."""
 
 import pytest
+import trio
+import trio.testing
 
 from nl.errors import NotFoundError, PermissionDeniedError, UnauthenticatedError
 from nl.model.access import Grant, Identity, Right
@@ -120,6 +122,22 @@ async def test_asking_in_vain_is_no_interest():
         with pytest.raises(NotFoundError):
             await call(at.operations, "GetOperation", asking("GetOperation", operation.name), identity=TWO)
         assert dict(at.scheduler._interest._alone_since) == interest
+
+
+async def test_a_worker_whose_token_was_revoked_is_sent_away_at_its_next_word():
+    worker = Identity("w", [Grant(("*",), Right.REGISTER_WORKERS)])
+    hello = worker_api.UpdateForScheduler(connect_worker_request=worker_api.ConnectWorkerRequest())
+    alive = worker_api.UpdateForScheduler(keep_alive_request=worker_api.KeepAliveRequest())
+    async with house() as at:
+        with pytest.raises(ExceptionGroup) as caught:
+            async with calling(at.workers, "ConnectWorker", hello, identity=worker, half_close=False) as stream:
+                await stream.receive()
+                await stream.send(alive)
+                await trio.testing.wait_all_tasks_blocked()
+                worker.is_revoked = True
+                await stream.send(alive)
+                await trio.sleep_forever()
+        assert caught.group_contains(UnauthenticatedError, match="the token 'w' was revoked")
 
 
 async def test_a_worker_needs_the_right_for_every_instance_whose_actions_it_may_get():
