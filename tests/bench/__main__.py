@@ -3,6 +3,7 @@ filesystem stores, or any REAPI endpoint with `--endpoint HOST:PORT --pid PID`. 
 own servers what TLS costs beside.
 
 `--against CHECKOUT` starts the servers of another checkout, too, and measures each row on both in turns.
+`./dev bench hostile` measures a well-behaved client beside hostile ones: see hostile.py.
 
 The figure to trust is the server's CPU time per operation; rates move with whatever else the machine does.
 """
@@ -22,6 +23,7 @@ from contextlib import AbstractContextManager
 from functools import partial
 from pathlib import Path
 
+from tests.bench import hostile
 from tests.bench.servers import KINDS, TRANSPORTS, Running, full_stack, transport_server
 from tests.bench.workloads import ROWS, TRANSPORT_ROWS
 from tests.support.processes import ROOT
@@ -159,6 +161,8 @@ def parts_of(options: argparse.Namespace) -> list[Part]:
 
 
 def main() -> int:
+    if sys.argv[1:2] == ["hostile"]:
+        return hostile.main(sys.argv[2:])
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--only", choices=["transport", *KINDS], action="append")
     parser.add_argument("--rows", default="", help="comma separated; default all")

@@ -34,3 +34,13 @@ def test_a_checkout_is_compared_with_another(tmp_path: Path) -> None:
     results, printed = bench(tmp_path, "--rows", "fmb1", "--only", "memory", "--against", str(ROOT))
     assert [(each["part"], each["row"], each["failed"]) for each in results] == [("memory", "fmb1", 0)]
     assert "ratio" in printed
+
+
+def test_a_bystander_is_measured_beside_a_hostile_client(tmp_path: Path) -> None:
+    written = tmp_path / "hostile.json"
+    command = [sys.executable, "-m", "tests.bench", "hostile", "--kinds", "ping_flood", "--seconds", "0.5"]
+    subprocess.run([*command, "--json", str(written)], cwd=ROOT, capture_output=True, timeout=120, check=True)
+    nobody, flood = json.loads(written.read_text())
+    assert (nobody["kind"], nobody["connections"], nobody["errors"]) == ("nobody", 0, [])
+    assert (flood["kind"], flood["errors"]) == ("ping_flood", [])
+    assert flood["connections"] > 1, "it is cut off, and comes again"

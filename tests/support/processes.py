@@ -143,11 +143,11 @@ def serving(
 
 
 @contextmanager
-def all_in_one(directory: Path, *, port: int | None = None) -> Iterator[Server]:
+def all_in_one(directory: Path, *, port: int | None = None, root: Path = ROOT) -> Iterator[Server]:
     """`nl serve` as a user types it, on a free port, with its data under `directory`."""
     port = port or free_port()
     arguments = ["serve", "--port", str(port), "--data-dir", str(directory / "data")]
-    with serving(arguments, port=port, log=directory / "server.log") as server:
+    with serving(arguments, port=port, log=directory / "server.log", root=root) as server:
         yield server
 
 
