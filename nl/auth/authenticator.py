@@ -23,12 +23,14 @@ from nl.auth.tokens import Found, TokenTable, hash_token, read_tokens
 from nl.auth.watched_file import WatchedFile
 from nl.auth.web_tokens import Issuer, header_and_issuer, looks_like_web_token, require_library
 from nl.config.auth import AuthOptions
-from nl.errors import ConfigError, UnauthenticatedError
+from nl.errors import ConfigError, UnauthenticatedError, UnavailableError
 from nl.model.access import Identity, PeerCertificate
 
 _log = logging.getLogger("nl.auth")
 _MAX_REMEMBERED = 1024
-"""Right credentials, and certificates, that are known by heart."""
+"""Right credentials, wrong ones, and certificates that are known by heart: so many of each."""
+_WRONG_S = 10.0
+"""How long a wrong one is taken for wrong without a look: a web token may not have begun yet."""
 
 
 class Authenticator:
@@ -50,6 +52,7 @@ class Authenticator:
         self._issuers = {each.issuer: Issuer(each, everybody=self._everybody) for each in options.jwt}
         self._throttle = FailureThrottle()
         self._remembered: dict[bytes, Found] = {}
+        self._wrong: dict[bytes, tuple[str, float]] = {}
         self._certificates: dict[PeerCertificate, Identity] = {}
         self._files: list[WatchedFile] = []
         if options.tokens_file is not None:
@@ -90,15 +93,27 @@ class Authenticator:
         found = self._remembered.get(header)
         if found is not None and found.expires_at > self._clock():
             return found.identity
+        digest = hash_token(header)
+        known = self._wrong.get(digest)
+        if known is not None and known[1] > self._clock():
+            self._throttle.failed(peer, known[0], is_new=False)
+            raise UnauthenticatedError(known[0])
         try:
             found = self._of_header(peer, header)
         except UnauthenticatedError as exc:
-            self._throttle.failed(peer, exc.message)
+            self._refuse(peer, digest, exc.message)
             raise
         if len(self._remembered) >= _MAX_REMEMBERED:
             del self._remembered[next(iter(self._remembered))]
         self._remembered[header] = found
         return found.identity
+
+    def _refuse(self, peer: str, digest: bytes, reason: str) -> None:
+        """Remembers for a while what was wrong: clients that have it send it again and again."""
+        self._throttle.failed(peer, reason)
+        if len(self._wrong) >= _MAX_REMEMBERED:
+            del self._wrong[next(iter(self._wrong))]
+        self._wrong[digest] = (reason, self._clock() + _WRONG_S)
 
     def _of_header(self, peer: str, header: bytes) -> Found:
         secret = secret_of(header)
@@ -110,11 +125,10 @@ class Authenticator:
             if found.expires_at <= self._clock():
                 raise UnauthenticatedError(f"the token {found.identity.name!r} has expired")
             return found
-        wait_s = self._throttle.blocked_s(peer)
-        if wait_s:
-            raise UnauthenticatedError(f"too many wrong credentials from your address; try again in {wait_s:.0f} s")
         if not self._issuers or not looks_like_web_token(secret):
             raise UnauthenticatedError("the token is not known here")
+        if self._throttle.is_blocked(peer):
+            raise UnavailableError("too many wrong credentials from your address; try again in a few seconds")
         token = secret.decode("latin-1")
         unchecked, name = header_and_issuer(token)
         issuer = self._issuers.get(name)
@@ -147,6 +161,7 @@ class Authenticator:
 
     def _forget(self) -> None:
         self._remembered.clear()
+        self._wrong.clear()
 
     def statistics(self) -> Mapping[str, int]:
         """A snapshot: how many tokens there are, how many right ones are remembered, how many were wrong."""

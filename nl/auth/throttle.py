@@ -1,7 +1,8 @@
-"""Wrong credentials, counted by address: a few cost nothing, many cost their sender the work of checking them.
+"""Wrong credentials, counted by address: so that guesses cost little CPU time and few log lines.
 
-Right credentials are never held up, so a neighbour behind the same address cannot lock anybody out. Guessing is no
-danger (a token has 256 bits); this bounds the CPU time and the log lines that guesses cost.
+Guessing itself is no danger (a token has 256 bits). Tokens of a file, and credentials that were right before, are
+never held up by a neighbour behind the same address; web tokens that nobody has seen yet are, while somebody there
+sends ten wrong ones a second. One that comes again and again counts once: a client with an old token harms nobody.
 """
 
 from __future__ import annotations
@@ -14,8 +15,8 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 _log = logging.getLogger("nl.auth")
-BURST = 20
-REFILL_S = 3.0
+BURST = 100
+REFILL_S = 0.1
 """So many failures at once, and one more after each of these spans."""
 MAX_ADDRESSES = 1024
 """How many are remembered; the longest unheard of is forgotten first."""
@@ -42,23 +43,22 @@ class FailureThrottle:
         self._lines: list[float] = []
         self.total = 0
 
-    def blocked_s(self, peer: str) -> float:
-        """For how long failures of this peer (`host:port`) are not looked at any more; 0: they are."""
+    def is_blocked(self, peer: str) -> bool:
+        """Whether what this peer (`host:port`) sends is not worth the work of checking it now."""
         failures = self._addresses.get(address_of(peer))
         if failures is None:
-            return 0.0
-        level = failures.level - (self._clock() - failures.at) / REFILL_S
-        return max(level - BURST + 1, 0.0) * REFILL_S
+            return False
+        return failures.level - (self._clock() - failures.at) / REFILL_S > BURST - 1
 
-    def failed(self, peer: str, reason: str) -> None:
-        """Counts a failure, and says so in the log if that is not too much."""
+    def failed(self, peer: str, reason: str, *, is_new: bool = True) -> None:
+        """Counts a failure, and says so in the log if that is not too much. Not `is_new`: it cost nothing to find."""
         now, address = self._clock(), address_of(peer)
         self.total += 1
         failures = self._addresses.pop(address, None) or _Failures(at=now)
         self._addresses[address] = failures
         if len(self._addresses) > MAX_ADDRESSES:
             self._addresses.popitem(last=False)
-        failures.level = min(max(failures.level - (now - failures.at) / REFILL_S, 0.0) + 1, BURST)
+        failures.level = min(max(failures.level - (now - failures.at) / REFILL_S, 0.0) + is_new, BURST)
         failures.at = now
         failures.count += 1
         self._lines = [at for at in self._lines if now - at < LOG_S]

@@ -31,18 +31,26 @@ def test_after_a_burst_an_address_waits_and_others_do_not():
     clock = Clock()
     failures = FailureThrottle(clock=clock)
     for _ in range(BURST):
-        assert failures.blocked_s("10.0.0.1:1") == 0
+        assert not failures.is_blocked("10.0.0.1:1")
         failures.failed("10.0.0.1:1", "x")
-    assert 0 < failures.blocked_s("10.0.0.1:2") <= REFILL_S
-    assert failures.blocked_s("10.0.0.2:1") == 0
+    assert failures.is_blocked("10.0.0.1:2")
+    assert not failures.is_blocked("10.0.0.2:1")
     for _ in range(1000):
         failures.failed("10.0.0.1:3", "x")
-    clock.now += REFILL_S
-    assert failures.blocked_s("10.0.0.1:1") == 0, "more failures do not make the wait longer"
+    clock.now += 1.01 * REFILL_S
+    assert not failures.is_blocked("10.0.0.1:1"), "more failures do not make the wait longer"
     failures.failed("10.0.0.1:1", "x")
-    assert failures.blocked_s("10.0.0.1:1") > 0
+    assert failures.is_blocked("10.0.0.1:1")
     clock.now += 1000
-    assert failures.blocked_s("10.0.0.1:1") == 0
+    assert not failures.is_blocked("10.0.0.1:1")
+
+
+def test_what_comes_again_and_again_is_counted_and_blocks_nobody():
+    failures = FailureThrottle(clock=Clock())
+    for _ in range(3 * BURST):
+        failures.failed("10.0.0.1:1", "x", is_new=False)
+    assert failures.total == 3 * BURST
+    assert not failures.is_blocked("10.0.0.1:1")
 
 
 def test_what_is_remembered_is_bounded():

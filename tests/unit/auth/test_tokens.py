@@ -44,6 +44,23 @@ def test_a_token_is_found_by_what_it_is_and_by_nothing_near_it():
         assert table.find(other) is None
 
 
+def test_finding_a_token_compares_hashes_and_never_tokens():
+    """So the time that it takes tells nothing: who could choose the hash could break SHA-256."""
+    table = TokenTable(parse_tokens(json.dumps(entry()), source="f"), everybody=[])
+    assert list(table._by_hash) == [bytes.fromhex(HASH)]
+    asked = []
+
+    class Watched(dict):
+        def get(self, key):
+            asked.append(key)
+            return dict.get(self, key)
+
+    table._by_hash = Watched(table._by_hash)
+    for guess in (b"nl_one", b"nl_onE", b"x" * 10_000):
+        table.find(guess)
+    assert asked == [hash_token(guess) for guess in (b"nl_one", b"nl_onE", b"x" * 10_000)]
+
+
 def test_a_token_has_its_grants_and_what_everybody_has():
     grants = [{"allow": ["read", "execute"], "instances": ["main"]}, {"allow": ["write_ac"], "instances": ["pr-*"]}]
     text = json.dumps({**entry(), "grants": grants})

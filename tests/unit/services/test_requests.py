@@ -31,6 +31,13 @@ def test_only_instances_that_one_has_rights_for_are_named():
         instances.get(stream, "pr-1", Right.READ_CAS)
 
 
+def test_a_right_for_a_made_up_name_is_none_for_the_instance_that_serves_it():
+    instances = Instances({"": 1}, any_name=True)
+    stream = MemoryStream(None, "", identity=Identity("pr", [Grant(("pr-*",), ALL_RIGHTS)]))
+    with pytest.raises(PermissionDeniedError, match="^'pr' does not have write_ac for instance ''$"):
+        instances.get(stream, "pr-1", Right.WRITE_AC)
+
+
 @pytest.mark.parametrize("name", ["main", "no such instance"])
 def test_without_the_right_nothing_is_said_about_what_there_is(name):
     stream = MemoryStream(None, "", identity=Identity("ci", [Grant(("pr",), ALL_RIGHTS)]))
