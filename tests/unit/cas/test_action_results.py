@@ -5,8 +5,14 @@ from google.protobuf import descriptor_pb2
 from hypothesis import given
 from hypothesis import strategies as st
 
-from nl.cas.action_results import load_action_result, seal, store_action_result, unseal
-from nl.errors import BlobNotFoundError, CorruptBlobError
+from nl.cas.action_results import (
+    MAX_ACTION_RESULT_BYTES,
+    load_action_result,
+    seal,
+    store_action_result,
+    unseal,
+)
+from nl.errors import BlobNotFoundError, CorruptBlobError, ExhaustedError
 from nl.model.digest import ActionKey, Digest
 from nl.pb import reapi
 from nl.pb.codec import decode, encode
@@ -90,3 +96,13 @@ async def test_a_damaged_result_is_corrupt_until_the_next_update():
         await load_action_result(store, ACTION)
     await store_action_result(store, ACTION, RESULT)
     assert await load_action_result(store, ACTION) == RESULT
+
+
+async def test_a_result_that_could_not_be_read_again_is_not_stored():
+    store = MemoryStore(MemoryOptions(), BareContext())
+    action = Digest("a" * 64, 1)
+    await store_action_result(store, action, b"\x32\x00" * (MAX_ACTION_RESULT_BYTES // 2))
+    assert len(await load_action_result(store, action)) == MAX_ACTION_RESULT_BYTES
+    with pytest.raises(ExhaustedError, match=f"{action}.*at most {MAX_ACTION_RESULT_BYTES}"):
+        await store_action_result(store, action, b"x" * (MAX_ACTION_RESULT_BYTES + 1))
+    assert len(await load_action_result(store, action)) == MAX_ACTION_RESULT_BYTES

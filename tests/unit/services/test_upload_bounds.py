@@ -177,3 +177,8 @@ async def test_one_upload_is_asked_to_go_once(autojump_clock, ending):
     with trio.move_on_after(10 * ending):
         await slots.take(Parked(0))
     assert slots.ended == 2  # the second one only because the first took so long
+
+
+def test_the_one_just_parked_stays_even_where_the_largest_alone_is_beyond_the_bound():
+    sessions = UploadSessions(max_parked=64, max_parked_bytes=100)
+    assert park(sessions, Parked(5000), Parked(10), Parked(20), Parked(30)) == [1, 2]
