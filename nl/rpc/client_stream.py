@@ -310,6 +310,7 @@ class ClientStream:
                 await self._wait_initial(self._require())
             except GRPCError as exc:
                 await self._send_again(exc)
+        self._kept = None
 
     async def _wait_initial(self, call: ClientCall) -> None:
         while call.initial is None:

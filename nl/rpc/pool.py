@@ -74,6 +74,7 @@ class Subchannel:
         self.connection: ClientConnection | None = None
         self._pool = pool
         self._forgiven = False
+        self._retired = False
         self.attempts = Attempts(self._connect, backoff=pool.new_backoff(), ended=pool.changed)
 
     def usable(self) -> ClientConnection | None:
@@ -114,9 +115,12 @@ class Subchannel:
             where = self.addresses[0].text if len(self.addresses) == 1 else f"any of {len(self.addresses)} addresses"
             reason = str(exc) if isinstance(exc, CannotConnect) else f"{where}: no answer within {timeout:g} s"
             raise NotProcessed(Status.UNAVAILABLE, reason) from exc
+        if self._retired:  # while it was too late to cancel this
+            self.connection.retire()
 
     def retire(self) -> None:
         """Makes no more connections; calls of the one that is there end in peace."""
+        self._retired = True
         self.attempts.cancel()
         if self.connection is not None:
             self.connection.retire()
