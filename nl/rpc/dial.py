@@ -42,8 +42,6 @@ async def open_transport(address: Address) -> Transport:
         if origin.tls is None:
             return SocketTransport(sock, unsent_max=unsent_max)
         secure = TlsTransport(sock, origin.tls, unsent_max=unsent_max, server_hostname=origin.server_hostname)
-    except ValueError as exc:  # a name that cannot be one of a certificate
-        raise CannotConnect(f"{origin.server_hostname!r} cannot be verified: {exc}") from exc
     except OSError as exc:
         raise CannotConnect(_reason(exc)) from exc
     await _secured(secure)

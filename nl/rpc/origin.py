@@ -55,6 +55,8 @@ class Origin:
         self.authority = authority
         self.server_hostname, _ = split_authority(authority)
         """Whose certificate is asked for (SNI) and expected."""
+        if self.tls is not None:
+            _check_name(self.server_hostname)
         self.options = replace(
             options,
             authority=authority,
@@ -79,3 +81,11 @@ class Origin:
     def head(self, method: str) -> bytes:
         """The header block of a request, up to what differs from call to call."""
         return self._start + hpack.encode_path(method.encode()) + self._fixed
+
+
+def _check_name(host: str) -> None:
+    """ValueError for what cannot be a name in a certificate. Here, since ssl finds out when it has taken the socket."""
+    try:
+        host.encode("idna")
+    except UnicodeError as exc:
+        raise ValueError(f"{host!r} cannot be the name of a server: {exc}") from exc

@@ -9,7 +9,7 @@ import re
 from dataclasses import dataclass
 
 _SCHEMES = {"grpc": False, "http": False, "grpcs": True, "https": True}
-_HOST_AND_PORT = re.compile(r"(?P<host>[^\s:/?#@\[\]%]+|\[[0-9A-Fa-f:.]+(?:%[^\s\]]+)?\])(?::(?P<port>[0-9]{1,5}))?")
+_HOST_AND_PORT = re.compile(r"(?P<host>[^\s\x00-\x20\x7f:/?#@\[\]%]+|\[[0-9A-Fa-f:.]+(?:%[^\s\]]+)?\])(?::(?P<port>[0-9]{1,5}))?")
 _FORMS = "expected host:port, grpc://host:port, grpcs://host:port, dns:host:port or unix:path"
 
 

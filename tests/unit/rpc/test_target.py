@@ -64,6 +64,7 @@ def test_a_unix_target_has_a_path(text, path, shown):
         ("ftp://host:1", "no target"),
         ("host name:1", "no target"),
         ("host:1\n", "no target"),
+        ("ho\0st:1", "no target"),
         ("unix:", "no path"),
         ("unix://run/nl.sock", "absolute"),
         ("dns://1.1.1.1/host:1", "DNS server"),
