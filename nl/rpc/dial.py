@@ -42,7 +42,7 @@ async def open_transport(address: Address) -> Transport:
         if origin.tls is None:
             return SocketTransport(sock, unsent_max=unsent_max)
         secure = TlsTransport(sock, origin.tls, unsent_max=unsent_max, server_hostname=origin.server_hostname)
-    except OSError as exc:
+    except (OSError, ValueError) as exc:  # ValueError: what ssl, or an address's family, does not like
         raise CannotConnect(_reason(exc)) from exc
     await _secured(secure)
     return secure

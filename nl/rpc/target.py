@@ -9,7 +9,9 @@ import re
 from dataclasses import dataclass
 
 _SCHEMES = {"grpc": False, "http": False, "grpcs": True, "https": True}
-_HOST_AND_PORT = re.compile(r"(?P<host>[^\s\x00-\x20\x7f:/?#@\[\]%]+|\[[0-9A-Fa-f:.]+(?:%[^\s\]]+)?\])(?::(?P<port>[0-9]{1,5}))?")
+_NAME = r"[^\s\x00-\x20\x7f:/?#@\[\]%]+"
+_IPV6 = r"\[[0-9A-Fa-f:.]+(?:%[^\s\]]+)?\]"
+_HOST_AND_PORT = re.compile(rf"(?P<host>{_NAME}|{_IPV6})(?::(?P<port>[0-9]{{1,5}}))?")
 _FORMS = "expected host:port, grpc://host:port, grpcs://host:port, dns:host:port or unix:path"
 
 
