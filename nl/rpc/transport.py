@@ -84,6 +84,7 @@ class SocketTransport(Transport):
                 sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NOTSENT_LOWAT, unsent_max)
 
     async def wait_readable(self) -> None:
+        self._raise_if_closed()
         try:
             await trio.lowlevel.wait_readable(self._sock)
         except (OSError, trio.ClosedResourceError) as exc:
@@ -106,10 +107,16 @@ class SocketTransport(Transport):
             raise TransportLost(str(exc)) from exc
 
     async def wait_writable(self) -> None:
+        self._raise_if_closed()
         try:
             await trio.lowlevel.wait_writable(self._sock)
         except (OSError, trio.ClosedResourceError) as exc:
             raise TransportLost(str(exc)) from exc
+
+    def _raise_if_closed(self) -> None:
+        """The loop takes a closed socket for a file descriptor of -1, and is not the same afterwards."""
+        if self._sock.fileno() < 0:
+            raise TransportLost("the connection is closed")
 
     async def send(self, data: Buffer) -> int:
         while not (count := self.try_send((data,))):
