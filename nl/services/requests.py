@@ -40,11 +40,11 @@ class Instances(Generic[T]):
 
         Raises what `Identity.require` raises, and NotFoundError, which names those that the caller may know of.
         """
-        if name not in self._instances:
-            name = self.resolve(name)
         identity = stream.identity
-        if identity is not EVERYONE:
-            identity.require(right, name)
+        if identity is EVERYONE and name in self._instances:
+            return self._instances[name]
+        name = self.resolve(name)
+        identity.require(right, name)
         try:
             return self._instances[name]
         except KeyError:

@@ -9,6 +9,7 @@ import uuid
 from contextlib import ExitStack
 from pathlib import Path
 
+import grpc
 import pytest
 
 from tests.support.foreign import REAPI, Package, connect, digest
@@ -33,7 +34,11 @@ def start(stack: ExitStack, name: str, directory: Path, env: dict[str, str], por
     return stack.enter_context(serving(["serve", str(file)], port=port, log=directory / f"{name}.log", env=env))
 
 
-@pytest.mark.parametrize("name", [file.name for file in CONFIGS if file.name != "worker.json5"])
+ELSEWHERE = {"worker.json5", "main_and_pull_requests.json5"}
+"""Tested below, each in its own way."""
+
+
+@pytest.mark.parametrize("name", [file.name for file in CONFIGS if file.name not in ELSEWHERE])
 async def test_an_example_serves_what_it_says(name: str, tmp_path: Path) -> None:
     port = free_port()
     with ExitStack() as stack:
@@ -41,6 +46,44 @@ async def test_an_example_serves_what_it_says(name: str, tmp_path: Path) -> None
         async with connect(port) as client:
             await client.put(b"a blob")
             assert await client.missing([digest(b"a blob"), digest(b"another")]) == [digest(b"another")]
+        assert server.stop() == 0
+
+
+async def test_pull_requests_cannot_write_what_main_reads(tmp_path: Path) -> None:
+    port, file = free_port(), str(tmp_path / "tokens")
+    tokens = {}
+    for name, instance in (("main", "main"), ("pulls", "pr")):
+        command = [*nl_command(), "token", "create", name, "--allow", "write", "--instance", instance, "--file", file]
+        tokens[name] = subprocess.run(command, capture_output=True, text=True, check=True).stdout.strip()
+    update = "/build.bazel.remote.execution.v2.ActionCache/UpdateActionResult"
+    get = "/build.bazel.remote.execution.v2.ActionCache/GetActionResult"
+    action = digest(b"an action")
+
+    def ask(channel: grpc.Channel, method: str, instance: str, token: str | None) -> grpc.StatusCode:
+        kind = REAPI.UpdateActionResultRequest if method == update else REAPI.GetActionResultRequest
+        request = kind(instance_name=instance, action_digest=action)
+        if method == update:
+            request.action_result.exit_code = 0
+            request.action_result.stdout_raw = b"said"
+        metadata = [("authorization", f"Bearer {tokens[token]}")] if token else []
+        try:
+            channel.unary_unary(method)(request.SerializeToString(), metadata=metadata, timeout=30)
+        except grpc.RpcError as exc:
+            return exc.code()
+        return grpc.StatusCode.OK
+
+    code = grpc.StatusCode
+    with ExitStack() as stack:
+        env = environment(tmp_path, port, free_port()) | {"NL_TOKENS": file}
+        server = start(stack, "main_and_pull_requests.json5", tmp_path, env, port)
+        channel = stack.enter_context(grpc.insecure_channel(f"127.0.0.1:{port}"))
+        assert ask(channel, update, "main", "pulls") is code.PERMISSION_DENIED
+        assert ask(channel, update, "main", None) is code.UNAUTHENTICATED
+        assert ask(channel, update, "pr", "pulls") is code.OK
+        assert ask(channel, get, "main", "main") is code.NOT_FOUND, "what pull requests wrote is theirs alone"
+        assert ask(channel, update, "main", "main") is code.OK
+        assert ask(channel, get, "main", None) is ask(channel, get, "main", "pulls") is code.OK
+        assert "keep their action results in the same store" not in server.log_text()
         assert server.stop() == 0
 
 

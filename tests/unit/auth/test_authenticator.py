@@ -1,15 +1,20 @@
 """Everything that says who somebody is, together; and nothing of a token anywhere."""
 
+import base64
+import functools
 import json
 import logging
 import time
 
 import pytest
 import trio
+from hypothesis import given
+from hypothesis import strategies as st
 
 from nl.auth import authenticator as module
 from nl.auth import watched_file
 from nl.auth.authenticator import Authenticator, authenticator_at
+from nl.auth.key_set import parse_keys
 from nl.auth.throttle import BURST
 from nl.auth.tokens import hash_token
 from nl.config.auth import AuthOptions, CertificateGrant, GrantOptions, JwtGrant, JwtOptions
@@ -282,6 +287,40 @@ class TestWebTokens:
         await look_twice(door)
         with pytest.raises(UnauthenticatedError, match="its key is none of ci's"):
             door.authenticate(PEER, None, header)
+
+
+@given(st.one_of(
+    st.binary(max_size=200),
+    st.binary(max_size=200).map(lambda data: b"Bearer " + data),
+    st.binary(max_size=100).map(lambda data: b"Basic " + base64.b64encode(data)),
+    st.lists(st.binary(max_size=60), min_size=3, max_size=3).map(
+        lambda parts: b"Bearer " + b".".join(base64.urlsafe_b64encode(part).rstrip(b"=") for part in parts)
+    ),
+    st.lists(st.recursive(
+        st.none() | st.booleans() | st.floats() | st.text(max_size=5) | st.integers(),
+        lambda inner: st.lists(inner, max_size=3) | st.dictionaries(
+            st.sampled_from(["alg", "kid", "iss", "aud", "exp", "crit", "x"]), inner, max_size=4
+        ),
+    ), min_size=2, max_size=2).map(lambda parts: b"Bearer " + b".".join(
+        base64.urlsafe_b64encode(json.dumps(part).encode()).rstrip(b"=") for part in parts
+    ) + b".c2ln"),
+))  # fmt: skip
+def test_whatever_is_sent_is_unauthenticated_and_nothing_worse(header):
+    pytest.importorskip("jwt", reason="PyJWT is not installed: JSON web tokens are NOT being tested")
+    with pytest.raises((UnauthenticatedError, UnavailableError)):
+        fuzzed().authenticate(PEER, None, header)
+
+
+@functools.cache
+def fuzzed():
+    from tests.support.web_tokens import ISSUER, Key, key_set
+
+    options = JwtOptions(
+        name="ci", issuer=ISSUER, audience=("nl",), jwks_file="unread", grants=(JwtGrant(allow=("all",)),)
+    )
+    door = Authenticator(AuthOptions(jwt=(options,)), path="auth")
+    door._issuers[ISSUER].keys.keys = parse_keys(key_set(Key("k")).encode())
+    return door
 
 
 def test_without_the_library_a_config_with_issuers_is_refused(monkeypatch):
