@@ -43,6 +43,8 @@ class Origin:
         self.target: Target | None = None
         if isinstance(endpoint.target, str):
             self.target = parse_target(endpoint.target)
+        elif endpoint.tls is not None:
+            raise ValueError("a function that opens streams speaks TLS itself; expected no tls, or text as the target")
         else:
             self.connect = endpoint.target
         self.name = str(self.target) if self.target is not None else "the server"

@@ -1,5 +1,7 @@
 """Which connections a channel makes, and when, on a clock that jumps: servers in memory that do as they are told."""
 
+import ssl
+
 import pytest
 import trio
 from grpclib.const import Cardinality, Status
@@ -279,6 +281,14 @@ async def test_statistics_tell_what_happened(autojump_clock, nursery):
         (counts,) = told.addresses.values()
         assert (counts.attempts, counts.failures, counts.connections, counts.calls) == (2, 1, 1, 3)
         assert (told.connections, told.draining, told.waiting, told.retries) == (1, 0, 0, 0)
+
+
+def test_tls_is_never_left_out_in_silence():
+    async def connect():
+        raise AssertionError
+
+    with pytest.raises(ValueError, match="TLS itself"):
+        Channel(connect, tls=ssl.create_default_context())
 
 
 def test_a_channel_to_nowhere_is_refused():
