@@ -138,6 +138,11 @@ class Call(Stream):
             if outbox.queue and not outbox.corked:  # a window update: nobody else would send it
                 outbox.flush()
 
+    def end_receiving(self) -> None:
+        """Nobody will receive any more: what was handed out is done with, and a body no longer refers to the call."""
+        self.acknowledge()
+        self._body = None
+
     def take_message(self) -> bytes | None:
         """The next message if it is here, plain and in one piece; None says to go on with `receive_message`."""
         chunks = self.chunks

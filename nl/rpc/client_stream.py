@@ -154,7 +154,7 @@ class ClientStream:
         if call is None:
             return
         connection = call.connection
-        call.acknowledge()
+        call.end_receiving()
         if call.chunks or call.held:
             call.discard()
         if call.reset_code is None and not (call.recv_closed and call.send_closed) and not connection.lost:

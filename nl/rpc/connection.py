@@ -127,6 +127,7 @@ class Connection(NoRole):
         self.outbox.nursery = self.nursery = None
         self.transport.close()
         self.h2.end()
+        self.reader.end()
         self.inbox.close()
         self.outbox.on_room = _nothing
 

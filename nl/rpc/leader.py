@@ -42,6 +42,9 @@ def step(
             except BaseException as exc:  # noqa: BLE001, ASYNC103  # trio's Cancelled above all: it is the handler's
                 trap = handler.throw(exc)
             else:
-                trap = handler.send(value)
+                try:
+                    trap = handler.send(value)
+                finally:
+                    value = None  # which may be the error that ends this: frame and error would keep each other alive
     except StopIteration:
         return True

@@ -271,6 +271,11 @@ class ServerCall(Call):
         h2.wake_next()
         self.connection.on_call_over(outcome)
 
+    def drop_reply(self) -> None:
+        """Forgets a reply that was held back: the connection ends."""
+        self._reply = None
+        self.pinned = 0
+
     def on_window(self) -> None:
         """Wakes the sending task, or sends the reply that has waited for credit."""
         if self._window_waiter is not None:

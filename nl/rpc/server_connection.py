@@ -43,6 +43,8 @@ _HINT = " (pages and metrics are served over HTTP/1.1)"
 _CONTENT_TYPES = frozenset((b"application/grpc", b"application/grpc+proto"))
 _CONTENT_TYPE_PREFIXES = (b"application/grpc;", b"application/grpc+proto;")
 _DRAIN_PING = b"nl-drain"
+CALL_COST = 2048
+"""Bytes that a call takes besides what it holds of messages (measured: 1.7 KiB)."""
 
 
 class ServerConnection(Connection):
@@ -124,7 +126,7 @@ class ServerConnection(Connection):
             own.close(own.cancel_reason or _DEADLINE)
             self.outbox.flush_soon()
         own.scope = None
-        own.acknowledge()
+        own.end_receiving()
         self.after_call()
 
     def _leave(self) -> None:
@@ -196,7 +198,7 @@ class ServerConnection(Connection):
             if rest is not None:
                 raise rest from None
         finally:
-            call.acknowledge()
+            call.end_receiving()
             if call.scope is None and not self.h2.streams:
                 self.after_call()
 
@@ -341,14 +343,18 @@ class ServerConnection(Connection):
 
     def held_bytes(self) -> int:
         """See `Connection.held_bytes`; also messages that are here in part, and replies that wait to be sent."""
-        pinned = sum(stream.pinned for stream in self.h2.streams.values() if isinstance(stream, ServerCall))
-        return super().held_bytes() + pinned
+        streams = self.h2.streams.values()
+        pinned = sum(stream.pinned for stream in streams if isinstance(stream, ServerCall))
+        return super().held_bytes() + pinned + CALL_COST * len(streams)
 
     def give_up(self, reason: str) -> None:
         """Ends the connection because it costs too much; the client is told so."""
         if self._fault is None:
             log.warning("%s: %s", self.transport.peer, reason)
         self._fault = ConnectionFault(ErrorCode.ENHANCE_YOUR_CALM, reason)
+        for call in list(self._held_back):  # the memory is needed now, not when the goodbye has been said
+            self.forget_held_back(call)
+            call.drop_reply()
         self._leave()
 
     def cancel_calls(self, outcome: Outcome = _SHUTDOWN) -> None:

@@ -21,6 +21,7 @@ from nl.errors import ConfigError
 from nl.server.composition import Composition, Endpoint, compose
 from nl.server.descriptors import allow_open_files, connection_slots
 from nl.server.listeners import Bound, bind
+from nl.server.memory import MemoryReturner
 from nl.server.signals import StopSignals
 from nl.storage.builder import BuiltStore
 from nl.worker.agent import Worker
@@ -82,6 +83,7 @@ async def _start_store(built: BuiltStore, nursery: trio.Nursery) -> None:
 async def _serve(site: Composition, *, signals: StopSignals, on_ready: OnReady | None) -> None:
     """Listeners, and workers inside of them. Returns when a signal has stopped both."""
     async with trio.open_nursery() as background, trio.open_nursery() as serving:
+        await background.start(MemoryReturner().run)
         for index, endpoint in enumerate(site.endpoints):
             site.doors.warn(index, endpoint.addresses)
             for part in endpoint.mounted.runnables:

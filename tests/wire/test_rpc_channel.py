@@ -162,6 +162,7 @@ async def test_details_are_raised_with_the_status(pair):
 
 
 async def test_a_deadline_ends_the_call_on_both_sides(pair, service):
+    await unary(pair, "Echo", b"connect")  # which may take longer than the deadline
     with pytest.raises(GRPCError) as caught:
         await unary(pair, "Hang", timeout=0.2)
     assert caught.value.status is Status.DEADLINE_EXCEEDED

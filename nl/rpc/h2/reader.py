@@ -45,6 +45,10 @@ class FrameReader:
         self.paused = False
         """The last `receive` has left frames that are here: it wants to be called again, after others."""
 
+    def end(self) -> None:
+        """The connection is over: no stream is referred to any more."""
+        self._stream = None
+
     def receive(self, view: memoryview, *, start: int, end: int, owner: Owner | None = None) -> int:
         """Takes view[start:end]; where parsing stopped: the caller presents the rest again, with more behind it."""
         pos = start
@@ -62,6 +66,7 @@ class FrameReader:
                 pos = self._payload(view, pos, end, owner)
                 if pos == end:
                     return pos
+                continue
             if end - pos < fr.HEADER_SIZE:
                 return pos
             high, low, kind, flags, sid = unpack(view, pos)

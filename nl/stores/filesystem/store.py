@@ -337,11 +337,14 @@ class FilesystemStore(Store):
     async def _receive(self, reader: Reader, file: TempFile) -> None:
         gatherer = Gatherer(file, pace=self._pace, threads=self._write_threads)
         limit = self._options.eviction_policy.max_bytes
-        while parts := await reader.receive_parts(gatherer.wants):
-            await gatherer.add(parts)
-            if limit and file.size > limit:
-                self._committer.refuse_too_large("an upload of unknown size", file.size)
-        await gatherer.flush()
+        try:
+            while parts := await reader.receive_parts(gatherer.wants):
+                await gatherer.add(parts)
+                if limit and file.size > limit:
+                    self._committer.refuse_too_large("an upload of unknown size", file.size)
+            await gatherer.flush()
+        finally:
+            gatherer.forget()
         if self._options.evict_page_cache and file.size > SMALL:
             await trio.to_thread.run_sync(file.flush_and_drop, limiter=self._write_threads)
 

@@ -22,8 +22,9 @@ from nl.stores.filesystem.reserving import reserve
 PIECE = 1024 * 1024
 """Bytes that are gathered before a thread writes them: a hop costs 80 us, writing them 200. Written on the spot, so
 much of one file goes to the cache before others have their turn."""
-_LEAST = 64 * 1024
-"""Bytes that are worth a write of their own on the spot: fewer are gathered, which copies them."""
+_LEAST = 32 * 1024
+"""Bytes that are worth a write of their own on the spot. Fewer are gathered, which copies them, and only up to this
+many: an upload whose client has stopped sending keeps what is gathered."""
 _AHEAD = 8 * 1024 * 1024
 """Reserved in one go. More of it at a time saves nothing, and an upload that stops early would hold it meanwhile."""
 _SLOW_S = 0.005
@@ -31,6 +32,8 @@ _SLOW_S = 0.005
 must find first 500."""
 _FAST_IN_A_ROW = 32
 """Writes in threads, none of which waited, after which one on the spot is tried again."""
+_MAX_GATHERED = 32 * 1024 * 1024
+"""Bytes gathered by all uploads of a store from which on each writes little at a time: stalled ones keep theirs."""
 _MAX_PARTS = 512
 """Below IOV_MAX (1024)."""
 _MODE = 0o444
@@ -112,11 +115,18 @@ class DiskPace:
     too, and some that did not wait turn back.
     """
 
-    __slots__ = ("_fast_in_a_row", "is_fast")
+    __slots__ = ("_fast_in_a_row", "gathered", "is_fast")
 
     def __init__(self) -> None:
         self.is_fast = True
+        self.gathered = 0
+        """Bytes that all uploads together have gathered."""
         self._fast_in_a_row = 0
+
+    @property
+    def enough(self) -> int:
+        """Bytes that one upload gathers before it writes: a PIECE for a thread, unless all together keep too much."""
+        return _LEAST if self.is_fast or self.gathered > _MAX_GATHERED else PIECE
 
     def note(self, seconds: float) -> None:
         """A write took so long."""
@@ -152,23 +162,28 @@ class Gatherer:
     async def add(self, parts: Sequence[Buffer]) -> None:
         """Takes the next parts; writes when there is enough."""
         count = sum(map(len, parts))
-        fast = self._pace.is_fast
-        if not self._gathered and count >= (_LEAST if fast else PIECE // 2):
+        if not self._gathered and count >= min(self._pace.enough, PIECE // 2):
             await self._write(parts, count)
             return
         self._parts.extend(part if _is_lasting(part) else bytes(part) for part in parts)
         self._gathered += count
-        if self._gathered >= (CHUNK if fast else PIECE) or len(self._parts) >= _MAX_PARTS:
+        self._pace.gathered += count
+        if self._gathered >= self._pace.enough or len(self._parts) >= _MAX_PARTS:
             await self.flush()
 
     async def flush(self) -> None:
         """Writes what is gathered: in a thread if it is much."""
         parts, gathered = self._parts, self._gathered
-        self._parts, self._gathered = [], 0
+        self.forget()
         if gathered > SMALL:
             await self._write(parts, gathered)
         elif gathered:
             self._file.append(parts)
+
+    def forget(self) -> None:
+        """Drops what is gathered: it is written, or will never be."""
+        self._pace.gathered -= self._gathered
+        self._parts, self._gathered = [], 0
 
     async def _write(self, parts: Sequence[Buffer], count: int) -> None:
         if not self._pace.is_fast:

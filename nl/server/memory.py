@@ -1,0 +1,55 @@
+"""Memory that is free again goes back to the kernel, so that a server is as small after a storm as it was before.
+
+The C library keeps what was freed in the middle of its heap; `malloc_trim` gives the pages of it back. Where there is
+no such function (musl) there is no such heap.
+"""
+
+from __future__ import annotations
+
+import ctypes
+from pathlib import Path
+
+import trio
+
+_EVERY_S = 5.0
+_WORTH_BYTES = 8 << 20
+"""Growth since the last time from which on it is worth a look: the look takes milliseconds."""
+_STATM = Path("/proc/self/statm")
+
+
+class MemoryReturner:
+    """Background work of a server: returns memory after it has grown, once it no longer grows."""
+
+    def __init__(self) -> None:
+        trim = getattr(ctypes.CDLL(None), "malloc_trim", None)
+        self._trim = trim
+        self._kept = 0
+        """Resident bytes after the last time."""
+        self._before = 0
+        """Resident bytes a look ago."""
+
+    async def run(self, *, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> None:
+        """Until cancelled."""
+        task_status.started()
+        if self._trim is None:
+            return
+        self._kept = self._before = resident_bytes()
+        while True:
+            await trio.sleep(_EVERY_S)
+            self.look()
+
+    def look(self) -> bool:
+        """Returns memory if it is time; whether it did."""
+        now, before = resident_bytes(), self._before
+        self._before = now
+        self._kept = min(self._kept, now)
+        if self._trim is None or now - self._kept < _WORTH_BYTES or now > before + _WORTH_BYTES:
+            return False
+        self._trim(0)
+        self._kept = self._before = resident_bytes()
+        return True
+
+
+def resident_bytes() -> int:
+    """What this process has in memory now, shared pages too."""
+    return int(_STATM.read_text().split()[1]) * 4096

@@ -1,0 +1,46 @@
+"""gzip of messages: the same bytes on either way, and the loop goes on meanwhile."""
+
+import os
+
+import pytest
+import trio
+
+from nl.errors import ExhaustedError, InvalidRequestError
+from nl.rpc import messages
+from nl.rpc.packing import INLINE_UP_TO, pack, unpack
+
+
+@pytest.mark.parametrize("size", [0, 100, INLINE_UP_TO, INLINE_UP_TO + 1, 3_000_000])
+async def test_what_is_packed_is_unpacked(size):
+    data = os.urandom(size // 2) + bytes(size - size // 2)
+    packed = await pack([data[:10], memoryview(data)[10:]], length=size)
+    assert packed == messages.compress([data])
+    assert await unpack(packed, max_bytes=size) == data
+
+
+async def test_a_bomb_and_nonsense_are_refused_also_in_a_thread():
+    packed = await pack([bytes(50_000_000)], length=50_000_000)
+    with pytest.raises(ExhaustedError):
+        await unpack(packed, max_bytes=1_000_000)
+    with pytest.raises(InvalidRequestError):
+        await unpack(os.urandom(20_000), max_bytes=1_000_000)
+
+
+async def test_the_loop_goes_on_while_a_large_message_is_packed(nursery):
+    ticks = 0
+
+    async def tick():
+        nonlocal ticks
+        while True:
+            await trio.sleep(0)
+            ticks += 1
+
+    nursery.start_soon(tick)
+    data = os.urandom(4_000_000)
+    before = ticks
+    packed = await pack([data], length=len(data))
+    between = ticks
+    await unpack(packed, max_bytes=len(data))
+    assert between - before > 10
+    assert ticks - between > 10
+    nursery.cancel_scope.cancel()
