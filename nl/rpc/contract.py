@@ -84,6 +84,10 @@ class ServerStream(Protocol, Generic[Req, Rep]):
     async def send_parts(self, parts: Sequence[Buffer]) -> None:
         """Sends one message that is already encoded, without copying. Same promise as `send_message`."""
 
+    @property
+    def send_credit(self) -> int:
+        """How many bytes the peer's flow-control windows allow now; 0 or less for none."""
+
     async def wait_send_credit(self) -> int:
         """Waits until the peer's flow-control windows allow some bytes; how many. So that whoever reads from disk for
         a slow client reads no more than can leave.

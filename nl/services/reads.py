@@ -76,6 +76,9 @@ class ReadSender:
                     offset += size
                     if offset >= end:
                         return offset
+                    room = stream.send_credit
+                    if room > 0:
+                        continue
                     with trio.CancelScope(deadline=trio.current_time() + PATIENCE_S) as patience:
                         room = await stream.wait_send_credit()
                     if patience.cancelled_caught:

@@ -51,6 +51,10 @@ class Client:
         self._changed.set()
         self._changed = trio.Event()
 
+    @property
+    def send_credit(self):
+        return self.credit
+
     async def wait_send_credit(self):
         while not self.credit:
             await self._changed.wait()
