@@ -130,7 +130,8 @@ class Server:
             "http1_connections": len(self._others),
             "accepted": self._accepted,
             "streams": sum(len(each.h2.streams) for each in self._connections),
-            "held_bytes": sum(each.held_bytes() for each in self._connections),
+            "held_bytes": sum(each.held_bytes() for each in self._connections)
+            + sum(each.held for each in self._others),
         }
 
     async def _sweep(self) -> None:
