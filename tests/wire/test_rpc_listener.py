@@ -6,7 +6,7 @@ import trio
 from nl.rpc import frames as fr
 from nl.rpc import server as rpc_server
 from nl.rpc.options import ServerOptions
-from nl.web.server import HttpServer, Response, Route
+from nl.web.server import HttpLimits, HttpServer, Response, Route
 from tests.wire.raw_h2 import RawClient, headers, message
 from tests.wire.rpc_hosting import serving
 from tests.wire.rpc_service import RawService
@@ -85,6 +85,23 @@ async def test_a_preface_that_went_wrong_is_not_answered_in_http_1(broken):
     async with serving(RawService(), http1=http1) as (_, port):
         assert await answer_to(port, b"GET / HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n")
         assert await answer_to(port, broken) == b""
+
+
+async def test_the_answer_to_an_upload_that_is_not_wanted_arrives_before_the_connection_ends():
+    """TCP would take it back, with a reset, if the server closed while bytes of the client are unread."""
+    async def wants_none(request):
+        return Response(status=403, body=b"not here")
+
+    http1 = HttpServer({"/": Route(wants_none, frozenset({"PUT"}))}, limits=HttpLimits(max_body=1000)).serve
+    async with serving(RawService(), http1=http1) as (_, port):
+        for _ in range(5):
+            head = f"PUT / HTTP/1.1\r\nHost: x\r\nContent-Length: {1 << 20}\r\n\r\n".encode()
+            stream = await raw(port, head + bytes(300_000))
+            await trio.sleep(0.05)
+            with trio.fail_after(10):
+                await stream.send_eof()
+                assert b"".join([chunk async for chunk in stream]).endswith(b"not here")
+            await stream.aclose()
 
 
 async def test_what_http_1_clients_do_not_read_counts_and_ends_the_largest_of_them():

@@ -92,6 +92,22 @@ async def test_the_mode_of_a_unix_socket_is_what_the_config_says_whatever_the_um
     one.close()
 
 
+async def test_nobody_else_can_connect_before_the_mode_is_set(tmp_path, monkeypatch):
+    first, real, before = [], os.chmod, os.umask(0)
+
+    def chmod(path, mode):
+        first.append(stat.S_IMODE(os.stat(path).st_mode))
+        real(path, mode)
+
+    monkeypatch.setattr(sockets.os, "chmod", chmod)
+    try:
+        one = await bound(f"unix:{tmp_path}/nl.sock", unix_socket_mode="0666")
+    finally:
+        os.umask(before)
+    assert first == [0o600]
+    one.close()
+
+
 async def test_a_socket_that_a_killed_process_has_left_is_replaced(tmp_path):
     path = tmp_path / "nl.sock"
     with socket.socket(socket.AF_UNIX) as dead:
