@@ -82,7 +82,7 @@ async def test_every_service_serves_any_name_as_the_nameless_one_where_the_confi
 
 
 async def test_the_default_server_knows_moon(tmp_path):
-    config = load_text(default_config(listen="127.0.0.1", port=0, data_dir=tmp_path, max_bytes=1 << 30))
+    config = load_text(default_config(listen=["127.0.0.1"], port=0, data_dir=tmp_path, max_bytes=1 << 30))
     assert [server.any_instance_name for server in config.servers] == [True, False]
 
 
