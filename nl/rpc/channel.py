@@ -65,7 +65,7 @@ class Channel:
             nursery.start_soon(self._sweep, pool)
             try:
                 yield
-            except BaseException as exc:  # noqa: BLE001  # raised below: it is not the nursery's, so no group around it
+            except BaseException as exc:  # noqa: ASYNC103, BLE001  # raised below, and with no group around it
                 failure = exc
             self._pool = None
             pool.close()
@@ -84,7 +84,7 @@ class Channel:
         self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
     ) -> None:
         assert self._life is not None
-        await self._life.__aexit__(kind, error, traceback)
+        await self._life.__aexit__(kind, error, traceback)  # noqa: ASYNC102  # the nursery has been cancelled: short
 
     async def run(self, *, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> None:
         """The channel's life as a task: usable once started, until cancelled."""

@@ -63,10 +63,11 @@ async def _secured(transport: TlsTransport) -> None:
         await transport.handshake()
         if transport.alpn not in {"h2", None}:  # None: a context without ALPN, or a server that knows none
             raise CannotConnect(f"the server speaks {transport.alpn}, not h2")
-    except BaseException as exc:
+    except TransportLost as exc:
         transport.close()
-        if isinstance(exc, TransportLost):
-            raise CannotConnect(_reason(exc.__cause__ or exc)) from exc
+        raise CannotConnect(_reason(exc.__cause__ or exc)) from exc
+    except BaseException:
+        transport.close()
         raise
 
 
