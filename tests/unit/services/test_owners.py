@@ -136,7 +136,8 @@ async def test_a_worker_whose_token_was_revoked_is_sent_away_at_its_next_word():
                 await trio.testing.wait_all_tasks_blocked()
                 worker.is_revoked = True
                 await stream.send(alive)
-                await trio.sleep_forever()
+                with trio.fail_after(20):
+                    await trio.sleep_forever()
         assert caught.group_contains(UnauthenticatedError, match="the token 'w' was revoked")
 
 
