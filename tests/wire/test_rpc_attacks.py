@@ -286,7 +286,7 @@ async def test_a_peer_that_asks_and_never_reads_is_cut_off(service):
                     sid = 1
                     try:
                         while True:
-                            bad = [(b"grpc-timeout", b"x")]
+                            bad = [(b"grpc-timeout", b"x" * 3000)]  # the answer repeats it
                             sent = [headers(each, end=True, extra=bad) for each in range(sid, sid + 400, 2)]
                             await client.stream.send_all(b"".join(sent))
                             sid += 400

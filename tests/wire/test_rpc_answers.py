@@ -1,0 +1,126 @@
+"""Answers that cannot leave yet, and what an answered call is worth. Seen from the wire."""
+
+import pytest
+import trio
+from trio.testing import wait_all_tasks_blocked
+
+from nl.rpc import frames as fr
+from nl.rpc.frames import ErrorCode, Setting
+from nl.rpc.h2.limits import Limits
+from nl.rpc.options import ServerOptions
+from tests.wire.raw_h2 import RawClient, headers, message
+from tests.wire.rpc_hosting import serving
+from tests.wire.rpc_service import RawService
+
+SHUT = {Setting.INITIAL_WINDOW_SIZE: 0}
+
+
+@pytest.fixture
+async def service():
+    yield RawService()
+    RawClient.close_all()
+
+
+async def test_answered_calls_pay_resets_back(service):
+    """Four times as many resets as there may be, each beside a call that was answered."""
+    options = ServerOptions(limits=Limits(reset_burst=10, reset_per_s=0))
+    async with serving(service, options=options) as (_, port):
+        client = await RawClient.connect(port)
+        for sid in range(1, 161, 4):
+            await client.send(headers(sid, "Hang"), message(sid), fr.rst_stream(sid, ErrorCode.CANCEL))
+            await client.send(headers(sid + 2), message(sid + 2, b"x"))
+            await client.until(fr.DATA, sid=sid + 2)
+
+
+async def test_without_answers_resets_end_the_connection(service):
+    options = ServerOptions(limits=Limits(reset_burst=10, reset_per_s=0))
+    async with serving(service, options=options) as (_, port):
+        client = await RawClient.connect(port)
+        for sid in range(1, 31, 2):
+            await client.send(headers(sid, "Hang"), message(sid), fr.rst_stream(sid, ErrorCode.CANCEL))
+        assert await client.goaway_code() is ErrorCode.ENHANCE_YOUR_CALM
+
+
+async def test_a_reply_that_waits_for_credit_leaves_when_there_is_some(service):
+    async with serving(service) as (_, port):
+        client = await RawClient.connect(port, settings=SHUT)
+        await client.send(*[headers(sid) + message(sid, b"hello") for sid in (1, 3, 5)])
+        await client.settled()
+        for sid in (5, 1, 3):
+            await client.send(fr.window_update(sid, 10))
+            assert await client.until(fr.DATA, sid=sid) == fr.PREFIX.pack(0, 5) + b"hello"
+
+
+async def test_replies_that_wait_for_the_connections_credit_leave_as_it_comes(service):
+    """Each WINDOW_UPDATE has room for three of them, and none is forgotten."""
+    async with serving(service) as (_, port):
+        client = await RawClient.connect(port)
+        await client.send(headers(1, "Big"), message(1, b"65530"))
+        await client.until(fr.HEADERS, sid=1)
+        sids = range(3, 23, 2)
+        await client.send(*[headers(sid) + message(sid, b"x" * 95) for sid in sids])
+        await client.settled()
+        got = {sid for kind, _, sid, payload in client.seen if kind == fr.DATA and payload and sid > 1}
+        assert not got
+        for _ in range(4):
+            await client.send(fr.window_update(0, 300))
+            await client.settled()
+        got = {sid: payload for kind, _, sid, payload in client.seen if kind == fr.DATA and sid > 1}
+        assert got == dict.fromkeys(sids, fr.PREFIX.pack(0, 95) + b"x" * 95)
+
+
+async def test_a_reply_that_nobody_has_credit_for_ends_with_its_deadline(service):
+    async with serving(service) as (_, port):
+        client = await RawClient.connect(port, settings=SHUT)
+        await client.send(headers(1, extra=[(b"grpc-timeout", b"300m")]), message(1, b"hello"))
+        assert b"grpc-status\x014" in await client.until(fr.HEADERS, sid=1)
+
+
+async def test_a_reply_that_nobody_has_credit_for_ends_with_the_servers_grace(service):
+    async with serving(service) as (server, port):
+        client = await RawClient.connect(port, settings=SHUT)
+        await client.send(headers(1), message(1, b"hello"))
+        await client.settled()
+        with trio.fail_after(10):
+            async with trio.open_nursery() as nursery:
+                nursery.start_soon(server.shutdown, 0.1)
+                assert b"grpc-status\x0214" in await client.until(fr.HEADERS, sid=1)
+
+
+async def test_a_call_that_is_reset_while_its_reply_waits_leaves_nothing_behind(service):
+    async with serving(service) as (server, port):
+        client = await RawClient.connect(port, settings=SHUT)
+        for sid in range(1, 41, 2):
+            await client.send(headers(sid), message(sid, b"hello"))
+            await client.settled()
+            await client.send(fr.rst_stream(sid, ErrorCode.CANCEL))
+        await client.settled()
+        [connection] = server._connections
+        assert not connection._held_back
+        assert not connection._need_room
+        await client.send(headers(41), message(41, b"hello"), fr.window_update(41, 100))
+        assert (await client.until(fr.DATA, sid=41)).endswith(b"hello")
+
+
+async def test_a_lame_duck_takes_what_was_sent_before_it_was_heard(service):
+    """Its PING says when that is. An answer to another PING says nothing."""
+    async with serving(service) as (server, port):
+        client = await RawClient.connect(port)
+        await client.send(headers(1, "Hang"), message(1))
+        await client.settled()
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(server.shutdown, 5)
+            first = await client.until(fr.GOAWAY)
+            assert fr.U32.unpack_from(first)[0] == fr.MAX_STREAM_ID
+            asked = await client.until(fr.PING)
+            await client.send(fr.ping(b"whatever", ack=True), headers(3), message(3, b"late"))
+            assert (await client.until(fr.DATA, sid=3)).endswith(b"late")
+            await client.send(fr.ping(asked, ack=True))
+            last = await client.until(fr.GOAWAY)
+            assert fr.U32.unpack_from(last)[0] == 3
+            await client.send(headers(5), message(5, b"too late"))
+            await client.settled()
+            assert 5 not in {sid for _, _, sid, _ in client.seen}
+            await wait_all_tasks_blocked()
+            service.release.set()
+            await client.closed()
