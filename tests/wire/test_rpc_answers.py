@@ -124,3 +124,28 @@ async def test_a_lame_duck_takes_what_was_sent_before_it_was_heard(service):
             await wait_all_tasks_blocked()
             service.release.set()
             await client.closed()
+
+
+@pytest.mark.parametrize(("accepts", "packed"), [
+    (b"gzip", True), (b"identity,deflate,gzip", True), (b"identity, gzip", True), (b"identity", False),
+    (b"gzipped", False), (None, False),
+])  # fmt: skip
+async def test_large_replies_are_packed_for_those_who_accept_it(service, accepts, packed):
+    extra = [] if accepts is None else [(b"grpc-accept-encoding", accepts)]
+    async with serving(service, options=ServerOptions(send_compression="gzip", compress_from=1024)) as (_, port):
+        client = await RawClient.connect(port)
+        for sid, size in ((1, b"1023"), (3, b"1024")):
+            await client.send(headers(sid, "Big", extra=extra), message(sid, size))
+            flag, length = fr.PREFIX.unpack_from(await client.until(fr.DATA, sid=sid))
+            assert (flag, length < int(size)) == ((1, True) if packed and size == b"1024" else (0, False))
+
+
+async def test_a_peer_that_says_anything_lives_also_without_an_answer_to_ping(service):
+    options = ServerOptions(keepalive_interval=0.1, keepalive_timeout=0.1)
+    async with serving(service, options=options) as (_, port):
+        client = await RawClient.connect(port)
+        for _ in range(3):
+            await client.until(fr.PING)
+            await client.send(fr.window_update(0, 1000))
+        await client.send(headers(1), message(1, b"alive"))
+        assert (await client.until(fr.DATA, sid=1)).endswith(b"alive")
