@@ -9,7 +9,7 @@ from nl.rpc import frames as fr
 from nl.rpc.arena import ARENA_SIZE
 from nl.rpc.frames import ErrorCode, Setting
 from nl.rpc.options import ServerOptions
-from nl.rpc.server_connection import CALL_COST
+from nl.rpc.server_connection import CALL_COST, TASK_COST
 from tests.wire.raw_h2 import RawClient, headers, message
 from tests.wire.rpc_hosting import serving
 from tests.wire.rpc_service import RawService
@@ -76,7 +76,7 @@ async def test_what_is_held_is_what_is_there_and_nothing_in_the_end(service):
         await wait_all_tasks_blocked()
         [connection] = server._connections
         buffers = connection.inbox.kept_bytes()  # of which parts are held
-        assert connection.held_bytes() == 100_000 + 50_000 + 300_005 + buffers + 3 * CALL_COST
+        assert connection.held_bytes() == 100_000 + 50_000 + 300_005 + buffers + 3 * (CALL_COST + TASK_COST)
         assert buffers <= 2 * ARENA_SIZE
         for sid in (1, 3, 5):
             await client.send(fr.rst_stream(sid, ErrorCode.CANCEL))
