@@ -1,7 +1,7 @@
 """`./dev bench hostile`: one hostile client of each kind at full speed; what another client and the server see of it.
 
-The bystander makes unary calls, one at a time, a fiftieth of them over a new connection. Its p99 beside "nobody" is
-what the hostile client costs it. RSS in MiB: before, at most, and a second after the hostile client has gone.
+The bystander makes unary calls, one at a time; a fiftieth of them has to connect, and is counted apart. Its p99 beside
+"nobody" is what the hostile client costs it. RSS in MiB: before, at most, and a second after the hostile one has gone.
 """
 
 from __future__ import annotations
@@ -21,7 +21,8 @@ from tests.support.processes import ROOT, all_in_one
 def show(outcome: Outcome) -> None:
     errors = f"  {outcome.errors[0]}" if outcome.errors else ""
     print(
-        f"  {outcome.kind:23} p50 {outcome.p50_ms:7.2f}  p99 {outcome.p99_ms:8.2f}  worst {outcome.worst_ms:8.1f} ms"
+        f"  {outcome.kind:23} p50 {outcome.p50_ms:7.2f}  p99 {outcome.p99_ms:8.2f}  worst {outcome.worst_ms:7.1f}"
+        f"  connecting {outcome.connecting_ms:6.0f} ms"
         f"  RSS {outcome.rss_before:4.0f} {outcome.rss_peak:5.0f} {outcome.rss_after:5.0f} MiB"
         f"  descriptors {outcome.descriptors_peak:5}  connections {outcome.connections:6}  cpu {outcome.cpu_s:5.1f} s"
         f"{errors}",

@@ -49,6 +49,7 @@ def test_a_hostile_client_harms_nobody_else(kind: str, server: Server) -> None:
     print(found)
     assert found.errors == ()
     assert found.p99_ms < CALLS_S * 1e3, found
+    assert found.connecting_ms < 5 * CALLS_S * 1e3, found
     assert found.rss_peak - found.rss_before < GROWTH.get(kind, SOME), found
     assert found.rss_after - found.rss_before < KEPT.get(kind, LITTLE), found
     assert "Traceback" not in server.log_text()
