@@ -316,19 +316,13 @@ class Call(Stream):
         need = length + messages.PREFIX_SIZE
         prefix = fr.PREFIX.pack(compressed, length)
         h2.prepaid_frames += CONTROL_FRAMES_PER_MESSAGE
-        if need <= JOINED_UP_TO:
-            if outbox.size >= HIGH_WATER:
-                self.pinned = need
-                await outbox.wait_room()
-                self.pinned = 0
-                self.raise_if_unsendable()
-            if need <= self.send_credit and need <= h2.peer_max_frame:
-                self.charge(need)
-                header = fr.header(need, fr.DATA, fr.END_STREAM if end_stream else 0, self.sid)
-                outbox.add(b"".join((self.head(), header, prefix, *parts)))
-                self._sent(end_stream=end_stream)
-                outbox.flush_soon()
-                return
+        if need <= JOINED_UP_TO and outbox.size < HIGH_WATER and need <= min(self.send_credit, h2.peer_max_frame):
+            self.charge(need)
+            header = fr.header(need, fr.DATA, fr.END_STREAM if end_stream else 0, self.sid)
+            outbox.add(b"".join((self.head(), header, prefix, *parts)))
+            self._sent(end_stream=end_stream)
+            outbox.flush_soon()
+            return
         await self.send_prefixed([prefix, *parts], end_stream=end_stream)
 
     async def send_prefixed(self, parts: Sequence[Buffer], *, end_stream: bool = False) -> None:
@@ -342,7 +336,11 @@ class Call(Stream):
         while cutter.left:
             self.pinned = cutter.left
             await self.wait_send_credit()
-            await outbox.acquire()
+            try:
+                await outbox.acquire()
+            except BaseException:
+                h2.wake_next()
+                raise
             # The socket is ours: only now is looked at what may be sent, which SETTINGS and resets have changed.
             size = 0 if self.reset_code is not None or self.send_closed else min(self.send_credit, piece, cutter.left)
             if size <= 0:

@@ -5,6 +5,8 @@ Rules for this file:
 * Small things are queued (`add`) and leave together: at the end of a pass of the reader (`corked`), or by a task.
 * Large payloads go from the caller's buffers into the kernel while the caller waits (`write`): a peer that does not
   read holds one caller's buffers, and the queue stays below HIGH_WATER plus what the peer's own requests cause.
+* Callers of `write` take turns in the order in which they asked: the turn is handed to the next one, never put down for
+  whoever is first, which would always be the one that has just had it.
 * A cancelled writer never leaves half a frame on the wire: the rest of that frame is copied to the queue.
 * What a payload costs in credit is charged by a caller who has the socket (`acquire`): between the charge and the first
   byte nothing else, no acknowledgement of smaller windows above all, can go out (RFC 9113, section 6.9.2).
@@ -40,8 +42,8 @@ class Outbox:
     """The sending side of one connection. `on_room` is called when the queue falls below HIGH_WATER again."""
 
     __slots__ = (
-        "_idle", "_room", "_task_scope", "_turns", "_writer", "corked", "nursery", "on_room", "progress", "queue",
-        "size", "socket", "transport",
+        "_idle", "_queueing", "_room", "_task_scope", "_turns", "_writer", "corked", "nursery", "on_room", "progress",
+        "queue", "size", "socket", "transport",
     )  # fmt: skip
 
     def __init__(self, transport: Transport, *, on_room: Callable[[], None]) -> None:
@@ -60,6 +62,8 @@ class Outbox:
         self._writer: trio.lowlevel.Task | None = None
         self._task_scope: trio.CancelScope | None = None
         self._idle = False
+        self._queueing = False
+        """Where payloads are queued (TLS): whether somebody has the turn to do that."""
         self._room = trio.lowlevel.ParkingLot()
         self._turns = trio.lowlevel.ParkingLot()
 
@@ -165,6 +169,10 @@ class Outbox:
                     data = data[count:]
                     self.size -= count
                     self.progress = trio.current_time()
+                    if self.size < HIGH_WATER:
+                        self._make_room()
+                if self.transport.inline and self._turns:  # the next one takes along what is queued
+                    break
         finally:
             if data:  # cancelled: what follows must still begin where this stopped
                 self.queue.insert(0, data)
@@ -172,9 +180,9 @@ class Outbox:
 
     async def drain(self) -> None:
         """Sends everything that is queued; for the connection's last words, when it has no writer task any more."""
-        while self.socket is Socket.TAKEN:
+        if self.socket is Socket.TAKEN:
             await self._turns.park()
-        if self.socket is Socket.FREE:
+        if not self.lost:
             await self._drain()
 
     # -- large payloads ------------------------------------------------------------------------------------------
@@ -187,37 +195,42 @@ class Outbox:
                 await self._room.park()
 
     async def acquire(self) -> None:
-        """Waits until the caller may `write`: nobody else does until it has, or has called `release`.
+        """Waits for the caller's turn to `write`: nobody else does until it has, or has called `release`.
 
-        Where payloads are queued (TLS), until there is room for one. TransportLost if the connection is gone.
+        Where payloads are queued (TLS), until there is room for one, too. TransportLost if the connection is gone.
         """
         if self.transport.inline:
-            while self.socket is Socket.TAKEN:
-                await self._turns.park()
-            if self.socket is Socket.FREE:
+            if self.socket is Socket.TAKEN:
+                await self._turns.park()  # and `_release` has kept it, for this caller
+            elif self.socket is Socket.FREE:
                 self.socket = Socket.TAKEN
-                return
         else:
-            await self.wait_room()
-            if not self.lost:
-                return
-        self._turns.unpark_all()
-        raise TransportLost("connection lost")
+            if self._queueing and not self.lost:
+                await self._turns.park()
+            self._queueing = True
+            try:
+                await self.wait_room()
+            except BaseException:
+                self.release()
+                raise
+        if self.lost:
+            raise TransportLost("connection lost")
 
     def release(self) -> None:
         """Gives back what `acquire` gave, unused."""
         if self.transport.inline:
             self._release()
+        else:
+            self._queueing = bool(self._turns.unpark())
 
     def _release(self) -> None:
-        if self.socket is Socket.TAKEN:
+        handed_on = self.transport.inline and self.socket is Socket.TAKEN and bool(self._turns.unpark())
+        if self.socket is Socket.TAKEN and not handed_on:
             self.socket = Socket.FREE
             if self.queue:
                 self._wake_writer()
         if self.size < HIGH_WATER:
             self._make_room()
-        if self._turns:
-            self._turns.unpark()
 
     async def write(self, frames: DataFrames) -> None:
         """Sends DATA frames, after `acquire`, and gives the socket back.
@@ -228,7 +241,7 @@ class Outbox:
         if not self.transport.inline:
             self.add(b"".join(frames.parts))
             self.flush_soon()
-            await self.wait_room()
+            self.release()
             return
         queued = list(self.queue)
         ahead = sum(map(len, queued)) if queued else 0

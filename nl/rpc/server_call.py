@@ -60,8 +60,8 @@ class ServerCall(Call):
         """How the call has ended: set once, by `close` or by the client's reset."""
         self._fields = fields
         self._metadata: MultiDict[str | bytes] | None = None
-        self._reply: bytes | None = None
-        """A small unary reply, with its prefix, that leaves together with the trailers."""
+        self._reply: bytes | memoryview | None = None
+        """A small unary reply, with its prefix, that leaves together with the trailers: what is not out of it."""
         self._reply_sent = False
         self.accepts_gzip = False
         self.expires: float | None = None
@@ -215,7 +215,8 @@ class ServerCall(Call):
     def close(self, outcome: Outcome, *, metadata: Any = None) -> None:
         """Ends the call, once: a reply that is held back and the trailers leave in one piece, or an error alone.
 
-        Never waits: a reply for which there is no room or no credit stays with the connection, which calls again.
+        Never waits: a reply for which there is no room or too little credit stays with the connection, which calls
+        again. Its beginning leaves all the same, since clients open windows for what has come, not for what may come.
         """
         if self.outcome is not None or self.reset_code is not None:
             return
@@ -227,7 +228,9 @@ class ServerCall(Call):
             return
         size, h2, sid = len(reply), self.h2, self.sid
         if size > self.send_credit or self.connection.outbox.size >= HIGH_WATER:
-            self.pinned = size
+            if self.send_credit > 0 and self.connection.outbox.size < HIGH_WATER:
+                self._send_beginning(reply, self.send_credit)
+            self.pinned = len(self._reply or b"")
             self.connection.hold_back(self, outcome, metadata)
         elif outcome is OK and metadata is None and not self.headers_sent and not self.accepts_gzip:
             # nearly every unary call: headers, message and trailers as one buffer
@@ -242,6 +245,13 @@ class ServerCall(Call):
         else:
             self.charge(size)
             self._finish(b"".join((self.head(), fr.header(size, fr.DATA, 0, sid), reply)), outcome, metadata)
+
+    def _send_beginning(self, reply: bytes | memoryview, count: int) -> None:
+        """Sends the first `count` bytes of a reply and keeps the rest."""
+        self.charge(count)
+        self.h2.emit(b"".join((self.head(), fr.header(count, fr.DATA, 0, self.sid), reply[:count])))
+        self._reply = memoryview(reply)[count:]
+        self.blocked_since = None
 
     def _finish(self, before: bytes, outcome: Outcome, metadata: Any) -> None:
         """Trailers, behind what must go before them."""

@@ -293,9 +293,9 @@ class ServerConnection(Connection):
             call.blocked_since = self.h2.now
         if self.outbox.size >= HIGH_WATER:
             self._need_room[call] = None
-            self.h2.wake_next()
         else:
             self.h2.wait_for_credit(call)
+        self.h2.wake_next()
 
     def send_held_back(self, call: ServerCall) -> None:
         """Tries again to close a call."""

@@ -51,6 +51,35 @@ async def test_a_reply_that_waits_for_credit_leaves_when_there_is_some(service):
             assert await client.until(fr.DATA, sid=sid) == fr.PREFIX.pack(0, 5) + b"hello"
 
 
+async def test_a_reply_leaves_as_far_as_there_is_credit_and_the_rest_follows(service):
+    """A client opens its window for what has come: one that must take all of a reply at once would never get it."""
+    async with serving(service) as (_, port):
+        client = await RawClient.connect(port, settings={Setting.INITIAL_WINDOW_SIZE: 1000})
+        await client.send(headers(1), message(1, b"x" * 4500))
+        received = b""
+        while len(received) < 4505:
+            payload = await client.until(fr.DATA, sid=1)
+            received += payload
+            await client.send(fr.window_update(1, len(payload)))
+        assert received == fr.PREFIX.pack(0, 4500) + b"x" * 4500
+        await client.until(fr.HEADERS, sid=1)
+
+
+async def test_a_reply_that_waits_for_its_stream_leaves_the_connections_credit_to_others(service):
+    async with serving(service) as (_, port):
+        client = await RawClient.connect(port, settings={Setting.INITIAL_WINDOW_SIZE: 10})
+        await client.send(headers(1, "Big"), fr.window_update(1, fr.DEFAULT_WINDOW), message(1, b"65530"))
+        await client.until(fr.HEADERS, sid=1)
+        await client.send(*[headers(sid) + message(sid, b"x" * 95) for sid in (3, 5, 7, 9)])
+        await client.send(fr.window_update(9, 90))
+        await client.settled()
+        assert not {sid for kind, _, sid, _ in client.seen if kind == fr.DATA and sid > 1}
+        await client.send(fr.window_update(0, 3 * 10 + 100))
+        await client.settled()
+        got = {sid: len(payload) for kind, _, sid, payload in client.seen if kind == fr.DATA and sid > 1}
+        assert got == {3: 10, 5: 10, 7: 10, 9: 100}
+
+
 async def test_replies_that_wait_for_the_connections_credit_leave_as_it_comes(service):
     """Each WINDOW_UPDATE has room for three of them, and none is forgotten."""
     async with serving(service) as (_, port):

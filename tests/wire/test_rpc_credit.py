@@ -108,3 +108,19 @@ async def test_whoever_empties_the_queue_wakes_those_who_wait_for_room(nursery):
         with trio.fail_after(5):
             await waited.wait()
         outbox.transport.close()
+
+
+async def test_streams_with_open_windows_share_the_connection(service):
+    """In turns: one large download does not hold up all that come after it."""
+    async with serving(service) as (_, port):
+        client = await RawClient.connect(port, settings=WIDE)
+        sids = range(1, 11, 2)
+        await client.send(fr.window_update(0, fr.MAX_WINDOW - fr.DEFAULT_WINDOW))
+        await client.send(*[headers(sid, "Pour") + message(sid) for sid in sids])
+        got = dict.fromkeys(sids, 0)
+        with trio.fail_after(20):
+            while sum(got.values()) < 40 * MIB:
+                kind, _, sid, payload = await client.frame()
+                if kind == fr.DATA:
+                    got[sid] += len(payload)
+        assert min(got.values()) > 4 * MIB, got

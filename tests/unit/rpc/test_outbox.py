@@ -6,7 +6,8 @@ from trio.testing import wait_all_tasks_blocked
 
 from nl.rpc import frames as fr
 from nl.rpc import messages
-from nl.rpc.outbox import Outbox, Socket, _advance
+from nl.rpc.contract import TransportLost
+from nl.rpc.outbox import HIGH_WATER, Outbox, Socket, _advance
 from nl.rpc.transport import Transport
 
 
@@ -45,6 +46,31 @@ class Narrow(Transport):
     def close(self): ...
 
 
+class Slow:
+    """A transport that takes nothing until it is told to."""
+
+    def __init__(self, *, inline):
+        self.inline = inline
+        self.open = trio.Event()
+        self.sent = []
+
+    def try_send(self, parts):
+        if not self.open.is_set():
+            return 0
+        self.sent += map(bytes, parts)
+        return sum(map(len, parts))
+
+    async def send(self, data):
+        await self.open.wait()
+        return self.try_send((data,))
+
+    async def wait_writable(self):
+        await self.open.wait()
+
+    def close(self):
+        """Nothing is open."""
+
+
 def test_advancing_skips_what_was_sent():
     parts = [b"abc", b"", b"defg", b"h"]
     index = _advance(parts, 0, 5)
@@ -75,3 +101,102 @@ async def test_a_cancelled_writer_leaves_whole_frames_and_the_right_size(room):
     assert transport.taken == ahead + whole[:kept]
     assert frames.unsent == (25 - sum(frames.sizes[: -(-begun // 19)]) if cancelled else 0)
     assert (outbox.size, outbox.queue) == (0, [])
+
+
+def _frames(data):
+    frames = messages.DataFrames()
+    frames.parts, frames.sizes = [data], [len(data)]
+    return frames
+
+
+@pytest.mark.parametrize("inline", [True, False])
+async def test_writers_take_turns(nursery, inline):
+    transport = Slow(inline=inline)
+    outbox = Outbox(transport, on_room=lambda: None)
+    outbox.nursery = nursery
+
+    async def write(name):
+        for _ in range(3):
+            await outbox.acquire()
+            await outbox.write(_frames(name * HIGH_WATER))
+
+    async with trio.open_nursery() as writers:
+        for name in (b"a", b"b", b"c"):
+            writers.start_soon(write, name)
+            await wait_all_tasks_blocked()
+        transport.open.set()
+    await wait_all_tasks_blocked()
+    data = b"".join(transport.sent)
+    order = b"".join(data[at : at + 1] for at in range(0, len(data), HIGH_WATER))
+    assert order == (b"abcabcabc" if inline else b"aabcabcbc")  # into a queue, the first one comes without waiting
+    nursery.cancel_scope.cancel()
+
+
+@pytest.mark.parametrize("inline", [True, False])
+@pytest.mark.parametrize("how", ["cancelled", "released", "lost"])
+async def test_a_turn_is_handed_on_however_it_ends(nursery, inline, how):
+    transport = Slow(inline=inline)
+    outbox = Outbox(transport, on_room=lambda: None)
+    outbox.nursery = nursery
+    await outbox.acquire()
+    done = []
+
+    async def wait(scope):
+        with scope:
+            try:
+                await outbox.acquire()
+            except TransportLost:
+                done.append("lost")
+            else:
+                outbox.release()
+                done.append("had it")
+
+    scopes = [trio.CancelScope() for _ in range(3)]
+    for scope in scopes:
+        nursery.start_soon(wait, scope)
+        await wait_all_tasks_blocked()
+    assert not done
+    if how == "cancelled":
+        scopes[0].cancel()
+    if how == "lost":
+        outbox.lose()
+    else:
+        outbox.release()
+    with trio.fail_after(1):
+        await wait_all_tasks_blocked()
+    assert done == {"cancelled": ["had it"] * 2, "released": ["had it"] * 3, "lost": ["lost"] * 3}[how]
+    with trio.fail_after(1):  # it is free again, or for ever lost
+        if how == "lost":
+            with pytest.raises(TransportLost):
+                await outbox.acquire()
+        else:
+            await outbox.acquire()
+    nursery.cancel_scope.cancel()
+
+
+async def test_who_is_cancelled_while_there_is_no_room_hands_its_turn_on(nursery):
+    transport = Slow(inline=False)
+    outbox = Outbox(transport, on_room=lambda: None)
+    outbox.nursery = nursery
+    outbox.add(bytes(HIGH_WATER))
+    outbox.flush_soon()
+    scope, got = trio.CancelScope(), []
+
+    async def first():
+        with scope:
+            await outbox.acquire()
+
+    async def second():
+        await outbox.acquire()
+        got.append(outbox.size)
+
+    nursery.start_soon(first)
+    await wait_all_tasks_blocked()
+    nursery.start_soon(second)
+    await wait_all_tasks_blocked()
+    scope.cancel()
+    await wait_all_tasks_blocked()
+    transport.open.set()
+    await wait_all_tasks_blocked()
+    assert got == [0]
+    nursery.cancel_scope.cancel()
