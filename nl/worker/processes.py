@@ -230,7 +230,7 @@ class Supervisor:
 
     async def _keep_reaper(self, *, task_status: trio.TaskStatus[trio.CancelScope]) -> None:
         announced = False
-        with trio.CancelScope(shield=True) as scope:
+        with trio.CancelScope() as scope:
             while True:
                 try:
                     process = await self._start_reaper()
@@ -240,10 +240,13 @@ class Supervisor:
                     log.error("%s; trying again", exc.message)
                     await trio.sleep(RESTART_S)
                     continue
-                if not announced:
-                    announced = True
-                    task_status.started(scope)
                 try:
+                    if not announced:
+                        announced = True
+                        task_status.started(scope)
+                        # Nobody may shut out a cancellation of the start: `start` would never return.
+                        await trio.lowlevel.checkpoint_if_cancelled()
+                        scope.shield = True
                     await process.wait()
                     log.error("the reaper ended with %s; starting another", process.returncode)
                 finally:
