@@ -7,14 +7,15 @@ certificates) is `nl.auth`'s business; without that everybody is `EVERYONE`.
 from __future__ import annotations
 
 import enum
-import re
 from collections.abc import Iterable
 from dataclasses import dataclass
 
 from nl.errors import PermissionDeniedError, UnauthenticatedError
 
 _MAX_REMEMBERED = 256
-"""Instance names whose rights an identity remembers; clients may invent names, so there is a bound."""
+_MAX_REMEMBERED_CHARS = 200
+"""Instance names whose rights an identity remembers, and how long they may be: clients may invent names, as long as a
+message."""
 
 
 class Right(enum.Flag):
@@ -42,9 +43,19 @@ ALL_RIGHTS = ~ANY_RIGHT
 
 def matches(pattern: str, text: str) -> bool:
     """Whether `text` is as `pattern` says, in which `*` stands for any characters (`/` and none included)."""
-    if "*" not in pattern:
+    first, *rest = pattern.split("*")
+    if not rest:
         return pattern == text
-    return re.fullmatch(".*".join(map(re.escape, pattern.split("*"))), text, re.DOTALL) is not None
+    *middle, last = rest
+    at, end = len(first), len(text) - len(last)
+    if at > end or not text.startswith(first) or not text.endswith(last):
+        return False
+    for part in middle:  # the leftmost is always right, so nothing is tried twice: texts are as long as peers like
+        at = text.find(part, at, end)
+        if at < 0:
+            return False
+        at += len(part)
+    return True
 
 
 @dataclass(frozen=True, slots=True)
@@ -90,6 +101,8 @@ class Identity:
                 if instance is None or any(matches(pattern, instance) for pattern in grant.instances):
                     rights |= grant.rights
             bits = rights.value
+            if instance is not None and len(instance) > _MAX_REMEMBERED_CHARS:
+                return bits
             if len(self._known) >= _MAX_REMEMBERED:
                 self._known.clear()
             self._known[instance] = bits

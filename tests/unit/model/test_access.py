@@ -64,3 +64,30 @@ def test_names_that_clients_invent_do_not_add_up():
     for number in range(1000):
         assert identity.may(READ, f"n{number}") == str(number).startswith("1")
     assert len(identity._known) <= 256
+
+
+def test_names_as_long_as_a_message_are_not_kept():
+    """256 of them, of 4 MB each, were a gigabyte."""
+    identity = Identity("one", [Grant(("*",), READ)])
+    for number in range(300):
+        assert identity.may(READ, f"{number}" + "x" * 10_000)
+    assert sum(len(name) for name in identity._known) <= 256 * 200
+
+
+def test_what_a_pattern_costs_grows_as_the_name_does():
+    """Tried again at each star, this took longer than anybody lives."""
+    assert not matches("*a*a*a*a*b", "a" * 200_000)
+    assert not matches("pr-*-x-*-y", "pr-" + "-x-" * 200_000)
+    assert matches("*a*a*a*a*b", "a" * 200_000 + "b")
+
+
+@pytest.mark.parametrize(
+    ("pattern", "text", "expected"),
+    [
+        ("a*a", "a", False), ("a*a", "aa", True), ("ab*bc", "abc", False), ("**", "", True), ("*a**a*", "aa", True),
+        ("*a*", "b", False), ("a*b*b", "ab", False), ("a*b*b", "abb", True), ("*ab*ab", "abab", True),
+        ("*ab*ab", "aab", False), ("a**", "a", True),
+    ],
+)  # fmt: skip
+def test_what_a_star_stands_for_does_not_overlap(pattern, text, expected):
+    assert matches(pattern, text) is expected
