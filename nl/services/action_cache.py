@@ -11,6 +11,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import Any
 
 import grpclib.const
 
@@ -63,11 +64,16 @@ class ActionCacheService:
         parse_function(request.digest_function)
         digest = parse_digest(request.action_digest, "action_digest")
         encoded = await _load(instance.store, digest)
-        if instance.cas is not None and (request.inline_stdout or request.inline_stderr or request.inline_output_files):
+        wants_inlined = request.inline_stdout or request.inline_stderr or request.inline_output_files
+        if wants_inlined and instance.cas is not None and self._may_read_blobs(stream, request.instance_name):
             encoded = await _inline(instance.cas, request, encoded=encoded)
         if len(encoded) > REPLY_BYTES:
             encoded = await off_loop_if_large(_without_inlined, encoded)
         await stream.send_parts([encoded])
+
+    def _may_read_blobs(self, stream: ServerStream[Any, Any], instance: str) -> bool:
+        """Whether contents may be inlined: a result can be stored that names any blob."""
+        return stream.identity.may(Right.READ_CAS, self._instances.resolve(instance))
 
     async def update_action_result(
         self, stream: ServerStream[EncodedUpdate, reapi.ActionResult]

@@ -245,6 +245,32 @@ def test_capabilities_say_what_one_may_have_done(table, server):
     assert capabilities("all") == (True, True)
 
 
+def test_who_may_not_read_blobs_gets_none_inlined_into_results(server):
+    """Whoever may write results could name any blob in one."""
+    _, channel = server
+
+    def call(method, request, token):
+        metadata = [("authorization", f"Bearer nl_{token}")]
+        return channel.unary_unary(f"/{REAPI}.{method}")(encode(request), metadata=metadata)
+
+    upload = requests("main")["BatchUpdateBlobs"]
+    call("ContentAddressableStorage/BatchUpdateBlobs", upload, "all")
+    file = reapi.OutputFile(path="f", digest=DIGEST)
+    update = reapi.UpdateActionResultRequest(
+        instance_name="main", action_digest=DIGEST,
+        action_result=reapi.ActionResult(stdout_digest=DIGEST, stderr_digest=DIGEST, output_files=[file]),
+    )  # fmt: skip
+    call("ActionCache/UpdateActionResult", update, "write_ac")
+    wanted = reapi.GetActionResultRequest(
+        instance_name="main", action_digest=DIGEST, inline_stdout=True, inline_stderr=True, inline_output_files=["f"]
+    )
+    for token, expected in (("all", BLOB), ("execute", BLOB), ("read_ac", b"")):
+        result = reapi.ActionResult.parse(call("ActionCache/GetActionResult", wanted, token))
+        found = (result.stdout_raw, result.stderr_raw, result.output_files[0].contents)
+        assert found == (expected,) * 3, token
+        assert result.stdout_digest == DIGEST
+
+
 HTTP_RULES = {"/status": PUBLIC}
 
 
