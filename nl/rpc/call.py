@@ -173,23 +173,17 @@ class Call(Stream):
         """The next message, decompressed, in memory of its own; None at the end of the stream."""
         if self._unacknowledged or self._body is not None:
             self._finish_body()
-        data = self.take_message()
-        if data is not None:
-            return data
+        message = self.take_message()
+        if message is not None:
+            return message
         prefix = await self._receive_prefix()
         if prefix is None:
             return None
         compressed, length = prefix
-        joined = bytearray()
-        while len(joined) < length:
-            for part in await self._views(length - len(joined)):
-                joined += part
-            self.pinned = len(joined)
-            self.acknowledge()
+        joined = await self._joined(length)
+        data: Buffer = await unpack(joined, max_bytes=self.max_message_size) if compressed else memoryview(joined)
         self.pinned = 0
-        if compressed:
-            return await unpack(joined, max_bytes=self.max_message_size)
-        return memoryview(joined)
+        return data
 
     async def receive_body(self) -> MessageBody | None:
         """The next message as a reader of its bytes; None at the end of the stream."""
@@ -200,21 +194,21 @@ class Call(Stream):
             return None
         compressed, length = prefix
         if compressed:
-            joined = b"".join([bytes(p) for p in await self._all(length)])
-            return WholeBody(await unpack(joined, max_bytes=self.max_message_size))
+            data = await unpack(await self._joined(length), max_bytes=self.max_message_size)
+            self.pinned = 0
+            return WholeBody(data)
         self._body = Body(self, length)
         return self._body
 
-    async def _all(self, length: int) -> list[bytes]:
-        parts: list[bytes] = []
-        while length:
-            for part in await self._views(length):
-                parts.append(bytes(part))
-                length -= len(part)
-                self.pinned += len(part)
+    async def _joined(self, length: int) -> bytearray:
+        """A message's bytes in memory of their own, which is counted as pinned."""
+        joined = bytearray()
+        while len(joined) < length:
+            for part in await self._views(length - len(joined)):
+                joined += part
+            self.pinned = len(joined)
             self.acknowledge()
-        self.pinned = 0
-        return parts
+        return joined
 
     def _finish_body(self) -> None:
         body, self._body = self._body, None

@@ -50,8 +50,8 @@ class Connection(NoRole):
     def pump(self) -> bool:
         """Reads once and parses; whether there may be more to read right away. TransportLost at the end."""
         inbox, h2 = self.inbox, self.h2
-        if self.reader.paused and inbox.current is not None:
-            return self._parse(inbox.current)
+        if self.reader.paused:  # `compact` may have put what is left aside meanwhile
+            return self._parse(inbox.current or inbox.for_reading(h2.now, h2.streams.values()))
         arena = inbox.for_reading(h2.now, h2.streams.values())
         count = self.transport.try_recv_into(arena.view[arena.fill :])
         if count <= 0:

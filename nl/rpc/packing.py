@@ -7,6 +7,7 @@ from collections.abc import Sequence
 import trio
 
 from nl.blob.reader import Buffer
+from nl.errors import ExhaustedError
 from nl.rpc import messages
 
 INLINE_UP_TO = 16 * 1024
@@ -25,8 +26,12 @@ async def pack(parts: Sequence[Buffer], *, length: int) -> bytes:
 
 async def unpack(data: Buffer, *, max_bytes: int) -> bytes:
     """A message, decompressed. InvalidRequestError if it is not gzip, ExhaustedError beyond `max_bytes`."""
-    if len(data) <= INLINE_UP_TO // 4:  # which unpack to 4 MiB at the very most
-        return messages.decompress(data, max_bytes=max_bytes)
+    if len(data) <= INLINE_UP_TO:
+        try:
+            return messages.decompress(data, max_bytes=min(max_bytes, 4 * INLINE_UP_TO))
+        except ExhaustedError:  # 4 KiB can be 4 MiB: ten milliseconds, and sixty of them come in one segment
+            if max_bytes <= 4 * INLINE_UP_TO:
+                raise
     return await trio.to_thread.run_sync(_decompress, data, max_bytes, limiter=_threads())
 
 

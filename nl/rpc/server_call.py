@@ -183,7 +183,9 @@ class ServerCall(Call):
         length = sum(map(len, parts))
         compressed = self.accepts_gzip and self._packs and length >= self.connection.options.compress_from
         if compressed:
+            self.pinned = length
             parts = (await pack(parts, length=length),)
+            self.pinned = 0
             length = len(parts[0])
         if not self.definition.server_streaming:
             if self._reply is not None or self._reply_sent:

@@ -148,7 +148,9 @@ class ServerConnection(Connection):
             outbox.corked = True
             while ready:
                 call = ready.popleft()
-                if call.reset_code is None and await step(self._serve(call), self._adopt, call, scope):
+                if call.reset_code is not None:
+                    self.after_call()
+                elif await step(self._serve(call), self._adopt, call, scope):
                     return call
             outbox.corked = False
             if outbox.queue:
@@ -224,10 +226,10 @@ class ServerConnection(Connection):
         verb, content_type, path = head[hpack.METHOD], head[hpack.CONTENT_TYPE], head[hpack.PATH] or b""
         if verb != b"POST":
             text = f"this is gRPC: POST only{_HINT}"
-            return PlainAnswer(self.h2, sid, status=405, text=text, head_only=verb == b"HEAD")
+            return self._plain_answer(sid, 405, text, head_only=verb == b"HEAD")
         if content_type not in _CONTENT_TYPES and not (content_type or b"").startswith(_CONTENT_TYPE_PREFIXES):
             text = f"content-type must be application/grpc{_HINT}"
-            return PlainAnswer(self.h2, sid, status=415, text=text, head_only=False)
+            return self._plain_answer(sid, 415, text)
         method = self.methods.get(path)
         if method is None:
             text = f"unknown method {path.decode('latin-1')[:200]}"
@@ -248,6 +250,9 @@ class ServerConnection(Connection):
             call.accepts_gzip = messages.GZIP.encode() in accepted.replace(b" ", b"").split(b",")
         self._ready.append(call)
         return call
+
+    def _plain_answer(self, sid: int, status: int, text: str, *, head_only: bool = False) -> Stream:
+        return PlainAnswer(self.h2, sid, status=status, text=text, head_only=head_only, on_over=self.after_call)
 
     def _identify(self, head: Head) -> Identity:
         """Who asks. UnauthenticatedError if that cannot be told."""

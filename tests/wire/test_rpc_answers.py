@@ -5,6 +5,7 @@ import trio
 from trio.testing import wait_all_tasks_blocked
 
 from nl.rpc import frames as fr
+from nl.rpc import hpack
 from nl.rpc.frames import ErrorCode, Setting
 from nl.rpc.h2.limits import Limits
 from nl.rpc.options import ServerOptions
@@ -178,3 +179,50 @@ async def test_a_peer_that_says_anything_lives_also_without_an_answer_to_ping(se
             await client.send(fr.window_update(0, 1000))
         await client.send(headers(1), message(1, b"alive"))
         assert (await client.until(fr.DATA, sid=1)).endswith(b"alive")
+
+
+JSON = hpack.METHOD_POST + hpack.SCHEME_HTTP + hpack.encode_path(b"/") + hpack.encode([(b":authority", b"x")])
+
+
+async def test_a_request_that_is_not_grpc_is_answered_before_its_end_if_that_is_far(service):
+    """Nobody keeps what it sends, and nobody opens its window for more."""
+    async with serving(service) as (_, port):
+        client = await RawClient.connect(port)
+        await client.send(fr.frame(fr.HEADERS, fr.END_HEADERS, 1, JSON))
+        await client.send(fr.frame(fr.DATA, 0, 1, bytes(10_000)))
+        await client.settled()
+        assert not [kind for kind, _, sid, _ in client.seen if sid == 1]
+        await client.send(*[fr.frame(fr.DATA, 0, 1, bytes(10_000))] * 6)
+        await client.until(fr.HEADERS, sid=1)
+        assert await client.reset_code(1) is ErrorCode.NO_ERROR
+        await client.send(headers(3), message(3, b"hello"))
+        assert (await client.until(fr.DATA, sid=3)).endswith(b"hello")
+
+
+async def test_a_lame_duck_leaves_after_an_answer_that_is_not_grpc(service):
+    async with serving(service) as (server, port):
+        client = await RawClient.connect(port)
+        await client.send(fr.frame(fr.HEADERS, fr.END_HEADERS, 1, JSON))
+        await client.settled()
+        with trio.fail_after(5):
+            async with trio.open_nursery() as nursery:
+                nursery.start_soon(server.shutdown, 60)
+                await client.send(fr.ping(await client.until(fr.PING), ack=True))
+                await client.until(fr.GOAWAY)
+                await client.send(fr.frame(fr.DATA, fr.END_STREAM, 1, b""))
+                await client.until(fr.HEADERS, sid=1)
+                await client.closed()
+
+
+async def test_a_lame_duck_leaves_after_a_call_that_was_reset_before_it_ran(service):
+    async with serving(service) as (server, port):
+        client = await RawClient.connect(port)
+        await client.send(fr.frame(fr.HEADERS, fr.END_HEADERS, 1, JSON))
+        await client.settled()
+        with trio.fail_after(5):
+            async with trio.open_nursery() as nursery:
+                nursery.start_soon(server.shutdown, 60)
+                ack = fr.ping(await client.until(fr.PING), ack=True)
+                cancels = [fr.rst_stream(sid, ErrorCode.CANCEL) for sid in (1, 3)]
+                await client.send(headers(3), cancels[0], ack, cancels[1])
+                await client.closed()

@@ -26,6 +26,25 @@ async def test_a_bomb_and_nonsense_are_refused_also_in_a_thread():
         await unpack(os.urandom(20_000), max_bytes=1_000_000)
 
 
+@pytest.mark.parametrize("size", [4 * INLINE_UP_TO, 4 * INLINE_UP_TO + 1, 900_000])
+async def test_what_unpacks_to_much_more_is_unpacked_in_a_thread(monkeypatch, size):
+    """Bombs come by the dozen in one segment, so what a message says of itself does not decide who waits for it."""
+    packed = await pack([bytes(size)], length=size)
+    assert len(packed) < INLINE_UP_TO // 4
+    threads = []
+    run_sync = trio.to_thread.run_sync
+
+    async def counted(*args, **kwargs):
+        threads.append(args)
+        return await run_sync(*args, **kwargs)
+
+    monkeypatch.setattr(trio.to_thread, "run_sync", counted)
+    assert await unpack(packed, max_bytes=size) == bytes(size)
+    assert len(threads) == (size > 4 * INLINE_UP_TO)
+    with pytest.raises(ExhaustedError):
+        await unpack(packed, max_bytes=size - 1)
+
+
 async def test_the_loop_goes_on_while_a_large_message_is_packed(nursery):
     ticks = 0
 
