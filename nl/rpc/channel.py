@@ -9,6 +9,7 @@ what happens while there is none is pool.py's business, one call is client_strea
 
 from __future__ import annotations
 
+import math
 import ssl
 from collections.abc import AsyncIterator, Sequence
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
@@ -115,7 +116,7 @@ class Channel:
         """A call of method `name` (`/package.Service/Method`), as an async context manager.
 
         What is None is as the options say; headers and a deadline come from the call's context, too (call_context.py).
-        ValueError or TypeError for metadata that may not be sent.
+        ValueError or TypeError for a name or metadata that may not be sent.
         """
         fields = encode_fields(metadata) if metadata else []
         now = trio.current_time()
@@ -128,14 +129,16 @@ class Channel:
             if context.expires is not None:
                 ends.append(context.expires)
         options = self.options
+        name.encode()  # a call that has its stream must not fail before the stream has its headers
         if options.call_timeout is not None and timeout is None and deadline is None:
             ends.append(now + options.call_timeout)
+        expires = min(ends, default=math.inf)
         return ClientStream(
             self,
             name,
             cardinality,
             reply_type,
-            expires=min(ends, default=None),
+            expires=expires if expires < math.inf else None,
             fields=fields,
             wait_for_ready=options.wait_for_ready if wait_for_ready is None else wait_for_ready,
             retry=retry or options.retry,

@@ -18,6 +18,7 @@ from nl.rpc.hpack import Field
 MetadataLike = Mapping[str, str | bytes] | Collection[tuple[str, str | bytes]]
 
 _UNITS = {b"H": 3600.0, b"M": 60.0, b"S": 1.0, b"m": 1e-3, b"u": 1e-6, b"n": 1e-9}
+_LONGEST_S = (10**8 - 1) * 3600.0
 _KEY = re.compile(r"[0-9a-z_.\-]+")
 _TEXT = re.compile(r"[ -~]*")
 _RESERVED = {"te", "content-type", "user-agent"}
@@ -34,8 +35,8 @@ def decode_timeout(value: bytes) -> float:
 
 
 def encode_timeout(seconds: float) -> bytes:
-    """`grpc-timeout`, rounded up to the finest unit that fits in eight digits."""
-    seconds = max(seconds, 0.0)
+    """`grpc-timeout`, rounded up to the finest unit that fits in eight digits; the longest for what is longer still."""
+    seconds = min(max(seconds, 0.0), _LONGEST_S)
     for unit, size in ((b"n", 1e9), (b"u", 1e6), (b"m", 1e3), (b"S", 1.0)):
         count = int(seconds * size) + 1
         if count < 10**8:

@@ -1,6 +1,7 @@
 """Our channel: against our own server over a socket pair, and against grpcio's server as a foreign judge."""
 # ruff: noqa: SIM117  # nested blocks say which ends first
 
+import math
 import socket
 from concurrent import futures
 
@@ -142,6 +143,20 @@ async def test_metadata_in_both_directions(channel):
 
 async def test_the_timeout_reaches_the_server(channel):
     assert await unary(channel, "Deadline", timeout=100) == b"100"
+
+
+@pytest.mark.parametrize("timeout", [math.inf, 1e300])
+async def test_a_timeout_without_end_harms_nobody(pair, timeout):
+    """The stream was taken and then reset without ever having had headers, which ends the connection."""
+    async with pair.request("/t.S/Hang", KINDS.UNARY_UNARY, bytes, bytes) as other:
+        await other.send_message(b"", end=True)
+        assert await unary(pair, "Echo", b"x", timeout=timeout) == b"x"
+        assert pair.statistics().connections == 1
+        with pytest.raises(UnicodeEncodeError):
+            await unary(pair, "Echo\ud800")
+        assert await unary(pair, "Echo", b"y") == b"y"
+        other._call.raise_if_over()
+        await other.cancel()
 
 
 async def test_a_status_is_raised_with_its_message(channel):

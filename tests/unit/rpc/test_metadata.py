@@ -30,6 +30,11 @@ def test_a_timeout_is_rounded_up_in_the_finest_unit_that_has_room(seconds, text)
     assert metadata.encode_timeout(seconds) == text
 
 
+@pytest.mark.parametrize("seconds", [float("inf"), 1e300, 4e11])
+def test_what_is_longer_than_gRPC_can_say_is_the_longest_that_it_can(seconds):
+    assert metadata.encode_timeout(seconds) == b"99999999H"
+
+
 def test_binary_values_may_be_padded_or_not_and_joined_by_commas():
     assert metadata.decode_binary(b"AP8=") == metadata.decode_binary(b"AP8") == b"\x00\xff"
     assert metadata.decode_binary(b"AP8,AP8=") == metadata.decode_binary(b"AP8, AP8") == b"\x00\xff\x00\xff"
