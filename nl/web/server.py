@@ -15,7 +15,7 @@ from http import HTTPStatus
 import h11
 import trio
 
-from nl.errors import PermissionDeniedError, UnauthenticatedError
+from nl.errors import PermissionDeniedError, UnauthenticatedError, UnavailableError
 from nl.rpc.options import Authenticate
 from nl.rpc.transport_stream import TransportStream
 from nl.web.connection import ClientLost, HttpConnection, HttpLimits
@@ -79,6 +79,8 @@ class HttpServer:
                 response = Response(exc.status, exc.text.encode())
             except UnauthenticatedError as exc:
                 response = Response(HTTPStatus.UNAUTHORIZED, exc.message.encode(), _CHALLENGES)
+            except UnavailableError as exc:
+                response = Response(HTTPStatus.SERVICE_UNAVAILABLE, exc.message.encode(), (("Retry-After", "5"),))
             except PermissionDeniedError as exc:
                 response = Response(HTTPStatus.FORBIDDEN, exc.message.encode())
             except (h11.RemoteProtocolError, ClientLost):
@@ -96,7 +98,7 @@ class HttpServer:
         return False
 
     def _identify(self, request: Request) -> None:
-        """Puts into the request who asks. Raises UnauthenticatedError."""
+        """Puts into the request who asks. Raises UnauthenticatedError, or UnavailableError."""
         if self._authenticate is None:
             return
         given = [value for name, value in request.headers if name == b"authorization"]

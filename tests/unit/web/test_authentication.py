@@ -4,7 +4,7 @@ import h11
 import pytest
 import trio
 
-from nl.errors import UnauthenticatedError
+from nl.errors import UnauthenticatedError, UnavailableError
 from nl.model.access import Grant, Identity, Right
 from nl.web.server import HttpServer, Response, Route
 from tests.unit.web.test_server import stream_pair
@@ -73,6 +73,16 @@ async def test_no_credentials_and_wrong_ones_are_401_and_the_client_is_asked_for
 async def test_right_credentials_without_the_right_are_403_whatever_was_sent():
     status, _, received = await ask(("Authorization", "Bearer right"), method="PUT", body=b"x" * 100_000)
     assert (status, received) == (403, b"'reader' does not have write_cas for instance 'main'")
+
+
+async def test_what_cannot_be_told_now_is_503_and_no_mistake_of_ours(caplog):
+    def authenticate(peer, certificate, header):
+        raise UnavailableError("the keys of ci are being fetched; try again in a few seconds")
+
+    status, headers, received = await ask(("Authorization", "Bearer a.b.c"), authenticate=authenticate)
+    assert (status, received) == (503, b"the keys of ci are being fetched; try again in a few seconds")
+    assert (b"retry-after", b"5") in headers
+    assert not caplog.records, "a line, and a traceback, for whatever a stranger sends"
 
 
 async def test_two_headers_are_none():
