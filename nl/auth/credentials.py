@@ -19,6 +19,8 @@ def secret_of(header: bytes) -> bytes:
     match scheme.lower():
         case b"bearer":
             secret = value
+            if b" " in value or b"," in value:
+                raise UnauthenticatedError("the authorization header has more than one token")
         case b"basic":
             secret = _password(value)
         case _:

@@ -16,7 +16,8 @@ Authenticate = Callable[[str, PeerCertificate | None, bytes | None], Identity]
 """Who asks: from the peer (`host:port`), the verified certificate of the TLS client and the request's `authorization`.
 
 Called once for every call, on the loop: it looks up, and never waits. Raises UnauthenticatedError for credentials that
-are wrong; none at all make an identity, too, with what rights it may have.
+are wrong, UnavailableError where that cannot be told now. Several headers are one, with commas; none at all make an
+identity, too, with what rights it may have.
 """
 
 

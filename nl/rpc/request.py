@@ -23,6 +23,9 @@ def read_head(fields: list[Field]) -> Head | None:
             if kind <= _LAST:
                 if kind == _LENGTH and head[kind] not in (None, value):
                     return None
+                earlier = head[kind]
+                if kind == _LAST and earlier is not None:  # neither counts: whoever stands before us may take another
+                    value = b"%b, %b" % (earlier, value)
                 head[kind] = value
             elif kind == _BAD:
                 return None

@@ -27,7 +27,8 @@ def test_a_token_comes_as_bearer_or_as_the_password_of_any_user(header, secret):
 @pytest.mark.parametrize(
     "header",
     [b"", b"nl_SECRET", b"Token SECRET", b"Bearer", b"Bearer ", b"Basic", b"Basic !SECRET!", basic(b"SECRET"),
-     basic(b"SECRET:"), b"Digest SECRET", b"\xff SECRET"],
+     basic(b"SECRET:"), b"Bearer SECRET, Bearer SECRET", b"Bearer SECRET SECRET", b"Bearer SECRET,SECRET",
+     basic(b"u:SECRET") + b", Bearer x", b"Digest SECRET", b"\xff SECRET"],
 )  # fmt: skip
 def test_anything_else_is_refused_and_not_repeated(header):
     with pytest.raises(UnauthenticatedError) as caught:

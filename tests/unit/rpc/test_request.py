@@ -58,3 +58,11 @@ def test_a_length_is_what_it_says(value, ended, length):
 def test_a_length_that_cannot_be_is_an_error(value, ended):
     with pytest.raises(ValueError, match="content-length"):
         declared_length(head((b"content-length", value)), ended=ended)
+
+
+@pytest.mark.parametrize("values", [[b"Bearer a", b"Bearer b"], [b"Bearer a", b"Bearer a"], [b"", b"Bearer a"]])
+def test_several_authorizations_are_none_of_them(values):
+    """Which one counts must not be a matter of taste: whoever stands before this server may have looked at another."""
+    found = head(*((b"authorization", value) for value in values))
+    assert found[hpack.AUTHORIZATION] == b", ".join(values)
+    assert head((b"authorization", b"Bearer a"))[hpack.AUTHORIZATION] == b"Bearer a"
