@@ -46,6 +46,7 @@ async def accept_forever(
     limited = LimitedLog(log)
     async with listener:
         while True:
+            await trio.lowlevel.wait_readable(listener.socket)  # nobody makes room for a client that is not there
             await slots.wait_free()
             try:
                 accepted, _ = await listener.socket.accept()

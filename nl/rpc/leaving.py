@@ -13,7 +13,8 @@ class Leaving:
 
     def __init__(self) -> None:
         self.begun = False
-        self._idle: set[trio.CancelScope] = set()
+        self._idle: dict[trio.CancelScope, float] = {}
+        """With since when; the one that has been idle for the longest first."""
 
     def begin(self) -> None:
         """No new work from now on."""
@@ -27,8 +28,13 @@ class Leaving:
         with trio.CancelScope() as scope:
             if self.begun:
                 scope.cancel()
-            self._idle.add(scope)
+            self._idle[scope] = trio.current_time()
             try:
                 yield scope
             finally:
-                self._idle.discard(scope)
+                del self._idle[scope]
+
+    def longest_idle(self) -> tuple[float, trio.CancelScope | None]:
+        """Seconds for which one of them has been idle, and what ends its wait. 0 and None if none is."""
+        scope = next((each for each in self._idle if not each.cancel_called), None)
+        return (0.0, None) if scope is None else (trio.current_time() - self._idle[scope], scope)

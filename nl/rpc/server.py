@@ -169,9 +169,14 @@ class Server:
     def _let_an_idle_one_go(self) -> bool:
         now = trio.current_time()
         idle = max(self._connections, key=lambda each: each.idle_time(now), default=None)
-        if idle is None or idle.idle_time(now) < IDLE_S:
+        idle_s = 0.0 if idle is None else idle.idle_time(now)
+        other_s, other = self.leaving.longest_idle()
+        if max(idle_s, other_s) < IDLE_S:
             return False
-        idle.drain()
+        if other is not None and other_s > idle_s:
+            other.cancel()
+        elif idle is not None:
+            idle.drain()
         return True
 
     # -- one connection ----------------------------------------------------------------------------------------------

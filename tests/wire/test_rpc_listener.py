@@ -44,6 +44,23 @@ async def test_a_connection_that_was_idle_for_a_while_is_asked_to_leave_when_oth
         await busy.settled()
 
 
+async def test_an_idle_http_1_connection_makes_room_as_well(monkeypatch):
+    monkeypatch.setattr(rpc_server, "IDLE_S", 0.05)
+    http1 = HttpServer({}).serve
+    async with serving(RawService(), options=ServerOptions(max_connections=2), http1=http1) as (_, port):
+        kept = [await raw(port, b"GET /none HTTP/1.1\r\nHost: x\r\n\r\n") for _ in range(2)]
+        for each in kept:
+            assert (await each.receive_some()).startswith(b"HTTP/1.1 404")
+        late = await RawClient.connect(port)
+        with trio.fail_after(10):
+            await late.settled()
+            assert await kept[0].receive_some() == b""
+        await kept[1].send_all(b"GET /none HTTP/1.1\r\nHost: x\r\n\r\n")
+        assert (await kept[1].receive_some()).startswith(b"HTTP/1.1 404")
+        for each in kept:
+            await each.aclose()
+
+
 async def test_connections_in_use_are_never_touched_and_the_next_one_waits_for_the_end_of_one(monkeypatch):
     monkeypatch.setattr(rpc_server, "IDLE_S", 0.0)
     async with serving(RawService(), options=ServerOptions(max_connections=1)) as (server, port):
