@@ -82,8 +82,9 @@ class Site:
         return self.server.any_instance_name
 
     def everywhere(self, kind: str) -> Sequence[Any]:
-        """The entries of one kind over all listeners."""
-        return [entry for server in self.config.servers for entry in getattr(server.services, kind) or ()]
+        """The entries of one kind over all listeners, this one's last: of two for one name they are what counts here."""
+        servers = sorted(self.config.servers, key=lambda each: each is self.server)
+        return [entry for server in servers for entry in getattr(server.services, kind) or ()]
 
 
 def action_caches(config: Config, graph: StoreGraph) -> dict[str, Store]:
@@ -173,7 +174,10 @@ def _worker_api(options: cfg.WorkerApiService, site: Site) -> Iterable[Service]:
 
 
 def _capabilities(entries: Sequence[cfg.CapabilitiesService], site: Site) -> Iterable[Service]:
-    """Every instance that anything is served for can be asked about (REAPI A.7 rule 23: per instance, consistently)."""
+    """Every instance that anything is served for can be asked about (REAPI A.7 rule 23: per instance, consistently).
+
+    Where several listeners serve an instance, each announces what it does itself: one may be read-only.
+    """
     announced = {entry.instance_name: entry for entry in entries}
     cas = {entry.instance_name: site.graph[entry.cas_store] for entry in site.everywhere("cas")}
     caches = {entry.instance_name: entry for entry in site.everywhere("ac")}

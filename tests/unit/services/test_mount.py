@@ -112,6 +112,23 @@ async def test_the_largest_blob_that_is_announced_is_the_largest_that_the_store_
     assert announced.max_batch_total_size_bytes == BATCH_BYTES
 
 
+@pytest.mark.parametrize("order", [("read_only: true,", ""), ("", "read_only: true,")])
+async def test_each_listener_announces_what_it_does_itself(order):
+    bounded = '{ name: "SMALL", memory: { eviction_policy: { max_bytes: "1000000" } } },'
+    listeners = ",".join(
+        f'{{ listener: {{ http: {{ socket_address: "127.0.0.1:0" }} }}, services: {{ capabilities: [{{}}], '
+        f'cas: [{{ cas_store: "{"SMALL" if read_only else "CAS"}" }}], ac: [{{ ac_store: "AC", {read_only} }}] }} }}'
+        for read_only in order
+    )
+    config = load_text(f"{{ {STORES.replace('[', '[' + bounded, 1) % 'memory: {}'} servers: [{listeners}] }}")
+    graph = build_stores(config.stores)
+    for server, read_only in zip(config.servers, order, strict=True):
+        found = mount(server, config=config, graph=graph, schedulers={}, health=HealthRegistry())
+        announced = await capabilities(found)
+        assert announced.action_cache_update_capabilities.update_enabled is not bool(read_only)
+        assert bool(announced.max_cas_blob_size_bytes) is bool(read_only)
+
+
 async def test_services_with_figures_are_listed_with_their_names():
     found = mounted()
     statistics = found.statistics()
