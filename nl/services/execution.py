@@ -37,7 +37,7 @@ from nl.rpc.contract import ServerStream
 from nl.scheduler.operation import Operation
 from nl.scheduler.simple import Lookup, SimpleScheduler
 from nl.services.operation_finder import OperationFinder
-from nl.services.operation_message import operation_parts
+from nl.services.operation_message import client_response, operation_parts
 from nl.services.requests import Instances, parse_function, receive_request
 from nl.storage.contract import Store
 
@@ -126,7 +126,7 @@ def cache_lookup(action_cache: Store) -> Lookup:
 
 
 def _cached_response(encoded: Buffer) -> bytes:
-    return encode(reapi.ExecuteResponse(result=decode(reapi.ActionResult, encoded), cached_result=True))
+    return client_response(reapi.ExecuteResponse(result=decode(reapi.ActionResult, encoded), cached_result=True))
 
 
 async def _checked(

@@ -13,7 +13,7 @@ from nl.cas.action_results import drop_inlined
 from nl.errors import Code, Detail, NlError, Violation
 from nl.model.execution import OperationState, Outcome
 from nl.pb import longrunning, reapi, rpc_status, wkt
-from nl.pb.codec import DecodeError, decode, encode, encode_parts
+from nl.pb.codec import DecodeError, encode, encode_parts
 from nl.rpc.status import status_of
 from nl.services.limits import REPLY_BYTES
 
@@ -24,7 +24,7 @@ def operation_parts(state: OperationState) -> list[Buffer]:
 
 
 def operation_message(state: OperationState) -> longrunning.Operation:
-    """As a message. The response is cut to what a client takes in one message."""
+    """As a message. What is in it was made by `client_response`, so this is cheap however often it is asked for."""
     digest = state.action_digest
     metadata = reapi.ExecuteOperationMetadata(
         stage=reapi.ExecutionStageValue(state.stage),
@@ -45,15 +45,17 @@ def encoded_response(outcome: Outcome) -> bytes:
     """The encoded ExecuteResponse of an outcome. Errors go into its status, never into Operation.error (REAPI)."""
     if outcome.error is not None:
         return encode(reapi.ExecuteResponse(status=status_of(outcome.error), message=outcome.error.message))
-    response = outcome.response or b""
-    return response if len(response) <= REPLY_BYTES else _without_inlined(response)
+    return outcome.response or b""
 
 
-def _without_inlined(encoded: bytes) -> bytes:
-    """A response that is too long for a message, without the contents that it also names by digest."""
-    response = decode(reapi.ExecuteResponse, encoded)
-    if response.result is not None:
-        drop_inlined(response.result)
+def client_response(response: reapi.ExecuteResponse) -> bytes:
+    """An encoded response for clients: one that is too long for a message is without the contents that it also names
+    by digest. Takes seconds for the largest, so it is made once and in a thread.
+    """
+    encoded = encode(response)
+    if len(encoded) <= REPLY_BYTES or response.result is None:
+        return encoded
+    drop_inlined(response.result)
     return encode(response)
 
 

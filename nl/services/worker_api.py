@@ -9,12 +9,13 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Iterable
-from typing import Final
+from typing import NamedTuple
 
 import grpclib.const
 import trio
 
 from nl.blob.reader import Buffer
+from nl.cas.large import off_loop_if_large
 from nl.errors import InvalidRequestError, NlError, UnauthenticatedError
 from nl.model.access import EVERYONE, Right
 from nl.pb import reapi, wkt
@@ -24,25 +25,34 @@ from nl.rpc.contract import ServerStream
 from nl.scheduler.session import Disconnect, KillOperation, StartAction, WorkerSession
 from nl.scheduler.simple import SimpleScheduler
 from nl.services.limits import ACTION_RESULT_MESSAGE_BYTES
-from nl.services.operation_message import error_from_status
-from nl.services.requests import receive_request
+from nl.services.operation_message import client_response, error_from_status
+from nl.services.requests import EncodedRequest, receive_decoded
 
 _log = logging.getLogger(__name__)
 _METHOD = "/com.github.trace_machina.nativelink.remote_execution.WorkerApi/ConnectWorker"
 GOODBYE_S = 5.0
 """How long a removed worker may take to receive its `disconnect`."""
-WorkerStream = ServerStream[wire.UpdateForScheduler, wire.UpdateForWorker]
+WorkerStream = ServerStream[EncodedRequest, wire.UpdateForWorker]
 
 
-class WorkerUpdate:
-    """Decodes to an UpdateForScheduler, of which some carry a whole ActionResult."""
+class EncodedWorkerUpdate(EncodedRequest):
+    """An UpdateForScheduler, of which some carry a whole ActionResult."""
 
-    max_message_size: Final = ACTION_RESULT_MESSAGE_BYTES
+    max_message_size = ACTION_RESULT_MESSAGE_BYTES
 
-    @staticmethod
-    def decode(data: Buffer) -> wire.UpdateForScheduler:
-        """Raises DecodeError."""
-        return decode(wire.UpdateForScheduler, data)
+
+class _Update(NamedTuple):
+    message: wire.UpdateForScheduler
+    response: bytes | None
+    """The encoded response in it, for the clients."""
+
+
+def _decode_update(data: Buffer) -> _Update:
+    message = decode(wire.UpdateForScheduler, data)
+    result = message.execute_result
+    if result is None or result.execute_response is None:
+        return _Update(message, None)
+    return _Update(message, client_response(result.execute_response))
 
 
 class WorkerApiService:
@@ -57,8 +67,8 @@ class WorkerApiService:
         """Serves one worker until its stream ends or the scheduler removes it."""
         if stream.identity is not EVERYONE:
             stream.identity.require_everywhere(Right.REGISTER_WORKERS, self._instances)
-        first = await receive_request(stream)
-        hello = first.connect_worker_request
+        first = await receive_decoded(stream, _decode_update)
+        hello = first.message.connect_worker_request
         if hello is None:
             raise InvalidRequestError("First message was not a ConnectWorkerRequest")
         properties = [(each.name, each.value) for each in hello.properties]
@@ -73,13 +83,14 @@ class WorkerApiService:
 
     def __mapping__(self) -> dict[str, grpclib.const.Handler]:
         kind = grpclib.const.Cardinality.STREAM_STREAM
-        handler = grpclib.const.Handler(self.connect_worker, kind, WorkerUpdate, wire.UpdateForWorker)
+        handler = grpclib.const.Handler(self.connect_worker, kind, EncodedWorkerUpdate, wire.UpdateForWorker)
         return {_METHOD: handler}
 
 
 async def _read(stream: WorkerStream, session: WorkerSession) -> None:
     """Takes reports until the worker half-closes, or its token is revoked: it says something every few seconds."""
-    while (update := await stream.recv_message()) is not None:
+    while (encoded := await stream.recv_message()) is not None:
+        update = await off_loop_if_large(_decode_update, encoded.data)
         if stream.identity.is_revoked:
             raise UnauthenticatedError(f"the token {stream.identity.name!r} was revoked")
         try:
@@ -88,9 +99,10 @@ async def _read(stream: WorkerStream, session: WorkerSession) -> None:
             _log.info("worker %s: report ignored: %s", session.worker_id, exc.message)
 
 
-def _apply(update: wire.UpdateForScheduler, session: WorkerSession) -> None:
+def _apply(decoded: _Update, session: WorkerSession) -> None:
+    update = decoded.message
     if update.execute_result is not None:
-        _apply_result(update.execute_result, session)
+        _apply_result(update.execute_result, decoded.response, session)
     elif update.execute_complete is not None:
         session.executed(update.execute_complete.operation_id)
     elif update.going_away_request is not None:
@@ -103,9 +115,9 @@ def _apply(update: wire.UpdateForScheduler, session: WorkerSession) -> None:
             _log.warning("worker %s sent %s; ignored", session.worker_id, what)
 
 
-def _apply_result(result: wire.ExecuteResult, session: WorkerSession) -> None:
-    if result.execute_response is not None:
-        session.complete(result.operation_id, encode(result.execute_response))
+def _apply_result(result: wire.ExecuteResult, response: bytes | None, session: WorkerSession) -> None:
+    if response is not None:
+        session.complete(result.operation_id, response)
     elif result.internal_error is not None:
         error = error_from_status(result.internal_error)
         _log.info("worker %s could not run %s: %s", session.worker_id, result.operation_id, error.message)
