@@ -6,6 +6,8 @@ import resource
 
 from nl.rpc.slots import Slots
 
+OWN_FILES = 40
+"""What a server holds before it has a client: 27 with two stores, 33 with a worker. Half of all, if there are fewer."""
 FEW_FILES = 1024
 """What the stores, uploads and actions of a server need at least, where there is as much: a fair half otherwise."""
 
@@ -26,9 +28,22 @@ def allow_open_files(wanted: int) -> int:
 def connections_within(limit: int) -> int:
     """How many connections there may be, so that files can be opened for those who are connected.
 
-    A quarter of all descriptors is kept for files, and at least FEW_FILES, but never more than half.
+    A quarter of what is not the server's own is kept for files, and at least FEW_FILES, but never more than half.
     """
-    return max(1, limit - min(limit // 2, max(limit // 4, FEW_FILES)))
+    left = limit - _own(limit)
+    return max(1, left - min(left // 2, max(left // 4, FEW_FILES)))
+
+
+def transfers_within(limit: int) -> int:
+    """How many files all Reads together may hold, and as many all uploads: a third each of what connections leave.
+
+    The last third is for what opens its files only for a moment (whole blobs, batches), and for actions.
+    """
+    return max(1, (limit - _own(limit) - connections_within(limit)) // 3)
+
+
+def _own(limit: int) -> int:
+    return min(limit // 2, OWN_FILES)
 
 
 def connection_slots(open_files: int) -> Slots:

@@ -18,6 +18,7 @@ from nl.config import servers as cfg
 from nl.config.document import Config
 from nl.rpc.method import Service
 from nl.scheduler.simple import SimpleScheduler
+from nl.server.descriptors import transfers_within
 from nl.services.action_cache import ActionCacheInstance, ActionCacheService
 from nl.services.bytestream import ByteStreamInstance, ByteStreamService
 from nl.services.capabilities import CapabilitiesInstance, CapabilitiesService
@@ -207,11 +208,9 @@ _BUILDERS: Mapping[str, Callable[[Any, Site], Iterable[Service]]] = {
 
 
 def _open_files(listeners: int) -> int:
-    """How many files the Reads of a listener may hold, and as many its Writes: together a quarter of what the process
-    may have open, so that connections, stores and workers have the rest.
-    """
+    """How many files the Reads of a listener may hold, and as many its uploads."""
     soft, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
-    return max(soft // 8 // listeners, 16)
+    return max(1, transfers_within(soft) // listeners)
 
 
 def _names(service: Service) -> list[str]:
