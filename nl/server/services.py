@@ -83,7 +83,7 @@ class Site:
         return self.server.any_instance_name
 
     def everywhere(self, kind: str) -> Sequence[Any]:
-        """The entries of one kind over all listeners, this one's last: of two for one name they are what counts here."""
+        """The entries of one kind over all listeners, this one's last: of two for a name they count here."""
         servers = sorted(self.config.servers, key=lambda each: each is self.server)
         return [entry for server in servers for entry in getattr(server.services, kind) or ()]
 
