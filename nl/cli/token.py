@@ -96,8 +96,11 @@ def revoke(name: str, *, path: str) -> int:
 
 @contextmanager
 def _locked(path: str) -> Iterator[None]:
-    """Two commands at once do not lose each other's change. The lock is on the folder: the file itself is replaced."""
-    folder = Path(path).absolute().parent
+    """Two commands at once do not lose each other's change. The lock is on the folder: the file itself is replaced.
+
+    Of the file itself, where the path is a link: others may know it by another.
+    """
+    folder = Path(path).resolve().parent
     try:
         descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
     except OSError as exc:

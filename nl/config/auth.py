@@ -7,6 +7,7 @@ import re
 from collections.abc import Mapping
 from dataclasses import field
 from typing import Literal
+from urllib.parse import urlsplit
 
 from nl.config.types import Duration, Options, Text
 from nl.errors import ConfigError
@@ -112,15 +113,25 @@ class JwtOptions(Options):
         """One place for the keys, and one that nobody on the way can change."""
         if (self.jwks_url is None) == (self.jwks_file is None):
             raise ConfigError("", "expected exactly one of jwks_url and jwks_file")
-        if self.jwks_url is not None and not re.match(
-            r"https://|http://(localhost|127\.0\.0\.1|\[::1\])[:/]", self.jwks_url
-        ):
+        if self.jwks_url is not None and not _is_safe(self.jwks_url):
             raise ConfigError("jwks_url", f'"{self.jwks_url}" is no https address; expected https://...')
         for key in ("audience", "algorithms", "grants"):
             if not getattr(self, key):
                 raise ConfigError(key, "is empty; expected at least one")
         if self.refresh_interval_s < 30:
             raise ConfigError("refresh_interval_s", "is shorter than 30 seconds; expected 30 or more")
+
+
+def _is_safe(url: str) -> bool:
+    """Whether nobody on the way can change what comes from there."""
+    try:
+        parts = urlsplit(url)
+        host = parts.hostname
+    except ValueError:
+        return False
+    if parts.username is not None or not host:  # http://localhost:@evil.example
+        return False
+    return parts.scheme == "https" or (parts.scheme == "http" and host in ("localhost", "127.0.0.1", "::1"))
 
 
 class CertificateGrant(GrantOptions):
@@ -177,6 +188,9 @@ class AuthOptions(Options):
             raise ConfigError("", "lets nobody do anything; expected tokens_file, jwt, certificates or anonymous")
         names = set(_CERTIFICATE_KINDS)
         for at, issuer in enumerate(self.jwt):
+            if TOKEN_NAME.fullmatch(issuer.name) is None:
+                problem = "is not an issuer's name; expected letters, digits and . _ @ + - (at most 100)"
+                raise ConfigError(f"jwt[{at}].name", problem)
             if issuer.name in names or issuer.issuer in {each.issuer for each in self.jwt[:at]}:
                 raise ConfigError(f"jwt[{at}]", "has a name or an issuer that is taken; expected its own")
             names.add(issuer.name)

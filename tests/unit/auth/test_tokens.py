@@ -1,5 +1,6 @@
 """Tokens: how they are made and kept, what is said about a file that is not right."""
 
+import fcntl
 import json
 import os
 import stat
@@ -18,6 +19,7 @@ from nl.auth.tokens import (
     remove_entry,
     write_atomically,
 )
+from nl.config.auth import AuthOptions, JwtGrant, JwtOptions
 from nl.errors import ConfigError
 from nl.model.access import ALL_RIGHTS, Grant, Right
 
@@ -153,3 +155,44 @@ def test_a_file_that_cannot_be_trusted_is_refused(tmp_path):
     path.write_bytes(b"\xff")
     with pytest.raises(ConfigError, match="is not UTF-8 at byte 0"):
         read_text(str(path))
+
+
+def test_two_paths_of_one_file_are_one_lock(tmp_path):
+    """A token is revoked by one path and another made by a link to it, at once: neither change is lost."""
+    from nl.cli.token import _locked
+
+    (tmp_path / "etc").mkdir()
+    (tmp_path / "var").mkdir()
+    (tmp_path / "etc" / "tokens").write_text("")
+    (tmp_path / "var" / "link").symlink_to(tmp_path / "etc" / "tokens")
+    with _locked(str(tmp_path / "var" / "link")):
+        descriptor = os.open(tmp_path / "etc", os.O_RDONLY)
+        try:
+            with pytest.raises(BlockingIOError):
+                fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        finally:
+            os.close(descriptor)
+
+
+@pytest.mark.parametrize(
+    ("url", "is_taken"),
+    [("https://ci.example.org/keys", True), ("http://localhost/keys", True), ("http://127.0.0.1:9/keys", True),
+     ("http://[::1]:9/keys", True), ("http://ci.example.org/keys", False), ("http://localhost:@evil.example/k", False),
+     ("http://localhost:x@evil.example/k", False), ("https://u:p@ci.example.org/k", False), ("https:///k", False),
+     ("file:///etc/keys", False), ("http://localhost.evil.example/", False), ("http://[::1/", False)],
+)  # fmt: skip
+def test_keys_come_from_where_nobody_on_the_way_can_change_them(url, is_taken):
+    more = {"audience": ("nl",), "grants": (JwtGrant(allow=("read",)),)}
+    options = JwtOptions(name="ci", issuer="i", jwks_url=url, **more)
+    if is_taken:
+        options.check()
+    else:
+        with pytest.raises(ConfigError, match="is no https address"):
+            options.check()
+
+
+@pytest.mark.parametrize("name", ["uri:x", "a:b", "", "a b"])
+def test_an_issuer_s_name_can_be_told_from_what_follows_it(name):
+    issuer = JwtOptions(name=name, issuer="i", jwks_file="f", audience=("nl",), grants=(JwtGrant(allow=("read",)),))
+    with pytest.raises(ConfigError, match="is not an issuer's name"):
+        AuthOptions(jwt=(issuer,)).check()
