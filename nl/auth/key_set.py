@@ -62,13 +62,13 @@ def parse_keys(data: bytes) -> dict[str, PublicKey]:
         raise ValueError('it is no key set; expected { "keys": [ ... ] }')
     keys: dict[str, PublicKey] = {}
     for entry in found[:MAX_KEYS]:
-        if not isinstance(entry, dict) or entry.get("kty") not in {"RSA", "EC", "OKP"}:
+        if not isinstance(entry, dict) or entry.get("kty") not in ("RSA", "EC", "OKP"):  # a tuple: it may be a list
             continue
         if entry.get("use", "sig") != "sig":
             continue
         try:
             keys[str(entry.get("kid", ""))] = PublicKey(jwt.PyJWK.from_dict(entry).key, entry.get("alg"))
-        except (jwt.PyJWTError, ValueError, TypeError):
+        except Exception:  # noqa: BLE001  # whatever PyJWT and cryptography make of it, it is no key
             continue
     if not keys:
         raise ValueError("it has no key that signatures can be checked with")
@@ -108,6 +108,8 @@ class FetchedKeys:
         self._interval_s = interval_s
         self._least_pause_s = least_pause_s
         self._wanted = trio.Event()
+        self._threads = trio.CapacityLimiter(1)
+        """Its own: a fetch that never ends takes no thread from anybody else, and no second one."""
         self._fetched_at = float("-inf")
         self.on_change: Callable[[], None] | None = None
 
@@ -138,8 +140,7 @@ class FetchedKeys:
     async def _fetch(self) -> None:
         self._wanted = trio.Event()
         try:
-            data = await trio.to_thread.run_sync(fetch, self._url, abandon_on_cancel=True)
-            keys = parse_keys(data)
+            keys = parse_keys(await self._fetch_in_time())
         except (OSError, HTTPException, ValueError) as exc:
             left = f"; the {len(self.keys)} that are here stay" if self.keys else ""
             _log.warning("the keys at %s cannot be fetched: %s%s", self._url, exc, left)
@@ -152,6 +153,15 @@ class FetchedKeys:
             self.on_change()
 
 
+    async def _fetch_in_time(self) -> bytes:
+        """`fetch` in a thread. TimeoutError, too, where headers come so slowly that its own limits do not see it."""
+        with trio.move_on_after(2 * FETCH_TIMEOUT_S):
+            return await trio.to_thread.run_sync(
+                fetch, self._url, abandon_on_cancel=True, limiter=self._threads
+            )
+        raise TimeoutError(f"it took longer than {2 * FETCH_TIMEOUT_S:g} s")
+
+
 class _NoRedirect(urllib.request.HTTPRedirectHandler):
     """Keys are taken from where the config says, and from nowhere else."""
 
@@ -160,7 +170,10 @@ class _NoRedirect(urllib.request.HTTPRedirectHandler):
 
 
 def fetch(url: str) -> bytes:
-    """The body at `url`; blocking, bounded in time and size. Raises OSError, HTTPException or ValueError."""
+    """The body at `url`; blocking, bounded in size, and in time but for headers that drip.
+
+    Raises OSError, HTTPException or ValueError.
+    """
     deadline = time.monotonic() + FETCH_TIMEOUT_S
     opener = urllib.request.build_opener(_NoRedirect)
     request = urllib.request.Request(url, headers={"Accept": "application/json", "User-Agent": "nl"})

@@ -1,5 +1,6 @@
 """Keys that are fetched: in the background, bounded, and never instead of those that are here."""
 
+import json
 import threading
 
 import pytest
@@ -90,3 +91,35 @@ def test_keys_come_from_nowhere_else_and_are_not_endless(monkeypatch):
         ValueError, match="larger than"
     ):
         fetch(url)
+
+
+@pytest.mark.parametrize("odd", [None, 5, -1, 1.5, "", [], {}, "!!", "A" * 5000, "\u00e9", True], ids=repr)
+@pytest.mark.parametrize("key", [Key("a"), Key("r", "RS256"), Key("o", "EdDSA")], ids=lambda key: key.algorithm)
+def test_a_key_that_is_none_costs_nobody_the_others(key, odd):
+    """TypeError would have ended the server."""
+    for name in (*key.public(), "d", "key_ops"):
+        keys = module.parse_keys(json.dumps({"keys": [{**key.public(), name: odd}, ONE.public()]}).encode())
+        assert "one" in keys
+
+
+async def test_headers_that_drip_end_the_fetch_and_take_no_thread_from_others(monkeypatch, caplog):
+    monkeypatch.setattr(module, "FETCH_TIMEOUT_S", 0.2)
+    limiter = trio.to_thread.current_default_thread_limiter()
+    async with trio.open_nursery() as nursery:
+        listeners = await trio.open_tcp_listeners(0, host="127.0.0.1")
+
+        async def drip(stream):
+            async with stream:
+                await stream.send_all(b"HTTP/1.1 200 OK\r\nX: ")
+                while True:
+                    await stream.send_all(b"x")
+                    await trio.sleep(0.02)
+
+        nursery.start_soon(trio.serve_listeners, drip, listeners)
+        url = f"http://127.0.0.1:{listeners[0].socket.getsockname()[1]}/"
+        keys = FetchedKeys(url, interval_s=3600, least_pause_s=0.01)
+        await nursery.start(keys.run)
+        await wait_until(lambda: caplog.text.count("it took longer than 0.4 s") >= 2)
+        assert limiter.borrowed_tokens == 0
+        assert keys._threads.borrowed_tokens <= 1
+        nursery.cancel_scope.cancel()
