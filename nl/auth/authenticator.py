@@ -29,6 +29,8 @@ from nl.model.access import Identity, PeerCertificate
 _log = logging.getLogger("nl.auth")
 _MAX_REMEMBERED = 1024
 """Right credentials, wrong ones, and certificates that are known by heart: so many of each."""
+_MAX_KEPT = 512
+"""Longer headers are remembered by their hash: 1,024 of them would be megabytes, and a token can come in many."""
 _WRONG_S = 10.0
 """How long a wrong one is taken for wrong without a look: a web token may not have begun yet."""
 
@@ -90,13 +92,14 @@ class Authenticator:
         """Who asks. See `nl.rpc.options.Authenticate`."""
         if header is None:
             return self._anonymous if certificate is None else self._of_certificate(certificate)
-        found = self._remembered.get(header)
+        key = header if len(header) <= _MAX_KEPT else hash_token(header)
+        found = self._remembered.get(key)
         if found is not None and found.expires_at > self._clock():
             return found.identity
         digest = hash_token(header)
         known = self._wrong.get(digest)
         if known is not None and known[1] > self._clock():
-            self._throttle.failed(peer, known[0], is_new=False)
+            self._throttle.failed(peer, known[0])
             raise UnauthenticatedError(known[0])
         try:
             found = self._of_header(peer, header)
@@ -105,7 +108,7 @@ class Authenticator:
             raise
         if len(self._remembered) >= _MAX_REMEMBERED:
             del self._remembered[next(iter(self._remembered))]
-        self._remembered[header] = found
+        self._remembered[key] = found
         return found.identity
 
     def _refuse(self, peer: str, digest: bytes, reason: str) -> None:
@@ -128,8 +131,14 @@ class Authenticator:
         if not self._issuers or not looks_like_web_token(secret):
             raise UnauthenticatedError("the token is not known here")
         if self._throttle.is_blocked(peer):
-            raise UnavailableError("too many wrong credentials from your address; try again in a few seconds")
-        token = secret.decode("latin-1")
+            raise UnavailableError("too many wrong credentials from your connection; try again in a few seconds")
+        try:
+            return self._of_web_token(secret.decode("latin-1"))
+        except UnauthenticatedError:
+            self._throttle.checked_in_vain(peer)
+            raise
+
+    def _of_web_token(self, token: str) -> Found:
         unchecked, name = header_and_issuer(token)
         issuer = self._issuers.get(name)
         if issuer is None:

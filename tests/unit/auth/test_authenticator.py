@@ -136,6 +136,55 @@ async def test_a_file_that_became_wrong_or_went_away_changes_nothing(tmp_path, c
     assert "SECRET" not in caplog.text
 
 
+async def test_a_file_whose_mode_was_mended_is_read(tmp_path, caplog):
+    """The log says `chmod o-w`: then that has to help, or what was revoked stays in force."""
+    door, path = opened(tmp_path)
+    path.write_text(line("new", b"nl_new"))
+    path.chmod(0o666)
+    for _ in range(3):
+        await look_twice(door)
+    assert "expected: chmod o-w" in caplog.text
+    assert door.authenticate(PEER, None, b"Bearer nl_ci").name == "ci"
+    path.chmod(0o600)
+    await look_twice(door)
+    with pytest.raises(UnauthenticatedError):
+        door.authenticate(PEER, None, b"Bearer nl_ci")
+    assert door.authenticate(PEER, None, b"Bearer nl_new").name == "new"
+
+
+async def test_a_file_that_could_not_be_read_is_tried_again(autojump_clock, tmp_path, monkeypatch, caplog):
+    door, path = opened(tmp_path)
+    file, load = door._files[0], door._files[0]._load
+    asked = []
+
+    def out_of_descriptors(path):
+        asked.append(path)
+        raise ConfigError("", "cannot be read: Too many open files", source=path)
+
+    monkeypatch.setattr(file, "_load", out_of_descriptors)
+    path.write_text(line("new", b"nl_new"))
+    for _ in range(60):
+        await file.look()
+        await trio.sleep(watched_file.LOOK_S)
+    assert len(asked) == 3
+    assert len(caplog.messages) == 1, "said once"
+    monkeypatch.setattr(file, "_load", load)
+    await trio.sleep(watched_file.RETRY_S)
+    await file.look()
+    with pytest.raises(UnauthenticatedError):
+        door.authenticate(PEER, None, b"Bearer nl_ci")
+
+
+def test_long_headers_are_not_kept(tmp_path):
+    """Somebody with a right token could have megabytes kept: it comes in as many forms as there are user names."""
+    door, _ = opened(tmp_path)
+    for number in range(100):
+        pair = b"%d" % number + b"u" * 6000 + b":nl_ci"
+        assert door.authenticate(PEER, None, b"Basic " + base64.b64encode(pair)).name == "ci"
+    assert len(door._remembered) == 100
+    assert max(map(len, door._remembered)) <= 512
+
+
 async def test_a_file_is_not_read_while_it_is_being_written(tmp_path):
     door, path = opened(tmp_path)
     file = door._files[0]
@@ -248,10 +297,37 @@ class TestWebTokens:
         for number in range(BURST):
             with pytest.raises(UnauthenticatedError, match="expired"):
                 door.authenticate(PEER, None, b"Bearer " + key.sign(exp=1, jti=str(number)).encode())
-        with pytest.raises(UnavailableError, match="too many wrong credentials from your address; try again"):
+        with pytest.raises(UnavailableError, match="too many wrong credentials from your connection; try again"):
             door.authenticate(PEER, None, right)
         assert door.authenticate(PEER, None, known).name == "ci:job"
+        neighbour = PEER.rpartition(":")[0] + ":2"
+        assert door.authenticate(neighbour, None, right).name == "ci:job", "each job of a CI system has a new one"
         assert door.authenticate("10.0.0.2:1", None, right).name == "ci:job"
+
+    def test_what_is_no_web_token_holds_up_no_web_token(self, issued):
+        door, key = issued
+        for number in range(3 * BURST):
+            with pytest.raises(UnauthenticatedError, match="not known"):
+                door.authenticate(PEER, None, b"Bearer nl_wrong%d" % number)
+        assert door.authenticate(PEER, None, b"Bearer " + key.sign(ref="main").encode()).name == "ci:job"
+
+    def test_names_tell_the_holders_apart(self, issued):
+        """Names own operations and uploads."""
+        door, key = issued
+        long = "repo:acme/app:ref:refs/heads/" + "x" * 300
+        tokens = [key.sign(**more) for more in ({"sub": long + "1"}, {"sub": long + "2"}, {"sub": None, "jti": "1"},
+                                                {"sub": None, "jti": "2"}, {"sub": "", "jti": "3"})]  # fmt: skip
+        names = [door.authenticate(PEER, None, b"Bearer " + token.encode()).name for token in tokens]
+        assert len(set(names)) == len(names)
+        assert max(map(len, names)) < 240
+        again = door.authenticate(PEER, None, b"Bearer " + key.sign(sub=long + "1", jti="again").encode())
+        assert again.name == names[0]
+        assert not any(part in "".join(names) for token in tokens for part in token.split("."))
+
+    def test_an_end_without_end_is_refused(self, issued):
+        door, key = issued
+        with pytest.raises(UnauthenticatedError, match="malformed"):
+            door.authenticate(PEER, None, b"Bearer " + key.sign(exp=10**400).encode())
 
     def test_one_client_with_an_old_token_harms_nobody(self, issued, monkeypatch):
         door, key = issued

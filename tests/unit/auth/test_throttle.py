@@ -5,7 +5,16 @@ import logging
 import pytest
 
 from nl.auth import throttle
-from nl.auth.throttle import BURST, MAX_ADDRESSES, MAX_LINES, REFILL_S, FailureThrottle, address_of
+from nl.auth.throttle import (
+    BURST,
+    FREE,
+    MAX_ADDRESSES,
+    MAX_CONNECTIONS,
+    MAX_LINES,
+    REFILL_S,
+    FailureThrottle,
+    address_of,
+)
 
 
 class Clock:
@@ -27,28 +36,33 @@ def test_hosts_count_by_address_and_ipv6_networks_as_one(peer, address):
     assert address_of(peer) == address
 
 
-def test_after_a_burst_an_address_waits_and_others_do_not():
+def test_after_a_burst_who_has_sent_of_it_waits_and_others_do_not():
     clock = Clock()
     failures = FailureThrottle(clock=clock)
     for _ in range(BURST):
         assert not failures.is_blocked("10.0.0.1:1")
-        failures.failed("10.0.0.1:1", "x")
-    assert failures.is_blocked("10.0.0.1:2")
+        failures.checked_in_vain("10.0.0.1:1")
+    assert failures.is_blocked("10.0.0.1:1")
+    assert not failures.is_blocked("10.0.0.1:2"), "a neighbour behind the same address"
+    for _ in range(FREE):
+        assert not failures.is_blocked("10.0.0.1:3"), "nor one that has been wrong once or twice"
+        failures.checked_in_vain("10.0.0.1:3")
+    assert failures.is_blocked("10.0.0.1:3")
     assert not failures.is_blocked("10.0.0.2:1")
     for _ in range(1000):
-        failures.failed("10.0.0.1:3", "x")
+        failures.checked_in_vain("10.0.0.1:3")
     clock.now += 1.01 * REFILL_S
     assert not failures.is_blocked("10.0.0.1:1"), "more failures do not make the wait longer"
-    failures.failed("10.0.0.1:1", "x")
+    failures.checked_in_vain("10.0.0.1:1")
     assert failures.is_blocked("10.0.0.1:1")
     clock.now += 1000
     assert not failures.is_blocked("10.0.0.1:1")
 
 
-def test_what_comes_again_and_again_is_counted_and_blocks_nobody():
+def test_what_costs_nothing_to_find_wrong_is_counted_and_blocks_nobody():
     failures = FailureThrottle(clock=Clock())
     for _ in range(3 * BURST):
-        failures.failed("10.0.0.1:1", "x", is_new=False)
+        failures.failed("10.0.0.1:1", "x")
     assert failures.total == 3 * BURST
     assert not failures.is_blocked("10.0.0.1:1")
 
@@ -58,6 +72,9 @@ def test_what_is_remembered_is_bounded():
     for number in range(3 * MAX_ADDRESSES):
         failures.failed(f"host{number}:1", "x")
     assert len(failures._addresses) == MAX_ADDRESSES
+    for number in range(3 * MAX_CONNECTIONS):
+        failures.checked_in_vain(f"host:{number}")
+    assert len(failures._connections) == MAX_CONNECTIONS
     assert failures.total == 3 * MAX_ADDRESSES
 
 
