@@ -19,7 +19,7 @@ from nl.errors import Code, NlError
 from nl.model.access import EVERYONE, Identity
 from nl.rpc import frames as fr
 from nl.rpc import hpack, messages
-from nl.rpc.connection import Connection
+from nl.rpc.connection import LINGER_S, Connection
 from nl.rpc.contract import TransportLost
 from nl.rpc.frames import ConnectionFault, ErrorCode
 from nl.rpc.h2.stream import Stream
@@ -39,10 +39,13 @@ log = logging.getLogger(__name__)
 _DEADLINE = Outcome(Code.DEADLINE_EXCEEDED, "the deadline has passed")
 _SHUTDOWN = Outcome(Code.UNAVAILABLE, "the server is shutting down")
 _NO_WINDOW = Outcome(Code.UNAVAILABLE, "the client opens no flow-control window")
+_GONE = Outcome(Code.CANCELLED, "the client has left")
 _HINT = " (pages and metrics are served over HTTP/1.1)"
 _CONTENT_TYPES = frozenset((b"application/grpc", b"application/grpc+proto"))
 _CONTENT_TYPE_PREFIXES = (b"application/grpc;", b"application/grpc+proto;")
 _DRAIN_PING = b"nl-drain"
+_LOOK_S = 0.02
+"""How often a connection that is asked to leave looks whether its client has everything."""
 CALL_COST = 2400
 """Bytes that a call takes besides what it holds of messages (measured with tracemalloc, CPython 3.11) ..."""
 TASK_COST = 3700
@@ -53,8 +56,8 @@ class ServerConnection(Connection):
     """See the module's docstring. `run` is its whole life."""
 
     __slots__ = (
-        "_fault", "_held_back", "_more", "_need_room", "_ready", "_running", "draining", "idle_since", "methods",
-        "options", "outcomes",
+        "_fault", "_held_back", "_leaving", "_more", "_need_room", "_ready", "_running", "draining", "idle_since",
+        "methods", "options", "outcomes",
     )  # fmt: skip
 
     def __init__(
@@ -72,6 +75,7 @@ class ServerConnection(Connection):
         """Calls that have ended, by their status; the server's own table."""
         self.idle_since = self.born
         self.draining = False
+        self._leaving = False
         self._more = False
         self._ready: deque[ServerCall] = deque()
         self._running: set[ServerCall] = set()
@@ -99,6 +103,9 @@ class ServerConnection(Connection):
 
     def close(self) -> None:
         """See `Connection.close`."""
+        for stream in self.h2.streams.values():
+            if isinstance(stream, ServerCall) and stream.outcome is None:
+                self.on_call_over(_GONE)
         for table in (self._ready, self._running, self._held_back, self._need_room):
             table.clear()
         super().close()
@@ -139,8 +146,29 @@ class ServerConnection(Connection):
         """A call is over: perhaps the connection, too."""
         if not self.h2.streams:
             self.idle_since = self.h2.now
-            if self.draining and not self._running and not self._ready:
-                self._leave()
+            if self.draining and not self._leaving and self._is_done() and self.nursery is not None:
+                self._leaving = True
+                self.nursery.start_soon(self._leave_when_taken)
+
+    def _is_done(self) -> bool:
+        return not (self.h2.streams or self._running or self._ready)
+
+    async def _leave_when_taken(self) -> None:
+        """Leaves once the client has what it was answered: its line may be slow, and closing would cut that off.
+
+        One that takes nothing for LINGER_S is not waited for.
+        """
+        least, since = 0, trio.current_time()
+        while count := self.outbox.size + self.transport.on_its_way():
+            now = trio.current_time()
+            if count < least or not least:
+                least, since = count, now
+            elif now - since > LINGER_S:
+                break
+            await trio.sleep(_LOOK_S)
+        self._leaving = False
+        if self._is_done():
+            self._leave()
 
     async def _read_and_run(self, scope: trio.CancelScope) -> ServerCall | None:
         ready, outbox = self._ready, self.outbox
@@ -334,8 +362,7 @@ class ServerConnection(Connection):
         self.h2.goaway(ErrorCode.NO_ERROR, "draining", last_sid=fr.MAX_STREAM_ID)
         self.outbox.add(fr.ping(_DRAIN_PING))
         self.outbox.flush()
-        if not self.h2.streams and not self._running:
-            self.close_soon()
+        self.after_call()
 
     def on_ping_ack(self, payload: bytes) -> None:
         """The peer has seen what came before that PING."""

@@ -5,8 +5,10 @@ Not here: TLS (tls_transport.py), accepting (accepting.py, server.py).
 
 from __future__ import annotations
 
+import fcntl
 import socket
 import struct
+import termios
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from contextlib import suppress
@@ -19,6 +21,7 @@ from nl.rpc.contract import TransportLost
 
 _SEND_ERRORS = (OSError, trio.BrokenResourceError, trio.ClosedResourceError)
 _CHUNK = 64 * 1024
+_COUNT = struct.Struct("i")
 _CREDENTIALS = struct.Struct("iII")  # struct ucred: see unix(7), SO_PEERCRED
 
 
@@ -56,6 +59,10 @@ class Transport(ABC):
     @abstractmethod
     async def wait_writable(self) -> None:
         """Until `try_send` is worth trying again."""
+
+    def on_its_way(self) -> int:
+        """Bytes that were sent and that the other side's machine does not have yet; 0 where that cannot be told."""
+        return 0
 
     @abstractmethod
     async def linger(self) -> None:
@@ -122,6 +129,12 @@ class SocketTransport(Transport):
         while not (count := self.try_send((data,))):
             await self.wait_writable()
         return count
+
+    def on_its_way(self) -> int:
+        try:
+            return int(_COUNT.unpack(fcntl.ioctl(self._sock.fileno(), termios.TIOCOUTQ, bytes(_COUNT.size)))[0])
+        except (OSError, ValueError):  # closed, or not Linux
+            return 0
 
     async def linger(self) -> None:
         try:

@@ -1,5 +1,7 @@
 """Answers that cannot leave yet, and what an answered call is worth. Seen from the wire."""
 
+import socket
+
 import pytest
 import trio
 from trio.testing import wait_all_tasks_blocked
@@ -226,3 +228,47 @@ async def test_a_lame_duck_leaves_after_a_call_that_was_reset_before_it_ran(serv
                 cancels = [fr.rst_stream(sid, ErrorCode.CANCEL) for sid in (1, 3)]
                 await client.send(headers(3), cancels[0], ack, cancels[1])
                 await client.closed()
+
+
+async def test_a_lame_duck_waits_for_a_slow_line_to_have_taken_the_last_reply(service):
+    """The call is over and its reply in the kernel's buffers; to close now would throw away what is not delivered."""
+    async with serving(service) as (server, port):
+        sock = trio.socket.socket()
+        sock.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 32_768)
+        await sock.connect(("127.0.0.1", port))
+        client = RawClient(trio.SocketStream(sock))
+        await client.send(fr.PREFACE, fr.settings({Setting.INITIAL_WINDOW_SIZE: fr.MAX_WINDOW}))
+        await client.send(fr.window_update(0, 1 << 20), headers(1, "Big"), message(1, b"1000000"))
+        await wait_all_tasks_blocked()
+        received = 0
+        with trio.fail_after(20):
+            async with trio.open_nursery() as nursery:
+                nursery.start_soon(server.shutdown, 20)
+                while received < 1_000_005:
+                    payload = await client.until(fr.DATA, sid=1)
+                    received += len(payload)
+                    await trio.sleep(0.015)
+                    await client.send(fr.window_update(0, len(payload)))
+                await client.until(fr.HEADERS, sid=1)
+
+
+async def test_a_lame_duck_does_not_wait_for_a_client_that_reads_nothing(service):
+    async with serving(service) as (server, port):
+        client = await RawClient.connect(port, settings={Setting.INITIAL_WINDOW_SIZE: fr.MAX_WINDOW})
+        await client.send(fr.window_update(0, 1 << 30), headers(1, "Big"), message(1, b"8000000"))
+        await wait_all_tasks_blocked()
+        await client.send(fr.rst_stream(1, ErrorCode.CANCEL))
+        await wait_all_tasks_blocked()
+        with trio.fail_after(5):
+            await server.shutdown(20)
+
+
+async def test_calls_of_a_client_that_leaves_are_counted_too(service):
+    async with serving(service) as (server, port):
+        client = await RawClient.connect(port)
+        await client.send(*[headers(sid, "Hang") + message(sid) for sid in (1, 3)])
+        await client.send(headers(5), message(5, b"hello"))
+        await client.until(fr.DATA, sid=5)
+        await client.stream.aclose()
+        await wait_all_tasks_blocked()
+        assert server.outcomes == {0: 1, 1: 2}
