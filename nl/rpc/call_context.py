@@ -1,7 +1,10 @@
 """What calls inherit from whatever makes them: headers to pass on, a deadline, a trace, an identity.
 
-    with calling(headers=forwarded(stream.metadata, ["authorization"]), deadline=stream.deadline):
+    with calling(headers=forwarded(stream.metadata, ["x-request-id"]), deadline=stream.deadline):
         ...  # every call of any channel in here, and in tasks that are started in here, has them
+
+Whoever asks our server does so with `authorization`, which is not among the metadata that handlers see: it is for this
+server, and goes nowhere else.
 
 A context variable, so that a store need not know who asks it. What a call says for itself comes first: a header that it
 sets is not sent twice, and its deadline may only be earlier.
@@ -14,7 +17,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from contextvars import ContextVar
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import trio
@@ -29,8 +32,8 @@ _NOT_FORWARDED = frozenset({"te", "content-type", "user-agent", "host", "connect
 class CallContext:
     """What every call inherits."""
 
-    fields: tuple[tuple[bytes, bytes], ...] = ()
-    """Headers, as they are sent."""
+    fields: tuple[tuple[bytes, bytes], ...] = field(default=(), repr=False)
+    """Headers, as they are sent; a token may be among them, so they are in no message."""
     expires: float | None = None
     """The deadline, on trio's clock."""
 

@@ -41,6 +41,11 @@ async def test_trace_and_token_have_their_headers():
         assert dict(current().fields) == {b"traceparent": b"00-ab-cd-01", b"authorization": b"Bearer abc"}
 
 
+async def test_a_token_is_in_no_repr():
+    with calling(token="nl_SECRET") as inner:
+        assert "SECRET" not in repr(inner)
+
+
 async def test_tasks_that_are_started_in_the_block_inherit():
     seen = []
 
