@@ -7,6 +7,7 @@ import logging
 from collections.abc import Iterator, Mapping, Sequence
 
 from nl.auth.authenticator import Authenticator, authenticator_at
+from nl.auth.grants import grants_of
 from nl.auth.tokens import new_token
 from nl.config.document import Config
 from nl.config.servers import ServerOptions
@@ -14,6 +15,7 @@ from nl.model.access import Grant, Identity, Right
 
 log = logging.getLogger("nl.server")
 _ANY = ("0.0.0.0", "::")
+_HARMFUL = ~(Right.READ_CAS | Right.READ_AC)
 _HERE = ("127.0.0.1", "localhost", "::1")
 
 
@@ -61,16 +63,29 @@ class Doors:
         return False
 
     def warn(self, index: int, addresses: Sequence[str]) -> None:
-        """One log line for a listener that strangers reach and that has no door, or a door of glass."""
+        """Log lines for a listener that strangers reach and that has no door, or a door of glass.
+
+        One that asks everybody for a certificate has one.
+        """
         server = self._config.servers[index]
         reachable = [each for each in addresses if is_reachable(each)]
         if not reachable:
             return
         where = ", ".join(reachable)
-        if self.at(index) is None:
-            log.warning("%s", open_warning(server, where))
-        elif server.listener.http.tls is None:
+        tls = server.listener.http.tls
+        path, options = self._config.auth_of(index)
+        if options is None:
+            if tls is None or tls.client_ca_file is None or tls.client_auth == "accept":
+                log.warning("%s", open_warning(server, where))
+            return
+        if tls is None:
             log.warning("%s takes credentials without TLS: whoever sees the traffic can use them", where)
+        for_all = Right(0)
+        for grant in grants_of(options.anonymous):
+            for_all |= grant.rights & _HARMFUL
+        if for_all:
+            what = f"everybody who reaches it {for_all.words}, without any credentials"
+            log.warning("%s: %s.anonymous gives %s", where, path, what)
 
 
 def _shared_caches(config: Config) -> Iterator[str]:

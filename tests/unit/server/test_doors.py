@@ -112,6 +112,24 @@ def test_what_only_this_machine_reaches_is_not(caplog):
     assert warnings(caplog, ALL, ["127.0.0.1:1"], {"auth": READ}) == []
 
 
+def test_a_listener_that_asks_everybody_for_a_certificate_is_not_open(caplog):
+    tls = {"cert_file": "c", "key_file": "k", "client_ca_file": "a"}
+    assert warnings(caplog, ALL, ["0.0.0.0:1"], tls=tls) == []
+    [line] = warnings(caplog, ALL, ["0.0.0.0:1"], tls={**tls, "client_auth": "accept"})
+    assert line.startswith("no authentication: everybody who reaches 0.0.0.0:1 may")
+
+
+def test_a_door_that_lets_everybody_do_harm_is_said_aloud(caplog):
+    tls = {"cert_file": "c", "key_file": "k"}
+    anonymous = [{"allow": ["write"], "instances": ["pr"]}, {"allow": ["worker"]}]
+    [line] = warnings(caplog, ALL, ["0.0.0.0:1"], {"auth": {"anonymous": anonymous}}, tls=tls)
+    assert line == (
+        "0.0.0.0:1: servers[0].auth.anonymous gives everybody who reaches it write_cas, write_ac, register_workers, "
+        "without any credentials"
+    )
+    assert warnings(caplog, ALL, ["127.0.0.1:1"], {"auth": {"anonymous": anonymous}}, tls=tls) == []
+
+
 def test_tokens_without_tls_are_said_aloud(caplog):
     assert warnings(caplog, ALL, ["0.0.0.0:1"], {"auth": READ}) == [
         "0.0.0.0:1 takes credentials without TLS: whoever sees the traffic can use them"
