@@ -165,7 +165,8 @@ class TokenTable:
     def __init__(self, entries: Sequence[TokenEntry], *, everybody: Sequence[Grant]) -> None:
         self._by_hash = {
             bytes.fromhex(entry.sha256): Found(
-                Identity(entry.name, [*grants_of(entry.grants), *everybody]), entry.expires_at
+                Identity(entry.name, [*grants_of(entry.grants), *everybody], expires_at=entry.expires_at),
+                entry.expires_at,
             )
             for entry in entries
         }
@@ -181,6 +182,7 @@ class TokenTable:
             if here is None or (here.identity.name, here.identity.grants) != (old.name, old.grants):
                 old.is_revoked = True
             else:
+                old.expires_at = here.expires_at
                 self._by_hash[digest] = Found(old, here.expires_at)
 
     def __len__(self) -> int:

@@ -81,16 +81,20 @@ class PeerCertificate:
 class Identity:
     """Somebody with a name and grants. `is_anonymous`: no credentials were given, and some might help.
 
-    `is_revoked` becomes true when the credentials are taken back: for streams that last longer than they should.
+    `is_revoked` becomes true when the credentials are taken back, and a token of a file ends at `expires_at` (seconds
+    since the epoch): for streams that last longer than they should. What begins a call is looked at each time anyway.
     """
 
-    __slots__ = ("_known", "grants", "is_anonymous", "is_revoked", "name")
+    __slots__ = ("_known", "expires_at", "grants", "is_anonymous", "is_revoked", "name")
 
-    def __init__(self, name: str, grants: Iterable[Grant], *, is_anonymous: bool = False) -> None:
+    def __init__(
+        self, name: str, grants: Iterable[Grant], *, is_anonymous: bool = False, expires_at: float = float("inf")
+    ) -> None:
         self.name = name
         self.grants = tuple(grants)
         self.is_anonymous = is_anonymous
         self.is_revoked = False
+        self.expires_at = expires_at
         self._known: dict[str | None, int] = {}
 
     def _bits(self, instance: str | None) -> int:

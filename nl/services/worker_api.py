@@ -8,6 +8,7 @@ stream, however it comes about, is the end of the session. Not here: what become
 from __future__ import annotations
 
 import logging
+import time
 from collections.abc import Iterable
 from typing import NamedTuple
 
@@ -88,11 +89,17 @@ class WorkerApiService:
 
 
 async def _read(stream: WorkerStream, session: WorkerSession) -> None:
-    """Takes reports until the worker half-closes, or its token is revoked: it says something every few seconds."""
+    """Takes reports until the worker half-closes, or its token is revoked or ends: it says something every few seconds.
+
+    A web token or a certificate counts when the stream begins: the end of a short one would end its actions, too.
+    """
+    identity = stream.identity
     while (encoded := await stream.recv_message()) is not None:
         update = await off_loop_if_large(_decode_update, encoded.data)
-        if stream.identity.is_revoked:
-            raise UnauthenticatedError(f"the token {stream.identity.name!r} was revoked")
+        if identity.is_revoked:
+            raise UnauthenticatedError(f"the token {identity.name!r} was revoked")
+        if identity.expires_at <= time.time():
+            raise UnauthenticatedError(f"the token {identity.name!r} has expired")
         try:
             _apply(update, session)
         except NlError as exc:

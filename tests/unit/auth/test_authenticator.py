@@ -109,6 +109,8 @@ async def test_who_lost_its_token_or_its_rights_is_revoked_and_nobody_else(tmp_p
     assert {name: identity.is_revoked for name, identity in before.items()} == {
         "stays": False, "goes": True, "less": True
     }  # fmt: skip
+    assert before["goes"].expires_at == float("inf")
+    assert before["stays"].expires_at == 4102444800.0
     assert door.authenticate(PEER, None, b"Bearer nl_stays") is before["stays"]
     less = door.authenticate(PEER, None, b"Bearer nl_less")
     assert not less.is_revoked

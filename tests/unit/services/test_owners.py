@@ -124,7 +124,10 @@ async def test_asking_in_vain_is_no_interest():
         assert dict(at.scheduler._interest._alone_since) == interest
 
 
-async def test_a_worker_whose_token_was_revoked_is_sent_away_at_its_next_word():
+@pytest.mark.parametrize(
+    ("change", "problem"), [({"is_revoked": True}, "was revoked"), ({"expires_at": 1.0}, "has expired")]
+)
+async def test_a_worker_whose_token_was_revoked_or_has_ended_is_sent_away_at_its_next_word(change, problem):
     worker = Identity("w", [Grant(("*",), Right.REGISTER_WORKERS)])
     hello = worker_api.UpdateForScheduler(connect_worker_request=worker_api.ConnectWorkerRequest())
     alive = worker_api.UpdateForScheduler(keep_alive_request=worker_api.KeepAliveRequest())
@@ -134,11 +137,12 @@ async def test_a_worker_whose_token_was_revoked_is_sent_away_at_its_next_word():
                 await stream.receive()
                 await stream.send(alive)
                 await trio.testing.wait_all_tasks_blocked()
-                worker.is_revoked = True
+                for name, value in change.items():
+                    setattr(worker, name, value)
                 await stream.send(alive)
                 with trio.fail_after(20):
                     await trio.sleep_forever()
-        assert caught.group_contains(UnauthenticatedError, match="the token 'w' was revoked")
+        assert caught.group_contains(UnauthenticatedError, match=f"the token 'w' {problem}")
 
 
 async def test_a_worker_needs_the_right_for_every_instance_whose_actions_it_may_get():
