@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import struct
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
@@ -30,6 +31,7 @@ if TYPE_CHECKING:
     from nl.rpc.server_connection import ServerConnection
 
 
+log = logging.getLogger(__name__)
 _HEAD_SIZE = len(hpack.RESPONSE)
 _TAIL_SIZE = len(hpack.TRAILERS_OK)
 _HEAD = struct.Struct(f">HBBBI{_HEAD_SIZE}sHBBBI")
@@ -220,7 +222,7 @@ class ServerCall(Call):
         Never waits: a reply for which there is no room or too little credit stays with the connection, which calls
         again. Its beginning leaves all the same, since clients open windows for what has come, not for what may come.
         """
-        if self.outcome is not None or self.reset_code is not None:
+        if self.outcome is not None or self.reset_code is not None or self in self.connection.held_back:
             return
         reply = self._reply
         if outcome.code or not reply:
@@ -259,7 +261,12 @@ class ServerCall(Call):
         """Trailers, behind what must go before them."""
         h2 = self.h2
         first = not self.headers_sent
-        block = trailers(outcome, metadata, max_size=h2.peer_max_header_list)
+        try:
+            block = trailers(outcome, metadata, max_size=h2.peer_max_header_list)
+        except Exception:  # metadata or details of a handler's making, at a time when it may be gone
+            log.exception("the status of %s cannot be sent: %r, metadata %r", self.method, outcome, metadata)
+            outcome = Outcome(outcome.code or Code.INTERNAL, outcome.message or "the trailing metadata cannot be sent")
+            block = trailers(outcome, max_size=h2.peer_max_header_list)
         if first:
             self.headers_sent = True
             block = hpack.RESPONSE + block

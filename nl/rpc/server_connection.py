@@ -56,7 +56,7 @@ class ServerConnection(Connection):
     """See the module's docstring. `run` is its whole life."""
 
     __slots__ = (
-        "_fault", "_held_back", "_leaving", "_more", "_need_room", "_ready", "_running", "draining", "idle_since",
+        "_fault", "_leaving", "_more", "_need_room", "_ready", "_running", "draining", "held_back", "idle_since",
         "methods", "options", "outcomes",
     )  # fmt: skip
 
@@ -79,7 +79,7 @@ class ServerConnection(Connection):
         self._more = False
         self._ready: deque[ServerCall] = deque()
         self._running: set[ServerCall] = set()
-        self._held_back: dict[ServerCall, tuple[Outcome, Any]] = {}
+        self.held_back: dict[ServerCall, tuple[Outcome, Any]] = {}
         """Calls whose handlers are done and whose replies wait for room or credit: they need no task."""
         self._need_room: dict[ServerCall, None] = {}
         """Those of them that wait for room in the queue."""
@@ -106,7 +106,7 @@ class ServerConnection(Connection):
         for stream in self.h2.streams.values():
             if isinstance(stream, ServerCall) and stream.outcome is None:
                 self.on_call_over(_GONE)
-        for table in (self._ready, self._running, self._held_back, self._need_room):
+        for table in (self._ready, self._running, self.held_back, self._need_room):
             table.clear()
         super().close()
 
@@ -321,7 +321,7 @@ class ServerConnection(Connection):
 
     def hold_back(self, call: ServerCall, outcome: Outcome, metadata: Any) -> None:
         """Keeps a call that cannot be closed yet, and closes it as soon as there is room and credit for its reply."""
-        self._held_back[call] = (outcome, metadata)
+        self.held_back[call] = (outcome, metadata)
         if call.blocked_since is None:
             call.blocked_since = self.h2.now
         if self.outbox.size >= HIGH_WATER:
@@ -332,7 +332,7 @@ class ServerConnection(Connection):
 
     def send_held_back(self, call: ServerCall) -> None:
         """Tries again to close a call."""
-        waiting = self._held_back.pop(call, None)
+        waiting = self.held_back.pop(call, None)
         if waiting is not None:
             call.close(waiting[0], metadata=waiting[1])
             self.outbox.flush_soon()
@@ -340,7 +340,7 @@ class ServerConnection(Connection):
 
     def forget_held_back(self, call: ServerCall) -> None:
         """The call needs no answer any more, or gets another."""
-        self._held_back.pop(call, None)
+        self.held_back.pop(call, None)
         self._need_room.pop(call, None)
         self.h2.stop_waiting(call)
 
@@ -386,7 +386,7 @@ class ServerConnection(Connection):
         if self._fault is None:
             log.warning("%s: %s", self.transport.peer, reason)
         self._fault = ConnectionFault(ErrorCode.ENHANCE_YOUR_CALM, reason)
-        for call in list(self._held_back):  # the memory is needed now, not when the goodbye has been said
+        for call in list(self.held_back):  # the memory is needed now, not when the goodbye has been said
             self.forget_held_back(call)
             call.drop_reply()
         self._leave()
@@ -395,7 +395,7 @@ class ServerConnection(Connection):
         """Stops every handler; the clients get `outcome`."""
         for call in [*self._running, *self._ready]:
             call.cancel(outcome)
-        for call in list(self._held_back):
+        for call in list(self.held_back):
             self._answer_instead(call, outcome)
         self.outbox.flush_soon()
 
@@ -435,7 +435,7 @@ class ServerConnection(Connection):
         for call in self._running:
             if call.blocked_since is not None and now - call.blocked_since > longest:
                 call.cancel(_NO_WINDOW)
-        for call in list(self._held_back):
+        for call in list(self.held_back):
             if call.expires is not None and call.expires <= now:
                 self._answer_instead(call, _DEADLINE)
             elif call.blocked_since is not None and now - call.blocked_since > longest:

@@ -128,7 +128,7 @@ async def test_a_call_that_is_reset_while_its_reply_waits_leaves_nothing_behind(
             await client.send(fr.rst_stream(sid, ErrorCode.CANCEL))
         await client.settled()
         [connection] = server._connections
-        assert not connection._held_back
+        assert not connection.held_back
         assert not connection._need_room
         await client.send(headers(41), message(41, b"hello"), fr.window_update(41, 100))
         assert (await client.until(fr.DATA, sid=41)).endswith(b"hello")

@@ -2,13 +2,16 @@
 
 import pytest
 import trio
-from grpclib.const import Cardinality, Handler
+from grpclib.const import Cardinality, Handler, Status
+from grpclib.exceptions import GRPCError
 from trio.testing import wait_all_tasks_blocked
 
+from nl.errors import PreconditionError, Violation
 from nl.rpc import frames as fr
-from nl.rpc.frames import ErrorCode
+from nl.rpc.frames import ErrorCode, Setting
 from tests.wire.raw_h2 import RawClient, headers, message
 from tests.wire.rpc_hosting import serving
+from tests.wire.rpc_service import RawService
 
 
 class Untidy:
@@ -105,3 +108,46 @@ async def test_a_call_whose_deadline_passes_ends_alone_however_it_takes_that(ser
         [connection] = server._connections
         assert service.ended == [f"/t.S/{kind}"]
         assert (connection.h2.winding_down, connection._running, connection.h2.streams) == (0, set(), {})
+
+
+class Unsendable(RawService):
+    """Ends calls with what cannot be encoded, or not in the way that it does it."""
+
+    async def fail(self, stream):
+        how = await stream.recv_message()
+        if how == b"details":
+            raise GRPCError(Status.ABORTED, "again", [object()])
+        if how == b"surrogates":
+            raise PreconditionError("file \udcff", details=(Violation("MISSING", "blobs/\udcff"),))
+        await stream.send_message(bytes(50))
+        await stream.send_trailing_metadata(metadata={"Bad Key" if how == b"metadata" else "x-good": "x"})
+
+
+@pytest.mark.parametrize("window", [fr.DEFAULT_WINDOW, 10])
+@pytest.mark.parametrize(("how", "status"), [(b"details", 10), (b"surrogates", 9), (b"metadata", 13)])
+async def test_a_status_that_cannot_be_sent_ends_its_call_and_no_other(window, how, status):
+    service = Unsendable()
+    async with serving(service) as (_, port):
+        client = await RawClient.connect(port, settings={Setting.INITIAL_WINDOW_SIZE: window})
+        await client.send(headers(1, "Hang"), message(1))
+        await client.settled()
+        await client.send(headers(3, "Fail"), message(3, how), fr.window_update(3, 100))
+        while b"grpc-status" not in (block := await client.until(fr.HEADERS, sid=3)):
+            pass
+        assert b"grpc-status" + bytes((len(b"%d" % status),)) + b"%d" % status in block
+        await client.send(fr.window_update(1, 100))
+        service.release.set()
+        assert (await client.until(fr.DATA, sid=1)).endswith(b"released")
+    RawClient.close_all()
+
+
+async def test_trailing_metadata_waits_for_credit_with_its_reply():
+    async with serving(Unsendable()) as (_, port):
+        client = await RawClient.connect(port, settings={Setting.INITIAL_WINDOW_SIZE: 10})
+        await client.send(headers(1, "Fail"), message(1, b"good"))
+        await client.settled()
+        await client.send(fr.window_update(1, 100))
+        while b"grpc-status" not in (block := await client.until(fr.HEADERS, sid=1)):
+            pass
+        assert b"x-good" in block
+    RawClient.close_all()

@@ -53,14 +53,14 @@ async def test_replies_that_wait_for_room_need_no_task_are_counted_and_arrive_wh
             await trio.lowlevel.checkpoint()
         await wait_all_tasks_blocked()
         [connection] = server._connections
-        waiting = len(connection._held_back)
+        waiting = len(connection.held_back)
         assert waiting > 100
         assert connection.held_bytes() > waiting * len(payload)
         assert connection.outbox.size < HIGH_WATER + 2 * len(payload) + MIB
         assert trio.lowlevel.current_statistics().tasks_living <= before + 3
         replies = await finished(client, sids)
         assert all(len(data) == 5 + len(payload) for data in replies.values())
-        assert not connection._held_back
+        assert not connection.held_back
 
 
 async def test_replies_that_wait_for_credit_go_out_as_it_comes_and_resets_take_theirs_along(service):
@@ -71,7 +71,7 @@ async def test_replies_that_wait_for_credit_go_out_as_it_comes_and_resets_take_t
             await client.send(headers(sid), message(sid, bytes(1000)))
         await wait_all_tasks_blocked()
         [connection] = server._connections
-        assert len(connection._held_back) > 30
+        assert len(connection.held_back) > 30
         reset, kept = sids[-10:], sids[:-10]
         await client.send(*(fr.rst_stream(sid, ErrorCode.CANCEL) for sid in reset))
         await wait_all_tasks_blocked()
