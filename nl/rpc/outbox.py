@@ -42,8 +42,8 @@ class Outbox:
     """The sending side of one connection. `on_room` is called when the queue falls below HIGH_WATER again."""
 
     __slots__ = (
-        "_idle", "_queueing", "_room", "_task_scope", "_turns", "_writer", "corked", "nursery", "on_room", "progress",
-        "queue", "size", "socket", "transport",
+        "_idle", "_queueing", "_room", "_stuck", "_task_scope", "_turns", "_writer", "corked", "nursery", "on_room",
+        "progress", "queue", "size", "socket", "transport",
     )  # fmt: skip
 
     def __init__(self, transport: Transport, *, on_room: Callable[[], None]) -> None:
@@ -58,7 +58,9 @@ class Outbox:
         self.corked = False
         """The reader is between reading and flushing: what is queued now leaves at the end of its pass."""
         self.progress = 0.0
-        """When the peer was last seen to take something, or something began to wait for it."""
+        """When the peer was last seen to take something, or something began to wait for it since."""
+        self._stuck = False
+        """The peer took nothing when it was last tried. Another writer that tries in vain is no news."""
         self._writer: trio.lowlevel.Task | None = None
         self._task_scope: trio.CancelScope | None = None
         self._idle = False
@@ -158,7 +160,7 @@ class Outbox:
 
     async def _drain(self) -> None:
         self.socket = Socket.TAKEN
-        self.progress = trio.current_time()
+        self._note(0)
         data = memoryview(b"")
         try:
             while self.queue:
@@ -168,7 +170,7 @@ class Outbox:
                     count = await self.transport.send(data)
                     data = data[count:]
                     self.size -= count
-                    self.progress = trio.current_time()
+                    self._note(count)
                     if self.size < HIGH_WATER:
                         self._make_room()
                 if self.transport.inline and self._turns:  # the next one takes along what is queued
@@ -223,6 +225,12 @@ class Outbox:
         else:
             self._queueing = bool(self._turns.unpark())
 
+    def _note(self, count: int) -> None:
+        """The peer has taken so many bytes, of more that are there."""
+        if count or not self._stuck:
+            self.progress = trio.current_time()
+        self._stuck = not count
+
     def _release(self) -> None:
         handed_on = self.transport.inline and self.socket is Socket.TAKEN and bool(self._turns.unpark())
         if self.socket is Socket.TAKEN and not handed_on:
@@ -248,17 +256,15 @@ class Outbox:
         self.queue.clear()
         parts = [*queued, *frames.parts]
         sent = index = 0
-        waited = False
         try:
             while True:
                 count = self.transport.try_send(parts[index : index + _IOV_MAX])
                 sent += count
                 index = _advance(parts, index, count)
                 if index == len(parts):
+                    self._stuck = False
                     return
-                if count or not waited:
-                    self.progress = trio.current_time()
-                    waited = True
+                self._note(count)
                 await self.transport.wait_writable()
         except trio.Cancelled:
             rest, frames.unsent = frames.split(max(0, sent - ahead))

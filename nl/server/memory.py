@@ -7,13 +7,15 @@ no such function (musl) there is no such heap.
 from __future__ import annotations
 
 import ctypes
+import resource
 from pathlib import Path
 
 import trio
 
 _EVERY_S = 5.0
 _WORTH_BYTES = 8 << 20
-"""Growth since the last time from which on it is worth a look: the look takes milliseconds."""
+"""Growth since the last time from which on it is worth it: the loop stands still for 30 to 120 ms after a storm of 200
+MiB, in whichever thread, because the C library holds the lock of its heap meanwhile."""
 _STATM = Path("/proc/self/statm")
 
 
@@ -52,4 +54,4 @@ class MemoryReturner:
 
 def resident_bytes() -> int:
     """What this process has in memory now, shared pages too."""
-    return int(_STATM.read_text().split()[1]) * 4096
+    return int(_STATM.read_text().split()[1]) * resource.getpagesize()

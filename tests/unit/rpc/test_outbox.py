@@ -200,3 +200,29 @@ async def test_who_is_cancelled_while_there_is_no_room_hands_its_turn_on(nursery
     await wait_all_tasks_blocked()
     assert got == [0]
     nursery.cancel_scope.cancel()
+
+
+async def test_another_writer_that_waits_in_vain_is_no_progress(nursery):
+    """Else calls that expire one after another keep a connection whose peer reads nothing."""
+    transport = Slow(inline=True)
+    outbox = Outbox(transport, on_room=lambda: None)
+    outbox.nursery = nursery
+    outbox.progress = -1.0
+    for attempt in range(3):
+        with trio.CancelScope() as scope:
+            async with trio.open_nursery() as writers:
+                await outbox.acquire()
+                writers.start_soon(outbox.write, _frames(b"x"))
+                await wait_all_tasks_blocked()
+                assert (outbox.progress < 0) is (attempt > 0)
+                outbox.progress = -1.0
+                scope.cancel()
+    transport.open.set()
+    await outbox.acquire()
+    await outbox.write(_frames(b"x"))
+    transport.open = trio.Event()
+    await outbox.acquire()
+    nursery.start_soon(outbox.write, _frames(b"x"))
+    await wait_all_tasks_blocked()
+    assert outbox.progress > 0
+    nursery.cancel_scope.cancel()
