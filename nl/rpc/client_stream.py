@@ -95,6 +95,7 @@ class ClientStream:
         self._sent = False
         self._ended = False
         self._cancelled = False
+        self._has_reply = False
         self.initial_metadata: MultiDict[str | bytes] | None = None
         self.trailing_metadata: MultiDict[str | bytes] | None = None
 
@@ -334,9 +335,10 @@ class ClientStream:
             data = await call.receive_message()
         if data is None:
             await self.recv_trailing_metadata()
-            if not self._cardinality.server_streaming:
+            if not self._cardinality.server_streaming and not self._has_reply:
                 raise GRPCError(Status.INTERNAL, "the server sent no reply")
             return None
+        self._has_reply = True
         with self._errors:
             return self._decode(data)
 

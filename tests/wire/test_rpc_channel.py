@@ -106,6 +106,13 @@ async def test_unary_many_at_once(channel):
     assert got == {index: b"%d" % index for index in range(300)}
 
 
+async def test_after_the_one_reply_there_is_none(channel):
+    async with channel.request("/t.S/Echo", KINDS.UNARY_UNARY, bytes, bytes) as stream:
+        await stream.send_message(b"x", end=True)
+        assert await stream.recv_message() == b"x"
+        assert await stream.recv_message() is None
+
+
 async def test_server_streaming(channel):
     async with channel.request("/t.S/Repeat", KINDS.UNARY_STREAM, bytes, bytes) as stream:
         await stream.send_message(b"m", end=True)
