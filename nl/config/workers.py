@@ -34,6 +34,9 @@ class ClientTlsOptions(Options):
             raise ConfigError("", "cert_file and key_file belong together; expected both or neither")
 
 
+_TOKEN = re.compile("[!-~]+")
+
+
 class WorkerApiEndpoint(Options):
     """Where a worker finds its scheduler."""
 
@@ -64,6 +67,8 @@ class WorkerApiEndpoint(Options):
         """The address must be one, and a token is in one place."""
         if self.token is not None and self.token_file is not None:
             raise ConfigError("token_file", "says the same as token; expected only one of the two")
+        if self.token is not None and _TOKEN.fullmatch(self.token.strip()) is None:
+            raise ConfigError("token", "is empty, or has characters that no token has; expected a token")
         match = _URI.fullmatch(self.uri)
         if _UNIX.fullmatch(self.uri) is None and (match is None or int(match[3] or 0) > 65535):
             expected = "expected grpc://host:port, grpcs://host:port or unix:/path"

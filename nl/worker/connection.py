@@ -76,7 +76,9 @@ def _credentials(endpoint: WorkerApiEndpoint) -> dict[str, str]:
         except (OSError, UnicodeDecodeError) as exc:
             why = exc.strerror if isinstance(exc, OSError) else "it is not ASCII"
             raise UnavailableError(f"the token file {endpoint.token_file} cannot be read: {why}") from exc
-    return {} if token is None else {"authorization": f"Bearer {token}"}
+        if not token or not token.isprintable():
+            raise UnavailableError(f"the token file {endpoint.token_file} has no token in its first line")
+    return {} if token is None else {"authorization": f"Bearer {token.strip()}"}
 
 
 def connector(endpoint: WorkerApiEndpoint) -> Connect:

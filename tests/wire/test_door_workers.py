@@ -82,7 +82,7 @@ def test_a_worker_comes_in_with_its_token_or_its_certificate(site):
     secret = (directory / "worker.token").read_text().strip()
     for how in (
         {"token_file": str(directory / "worker.token")}, {"token": secret}, {"certificate": "certified"},
-        {"certificate": "stranger", "token": secret},
+        {"certificate": "stranger", "token": secret}, {"token": secret + "\n"},
     ):  # fmt: skip
         assert secret not in worker(site, words="Worker registered with scheduler", **how)
     assert secret not in (directory / "scheduler.log").read_text()
@@ -90,6 +90,7 @@ def test_a_worker_comes_in_with_its_token_or_its_certificate(site):
 
 def test_a_worker_that_may_not_come_in_says_why(site):
     directory, _, port = site
+    (directory / "odd.token").write_text("nl_\x01\n")
     where = f"scheduler at localhost:{port}: "
     for words, how in {
         "UNAUTHENTICATED: " + where + "register_workers for instance '' needs credentials": {},
@@ -98,6 +99,7 @@ def test_a_worker_that_may_not_come_in_says_why(site):
         },
         "UNAUTHENTICATED: " + where + "the token is not known here": {"token": "nl_wrong"},
         "PERMISSION_DENIED: " + where + "'dns:w1.evil.org' does not have register_workers": {"certificate": "stranger"},
+        "odd.token has no token in its first line": {"token_file": str(directory / "odd.token")},
         "the token file /nowhere cannot be read: No such file or directory": {"token_file": "/nowhere"},
     }.items():
         assert "registered" not in worker(site, words=words, **how)
