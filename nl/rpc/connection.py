@@ -43,7 +43,7 @@ class Connection(NoRole):
     @property
     def lost(self) -> bool:
         """Whether the transport is gone."""
-        return self.outbox.socket is Socket.LOST
+        return self.outbox.lost
 
     # -- reading -----------------------------------------------------------------------------------------------------
 
@@ -93,7 +93,7 @@ class Connection(NoRole):
     def check(self, now: float, *, interval: float | None, timeout: float, stall: float) -> str | None:
         """Called every now and then: sends keepalive PINGs; why this connection should be given up, or None."""
         outbox = self.outbox
-        if outbox.socket is Socket.LOST:
+        if outbox.lost:
             return "connection lost"
         if outbox.socket is Socket.TAKEN and now - outbox.progress > stall:
             return f"the peer has read nothing for {stall:g} s"

@@ -26,11 +26,6 @@ class ReceiveWindow:
         self.left = size
         self.owed = 0
 
-    def take(self, count: int) -> bool:
-        """Bytes have arrived; False if the peer had no credit for them."""
-        self.left -= count
-        return self.left >= 0
-
     def give_back(self, count: int) -> int:
         """Bytes have been consumed; the increment to announce now, or 0 while too little has come together."""
         owed = self.owed + count

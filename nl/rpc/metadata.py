@@ -5,7 +5,7 @@ from __future__ import annotations
 import base64
 import binascii
 import re
-from collections.abc import Collection, Iterable, Mapping
+from collections.abc import Iterable, Mapping
 from typing import Any
 from urllib.parse import quote_from_bytes, unquote_to_bytes
 
@@ -14,8 +14,6 @@ from multidict import MultiDict
 from nl.errors import InvalidRequestError
 from nl.rpc import hpack
 from nl.rpc.hpack import Field
-
-MetadataLike = Mapping[str, str | bytes] | Collection[tuple[str, str | bytes]]
 
 _UNITS = {b"H": 3600.0, b"M": 60.0, b"S": 1.0, b"m": 1e-3, b"u": 1e-6, b"n": 1e-9}
 _LONGEST_S = (10**8 - 1) * 3600.0

@@ -1,4 +1,7 @@
-"""The answer to a request that is HTTP/2 but not gRPC: a status and a line of text, once the request is complete."""
+"""The answer to a request that is HTTP/2 but not gRPC: a status and a line of text.
+
+It goes out once the request is complete, or is a long one: nothing opens the stream's window for more.
+"""
 
 from __future__ import annotations
 

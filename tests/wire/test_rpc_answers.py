@@ -7,7 +7,7 @@ import trio
 from trio.testing import wait_all_tasks_blocked
 
 from nl.rpc import frames as fr
-from nl.rpc import hpack
+from nl.rpc import hpack, packing
 from nl.rpc.frames import ErrorCode, Setting
 from nl.rpc.h2.limits import Limits
 from nl.rpc.options import ServerOptions
@@ -272,3 +272,18 @@ async def test_calls_of_a_client_that_leaves_are_counted_too(service):
         await client.stream.aclose()
         await wait_all_tasks_blocked()
         assert server.outcomes == {0: 1, 1: 2}
+
+
+async def test_a_reply_that_waits_to_be_packed_is_counted(service):
+    """Packing has two threads for all connections, so replies can queue for it: max_held must see them."""
+    async with serving(service, options=ServerOptions(send_compression="gzip")) as (server, port):
+        limiter, others = packing._threads(), [object() for _ in range(packing._THREADS)]
+        for other in others:
+            await limiter.acquire_on_behalf_of(other)
+        client = await RawClient.connect(port)
+        await client.send(headers(1, "Big", extra=[(b"grpc-accept-encoding", b"gzip")]), message(1, b"3000000"))
+        await wait_all_tasks_blocked()
+        assert server.statistics()["held_bytes"] > 3_000_000
+        for other in others:
+            limiter.release_on_behalf_of(other)
+        await client.until(fr.DATA, sid=1)
