@@ -24,7 +24,7 @@ from nl.model.resource import ReadName, WriteName, parse_read, parse_write
 from nl.pb import bytestream
 from nl.rpc.contract import ServerStream
 from nl.services.reads import ReadSender, response_head
-from nl.services.requests import Instances, receive_request
+from nl.services.requests import Instances, receive_request, refuse_strangers
 from nl.services.upload_bounds import SessionKey, SingleWrite, UploadSessions, UploadSlots
 from nl.services.uploads import UploadSession, check_offset
 from nl.services.write_messages import WriteMessage, WriteMessages
@@ -112,6 +112,7 @@ class ByteStreamService:
 
     async def write(self, stream: ServerStream[bytestream.WriteRequest, bytestream.WriteResponse]) -> None:
         """Stores a blob. One that is there already ends the call at once, with its full size."""
+        refuse_strangers(stream)
         messages = WriteMessages(stream, idle_s=self._idle_s)
         first = await messages.receive_message()
         if first is None:

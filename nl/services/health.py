@@ -15,7 +15,7 @@ import trio
 from nl.errors import NotFoundError, UnavailableError
 from nl.pb import health
 from nl.rpc.contract import ServerStream
-from nl.services.requests import receive_request
+from nl.services.requests import receive_from_anybody
 
 _Status = health.HealthCheckResponseServingStatus
 _CARDINALITY = grpclib.const.Cardinality
@@ -75,7 +75,7 @@ class HealthService:
 
     async def check(self, stream: ServerStream[health.HealthCheckRequest, Reply]) -> None:
         """The state now; NotFoundError for an unknown service."""
-        service = (await receive_request(stream)).service
+        service = (await receive_from_anybody(stream)).service
         serving = self._registry.is_serving(service)
         if serving is None:
             raise NotFoundError(f"unknown service {service[:200]!r}")
@@ -83,7 +83,7 @@ class HealthService:
 
     async def watch(self, stream: ServerStream[health.HealthCheckRequest, Reply]) -> None:
         """The state now and after each change, until the client or the server goes."""
-        service = (await receive_request(stream)).service
+        service = (await receive_from_anybody(stream)).service
         serving = self._registry.is_serving(service)
         while True:
             await stream.send_message(_reply(serving))

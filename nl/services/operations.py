@@ -72,7 +72,6 @@ class OperationsService:
         reply = longrunning.ListOperationsResponse()
         size = 0
         wanted = None
-        stream.identity.require(ANY_RIGHT, None)
         if request.name:
             wanted = self._instances.resolve(_instance_of(request.name))
             self._instances.get(stream, wanted, ANY_RIGHT)

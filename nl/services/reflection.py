@@ -14,10 +14,10 @@ from typing import Any
 import grpclib.const
 
 from nl.errors import Code
-from nl.model.access import ANY_RIGHT
 from nl.pb import reflection_v1, reflection_v1alpha
 from nl.rpc.contract import ServerStream
 from nl.services.descriptor_index import DescriptorIndex, FileDescriptor
+from nl.services.requests import refuse_strangers
 
 _VERSIONS: dict[str, ModuleType] = {"v1": reflection_v1, "v1alpha": reflection_v1alpha}
 
@@ -34,7 +34,7 @@ class ReflectionService:
         return DescriptorIndex(self._load())
 
     async def _serve(self, pb: Any, stream: ServerStream[Any, Any]) -> None:
-        stream.identity.require(ANY_RIGHT, None)
+        refuse_strangers(stream)
         async for request in stream:
             await stream.send_message(self._answer(pb, request))
 

@@ -13,7 +13,7 @@ from typing import Any, ClassVar, Generic, Self, TypeVar
 from nl.blob.reader import Buffer
 from nl.cas.large import off_loop_if_large
 from nl.errors import InvalidRequestError, NotFoundError
-from nl.model.access import EVERYONE, Right
+from nl.model.access import ANY_RIGHT, EVERYONE, Right
 from nl.model.digest import DigestFunction
 from nl.rpc.contract import ServerStream
 
@@ -100,7 +100,23 @@ async def receive_decoded(stream: ServerStream[Any, Any], decode: Callable[[Buff
 
 
 async def receive_request(stream: ServerStream[Req, Rep]) -> Req:
-    """The one message of a call that takes one; InvalidRequestError if the client sent none."""
+    """The one message of a call that takes one; InvalidRequestError if the client sent none.
+
+    Who has no right at all is refused before anything is read: reading megabytes is work, and what is wrong with them
+    is nobody's business.
+    """
+    refuse_strangers(stream)
+    return await receive_from_anybody(stream)
+
+
+def refuse_strangers(stream: ServerStream[Any, Any]) -> None:
+    """Raises what `Identity.require` raises for those who have no right for any instance."""
+    if stream.identity is not EVERYONE:
+        stream.identity.require(ANY_RIGHT, None)
+
+
+async def receive_from_anybody(stream: ServerStream[Req, Rep]) -> Req:
+    """The same, of those calls that need no right."""
     request = await stream.recv_message()
     if request is None:
         raise InvalidRequestError(f"{stream.method} needs a request message, and the call ended without one")

@@ -212,6 +212,19 @@ def test_who_has_the_right_gets_in_and_nobody_else(table, server, method):
     assert ask(channel, method, handler, request, "nl_wrong")[0] is grpc.StatusCode.UNAUTHENTICATED
 
 
+@pytest.mark.parametrize("method", [method for method, rule in RULES.items() if rule != PUBLIC])
+def test_what_strangers_send_is_not_even_looked_at(table, server, method):
+    """Reading 16 MB of digests is 0.4 s of work, and what is wrong with a request tells something of the server."""
+    _, channel = server
+    kind = table[method].cardinality
+    names = ["stream" if each else "unary" for each in (kind.client_streaming, kind.server_streaming)]
+    junk = b"\xff" * 20
+    with pytest.raises(grpc.RpcError) as caught:
+        reply = getattr(channel, "_".join(names))(f"/{method}")(iter([junk]) if kind.client_streaming else junk)
+        next(reply)
+    assert caught.value.code() is grpc.StatusCode.UNAUTHENTICATED, caught.value.details()
+
+
 @pytest.mark.parametrize("method", [method for method, rule in RULES.items() if rule not in (PUBLIC, SOMEWHERE)])
 def test_an_instance_that_is_not_there_looks_like_one_that_is_not_for_you(table, server, method):
     _, channel = server
