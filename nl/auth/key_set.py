@@ -146,8 +146,9 @@ class FetchedKeys:
             _log.warning("the keys at %s cannot be fetched: %s%s", self._url, exc, left)
             return
         self._fetched_at = time.monotonic()
-        if keys.keys() != self.keys.keys():
-            _log.info("fetched %d keys from %s", len(keys), self._url)
+        if keys == self.keys:  # strangers can have them fetched: nobody is asked again for that
+            return
+        _log.info("fetched %d keys from %s", len(keys), self._url)
         self.keys = keys
         if self.on_change is not None:
             self.on_change()

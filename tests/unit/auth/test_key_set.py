@@ -123,3 +123,19 @@ async def test_headers_that_drip_end_the_fetch_and_take_no_thread_from_others(mo
         assert limiter.borrowed_tokens == 0
         assert keys._threads.borrowed_tokens <= 1
         nursery.cancel_scope.cancel()
+
+
+async def test_the_same_keys_again_are_no_change_and_others_of_the_same_name_are():
+    """Else naming unknown keys would have everybody's credentials checked anew every 30 seconds."""
+    published = [ONE]
+    with key_server(lambda path: (200, {}, key_set(*published))) as (url, asked):
+        keys = FetchedKeys(url, interval_s=0.01, least_pause_s=0.01)
+        changes = []
+        keys.on_change = lambda: changes.append(1)
+        async with trio.open_nursery() as nursery:
+            await nursery.start(keys.run)
+            await wait_until(lambda: len(asked) >= 4)
+            assert len(changes) == 1
+            published[:] = [Key("one")]
+            await wait_until(lambda: len(changes) == 2)
+            nursery.cancel_scope.cancel()
