@@ -21,12 +21,13 @@ from nl.server.sockets import UnixPath, listen_tcp, listen_unix
 from nl.web.connection import HttpLimits
 
 _REASONS = {
-    errno.EADDRINUSE: "is already in use by another process; choose another port, or stop the other process",
+    errno.EADDRINUSE: "is already in use by another process or by another listener of this one ([::] takes IPv4, too); choose "
+                      "another port",
     errno.EADDRNOTAVAIL: "is not an address of this machine",
     errno.EACCES: "needs privileges that this process does not have (ports below 1024 do)",
 }
 _UNIX_REASONS = {
-    errno.EADDRINUSE: "is already in use by another process; choose another path, or stop the other process",
+    errno.EADDRINUSE: "is already in use by another process or by another listener of this one; choose another path",
     errno.EACCES: "may not be made by this process; check the permissions of its folder",
     errno.ENOENT: "cannot be made: its folder does not exist",
 }

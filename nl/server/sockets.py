@@ -7,7 +7,6 @@ import logging
 import os
 import socket
 import stat
-from contextlib import suppress
 from typing import Any
 
 import trio
@@ -98,7 +97,11 @@ class UnixPath:
         return found.st_dev, found.st_ino
 
     def remove(self) -> None:
-        """Removes it."""
-        with suppress(FileNotFoundError):
+        """Removes it. What keeps us from that is one log line: everything else has ended well."""
+        try:
             if self._identity() == self._mine:
                 os.unlink(self._path)
+        except FileNotFoundError:
+            pass
+        except OSError as exc:
+            log.warning("cannot remove the socket %s: %s", self._path, exc.strerror)

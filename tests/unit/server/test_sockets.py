@@ -174,3 +174,13 @@ async def test_the_peer_of_ipv4_on_a_socket_of_both_is_an_ipv4_address():
         assert describe_peer(accepted) == f"127.0.0.1:{client.getsockname()[1]}"
         accepted.close()
     both.close()
+
+
+async def test_a_socket_that_cannot_be_removed_is_a_line_in_the_log(tmp_path, caplog):
+    folder = tmp_path / "run"
+    folder.mkdir()
+    one = await bound(f"unix:{folder / 'nl.sock'}")
+    folder.rename(tmp_path / "elsewhere")
+    folder.write_text("a file now")
+    one.close()
+    assert f"cannot remove the socket {folder / 'nl.sock'}: Not a directory" in caplog.text
