@@ -17,8 +17,9 @@ import grpclib.const
 
 from nl.blob.reader import Buffer
 from nl.cas.action_results import check_size, drop_inlined, load_action_result, store_action_result
+from nl.cas.concurrent import for_each
 from nl.cas.digests import parse_digest
-from nl.cas.large import off_loop_if_large
+from nl.cas.large import IN_PLACE_BYTES, off_loop_if, off_loop_if_large
 from nl.errors import BlobNotFoundError, CorruptBlobError, InvalidRequestError, NotFoundError, PermissionDeniedError
 from nl.model.access import Right
 from nl.model.digest import Digest
@@ -130,22 +131,25 @@ async def _inline(cas: Store, request: reapi.GetActionResultRequest, *, encoded:
         nonlocal left
         if digest is None or already or digest.size_bytes > left:
             return already
+        left -= digest.size_bytes  # others are fetched meanwhile
         try:
-            content = bytes(await cas.get(Digest.parse(digest.hash, digest.size_bytes)))
+            return bytes(await cas.get(Digest.parse(digest.hash, digest.size_bytes)))
         except (BlobNotFoundError, CorruptBlobError, InvalidRequestError):
+            left += digest.size_bytes
             return already
-        left -= len(content)
-        return content
 
     if request.inline_stdout:
         result.stdout_raw = await fetch(result.stdout_digest, result.stdout_raw)
     if request.inline_stderr:
         result.stderr_raw = await fetch(result.stderr_digest, result.stderr_raw)
     wanted = set(request.inline_output_files)
-    for file in result.output_files:
-        if file.path in wanted:
-            file.contents = await fetch(file.digest, file.contents)
-    return encode(result)
+    files = [file for file in result.output_files if file.path in wanted]
+
+    async def inline(at: int) -> None:
+        files[at].contents = await fetch(files[at].digest, files[at].contents)
+
+    await for_each(len(files), inline)
+    return await off_loop_if(len(encoded) > IN_PLACE_BYTES, encode, result)
 
 
 def _decode_result(encoded: Buffer) -> reapi.ActionResult:

@@ -7,17 +7,21 @@ speed of memory; only where that is too many, entries are counted exactly. Nothi
 
 from __future__ import annotations
 
-from typing import Final
+from collections.abc import Callable
+from typing import Any, Final, TypeVar
 
 from nl.blob.reader import Buffer
+from nl.cas.large import MANY, off_loop_if
 from nl.errors import InvalidRequestError
 from nl.pb import reapi
 from nl.pb.codec import decode
 from nl.pb.codec.wire import skip_field
 from nl.pb.find_missing import FindMissingRequest
+from nl.rpc.contract import ServerStream
 from nl.services.limits import BATCH_REQUEST_BYTES, FIND_MISSING_REQUEST_BYTES, MAX_ENTRIES
-from nl.services.requests import EncodedRequest
+from nl.services.requests import EncodedRequest, receive_request
 
+T = TypeVar("T")
 _LEAST_ENTRY_BYTES: Final = 68
 """A valid digest has a hash of 64 characters, and tags and lengths around it."""
 _FEW: Final = 200
@@ -37,27 +41,33 @@ def decode_find_missing(data: Buffer) -> FindMissingRequest:
     return FindMissingRequest.decode(data)
 
 
-class BoundedBatchUpdate:
-    """Decodes to a BatchUpdateBlobsRequest."""
+class EncodedBatchUpdate(EncodedRequest):
+    """A BatchUpdateBlobsRequest; `decode_batch_update` reads it."""
 
-    max_message_size: Final = BATCH_REQUEST_BYTES
-
-    @staticmethod
-    def decode(data: Buffer) -> reapi.BatchUpdateBlobsRequest:
-        """Raises DecodeError, or InvalidRequestError for too many entries."""
-        if _has_more_entries(data, _FEW):
-            _check_entries(data, most=MAX_ENTRIES)
-        return decode(reapi.BatchUpdateBlobsRequest, data)
+    max_message_size = BATCH_REQUEST_BYTES
 
 
-class BoundedBatchRead:
-    """Decodes to a BatchReadBlobsRequest."""
-
-    @staticmethod
-    def decode(data: Buffer) -> reapi.BatchReadBlobsRequest:
-        """Raises DecodeError, or InvalidRequestError for too many entries."""
+def decode_batch_update(data: Buffer) -> reapi.BatchUpdateBlobsRequest:
+    """Raises DecodeError, or InvalidRequestError for too many entries."""
+    if _has_more_entries(data, _FEW):
         _check_entries(data, most=MAX_ENTRIES)
-        return decode(reapi.BatchReadBlobsRequest, data)
+    return decode(reapi.BatchUpdateBlobsRequest, data)
+
+
+class EncodedBatchRead(EncodedRequest):
+    """A BatchReadBlobsRequest; `decode_batch_read` reads it."""
+
+
+def decode_batch_read(data: Buffer) -> reapi.BatchReadBlobsRequest:
+    """Raises DecodeError, or InvalidRequestError for too many entries."""
+    _check_entries(data, most=MAX_ENTRIES)
+    return decode(reapi.BatchReadBlobsRequest, data)
+
+
+async def receive_batch(stream: ServerStream[Any, Any], decode_batch: Callable[[Buffer], T]) -> T:
+    """As `receive_decoded`, for requests that take long for their entries, not for their bytes."""
+    request: EncodedRequest = await receive_request(stream)
+    return await off_loop_if(_has_more_entries(request.data, MANY), decode_batch, request.data)
 
 
 def _check_entries(data: Buffer, *, most: int) -> None:

@@ -21,13 +21,23 @@ from nl.blob.reader import Buffer
 from nl.blob.verify import check_bytes
 from nl.cas.concurrent import for_each
 from nl.cas.digests import parse_digest
+from nl.cas.large import MANY, off_loop_if
 from nl.errors import ExhaustedError, InvalidRequestError, NlError, UnimplementedError
 from nl.model.access import Right
 from nl.model.digest import Digest, DigestFunction
 from nl.pb import reapi, rpc_status
+from nl.pb.codec import encode
 from nl.pb.hot import BatchReadReply, Pair
 from nl.rpc.contract import ServerStream
-from nl.services.bounded import BoundedBatchRead, BoundedBatchUpdate, EncodedFindMissing, decode_find_missing
+from nl.services.bounded import (
+    EncodedBatchRead,
+    EncodedBatchUpdate,
+    EncodedFindMissing,
+    decode_batch_read,
+    decode_batch_update,
+    decode_find_missing,
+    receive_batch,
+)
 from nl.services.limits import BATCH_BYTES, BATCH_UPDATE_BYTES, ENTRY_BYTES, MESSAGE_BYTES, REPLY_BYTES
 from nl.services.requests import Instances, parse_function, receive_decoded, receive_request
 from nl.services.tree_pages import tree_pages
@@ -69,10 +79,10 @@ class CasService:
         await stream.send_parts(request.missing(sizes).encode_parts())
 
     async def batch_update_blobs(
-        self, stream: ServerStream[reapi.BatchUpdateBlobsRequest, reapi.BatchUpdateBlobsResponse]
+        self, stream: ServerStream[EncodedBatchUpdate, reapi.BatchUpdateBlobsResponse]
     ) -> None:
         """Stores blobs, each checked against its digest, each with a status of its own."""
-        request = await receive_request(stream)
+        request = await receive_batch(stream, decode_batch_update)
         instance = self._instances.get(stream, request.instance_name, Right.WRITE_CAS)
         function = parse_function(request.digest_function)
         blobs = request.requests
@@ -92,20 +102,13 @@ class CasService:
                 statuses[at] = rpc_status.Status(code=int(exc.code), message=explain(exc))
 
         await for_each(len(blobs), store_one)
-        await stream.send_message(
-            reapi.BatchUpdateBlobsResponse(
-                responses=[
-                    reapi.BatchUpdateBlobsResponseResponse(digest=blob.digest, status=status)
-                    for blob, status in zip(blobs, statuses, strict=True)
-                ]
-            )
-        )
+        await stream.send_parts([await off_loop_if(len(blobs) > MANY, _encode_statuses, blobs, statuses)])
 
     async def batch_read_blobs(
-        self, stream: ServerStream[reapi.BatchReadBlobsRequest, reapi.BatchReadBlobsResponse]
+        self, stream: ServerStream[EncodedBatchRead, reapi.BatchReadBlobsResponse]
     ) -> None:
         """Whole blobs, each with a status of its own; RESOURCE_EXHAUSTED for those that the reply has no room for."""
-        request = await receive_request(stream)
+        request = await receive_batch(stream, decode_batch_read)
         instance = self._instances.get(stream, request.instance_name, Right.READ_CAS)
         parse_function(request.digest_function)
         room = REPLY_BYTES - ENTRY_BYTES * len(request.digests)
@@ -167,10 +170,10 @@ class CasService:
                 self.find_missing_blobs, unary, EncodedFindMissing, reapi.FindMissingBlobsResponse
             ),
             _PREFIX + "BatchUpdateBlobs": handler(
-                self.batch_update_blobs, unary, BoundedBatchUpdate, reapi.BatchUpdateBlobsResponse
+                self.batch_update_blobs, unary, EncodedBatchUpdate, reapi.BatchUpdateBlobsResponse
             ),
             _PREFIX + "BatchReadBlobs": handler(
-                self.batch_read_blobs, unary, BoundedBatchRead, reapi.BatchReadBlobsResponse
+                self.batch_read_blobs, unary, EncodedBatchRead, reapi.BatchReadBlobsResponse
             ),
             _PREFIX + "GetTree": handler(self.get_tree, streaming, reapi.GetTreeRequest, reapi.GetTreeResponse),
             _PREFIX + "SplitBlob": handler(self.split_blob, unary, reapi.SplitBlobRequest, reapi.SplitBlobResponse),
@@ -193,6 +196,19 @@ async def _store_blob(store: Store, blob: reapi.BatchUpdateBlobsRequestRequest, 
         raise InvalidRequestError(f"{digest}: compressor {int(blob.compressor)} is not offered by this server")
     check_bytes(blob.data, digest=digest, function=function)
     await store.put(digest, blob.data)
+
+
+def _encode_statuses(
+    blobs: Sequence[reapi.BatchUpdateBlobsRequestRequest], statuses: Sequence[rpc_status.Status]
+) -> bytes:
+    return encode(
+        reapi.BatchUpdateBlobsResponse(
+            responses=[
+                reapi.BatchUpdateBlobsResponseResponse(digest=blob.digest, status=status)
+                for blob, status in zip(blobs, statuses, strict=True)
+            ]
+        )
+    )
 
 
 async def _has_many(store: Store, digests: Sequence[Digest]) -> list[int | None]:

@@ -1,15 +1,25 @@
 """Entries are counted before they are decoded, and only hostile requests are refused."""
 
+import threading
+
 import pytest
 
+from nl.cas.large import MANY
 from nl.errors import InvalidRequestError
 from nl.pb import reapi
 from nl.pb.codec import DecodeError, encode
-from nl.services.bounded import BoundedBatchRead, BoundedBatchUpdate, decode_find_missing
+from nl.services.bounded import (
+    EncodedBatchRead,
+    EncodedBatchUpdate,
+    decode_batch_read,
+    decode_batch_update,
+    decode_find_missing,
+    receive_batch,
+)
 from nl.services.limits import BATCH_REQUEST_BYTES, BATCH_UPDATE_BYTES, FIND_MISSING_REQUEST_BYTES, MAX_ENTRIES
 
 H = "0" * 64
-ALL = (decode_find_missing, BoundedBatchUpdate.decode, BoundedBatchRead.decode)
+ALL = (decode_find_missing, decode_batch_update, decode_batch_read)
 
 
 @pytest.mark.parametrize("decode", ALL)
@@ -38,12 +48,12 @@ def test_a_blob_of_tags_is_no_crowd():
     )
     data = encode(request)
     for received in (data, memoryview(data), memoryview(b"x" + data)[1:], memoryview(bytearray(data))):
-        assert bytes(BoundedBatchUpdate.decode(received).requests[0].data) == blob
+        assert bytes(decode_batch_update(received).requests[0].data) == blob
 
 
 def test_the_largest_batch_is_taken():
     request = reapi.BatchReadBlobsRequest(digests=[reapi.Digest(hash=H)] * MAX_ENTRIES)
-    assert len(BoundedBatchRead.decode(encode(request)).digests) == MAX_ENTRIES
+    assert len(decode_batch_read(encode(request)).digests) == MAX_ENTRIES
 
 
 def test_an_upload_of_as_many_blobs_and_bytes_as_there_may_be_fits_into_a_request():
@@ -53,5 +63,23 @@ def test_an_upload_of_as_many_blobs_and_bytes_as_there_may_be_fits_into_a_reques
         for blob in blobs
     ]
     data = encode(reapi.BatchUpdateBlobsRequest(instance_name="main", requests=requests))
-    assert len(data) < BATCH_REQUEST_BYTES == BoundedBatchUpdate.max_message_size
-    assert len(BoundedBatchUpdate.decode(data).requests) == MAX_ENTRIES
+    assert len(data) < BATCH_REQUEST_BYTES == EncodedBatchUpdate.max_message_size
+    assert len(decode_batch_update(data).requests) == MAX_ENTRIES
+
+
+class _OneRequest:
+    def __init__(self, data):
+        self.data = data
+
+    async def recv_message(self):
+        return EncodedBatchRead.decode(self.data)
+
+
+@pytest.mark.parametrize(("entries", "in_loop"), [(1, True), (MANY, True), (MANY + 1, False)])
+async def test_a_batch_of_many_entries_is_decoded_beside_the_loop(entries, in_loop):
+    def decode(data):
+        assert len(data) == 2 * entries
+        return threading.get_ident()
+
+    found = await receive_batch(_OneRequest(b"\x12\x00" * entries), decode)
+    assert (found == threading.get_ident()) is in_loop
