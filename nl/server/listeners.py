@@ -21,8 +21,8 @@ from nl.server.sockets import UnixPath, listen_tcp, listen_unix
 from nl.web.connection import HttpLimits
 
 _REASONS = {
-    errno.EADDRINUSE: "is already in use by another process or by another listener of this one ([::] takes IPv4, too); choose "
-                      "another port",
+    errno.EADDRINUSE: "is already in use by another process or by another listener of this one ([::] takes IPv4, "
+                      "too); choose another port",
     errno.EADDRNOTAVAIL: "is not an address of this machine",
     errno.EACCES: "needs privileges that this process does not have (ports below 1024 do)",
 }
