@@ -100,6 +100,18 @@ async def test_a_resumed_upload_may_start_over_or_overlap(served: Serving):
         assert b"".join(await client.read(read_name(digest(data)))) == data
 
 
+async def test_a_call_that_begins_beyond_what_is_here_takes_nothing_away(served: Serving):
+    client, data = served.client, os.urandom(3 * MIB)
+    name = upload_name(digest(data))
+    upload = SlowUpload(client)
+    upload.send(*chunks(name, data, size=MIB)[:1])
+    await reaches(client, name, MIB)
+    upload.cut()
+    assert "gap" in await fails(INVALID, client.write(chunks(name, data, size=MIB, start=2 * MIB)))
+    assert await client.status(name) == (MIB, False)
+    assert await client.write(chunks(name, data, size=MIB, start=MIB)) == 3 * MIB
+
+
 async def test_a_client_that_gave_up_its_connection_resumes_before_the_server_has_noticed(served: Serving):
     data = os.urandom(4 * MIB)
     name = upload_name(digest(data))
