@@ -138,11 +138,11 @@ async def test_an_unknown_name_is_the_nameless_instance_where_the_config_says_so
 async def test_list_stays_below_the_message_limit():
     async with house() as at, at.worker() as worker:
         for number in range(3):
-            await submitted(at, salt=bytes([number]))
+            name = await submitted(at, salt=bytes([number]))
             start = (await worker.receive()).start_action
             response = reapi.ExecuteResponse(result=reapi.ActionResult(stdout_raw=bytes(1_800_000)))
             await worker.stream.send(result_for(start.operation_id, response))
-        await trio.testing.wait_all_tasks_blocked()
+            await call(at.operations, "WaitOperation", longrunning.WaitOperationRequest(name=name))
         assert [len(page) for page in await listed(at)] == [2, 1]
 
 
