@@ -130,8 +130,9 @@ class UploadSession(Reader):
         """Lets one call feed the session, until the upload is complete or this call has nothing more.
 
         Returns when the blob is stored; raises what the upload failed with, InvalidRequestError if the client
-        half-closes too early or begins beyond what is here, which ends this call alone. *Cancellation*: parks the session. *Concurrency*: a call that is still attached is
-        ended first, since a client resumes an upload whose other connection it has given up.
+        half-closes too early or begins beyond what is here: that ends this call alone. *Cancellation*: parks the
+        session. *Concurrency*: a call that is still attached is ended first, since a client resumes an upload whose
+        other connection it has given up.
         """
         while self.state not in (State.PARKED, State.ENDED):
             self._detach()
