@@ -108,10 +108,10 @@ async def test_the_limit_of_a_message_is_the_listeners(tmp_path: Path) -> None:
     ):
         foreign = Foreign(channel)
         await foreign.put(b"x" * 20_000)
-        request = REAPI.BatchUpdateBlobsRequest()
-        request.requests.add(digest=digest(b"y" * 200_000), data=b"y" * 200_000)
+        await foreign.put(b"y" * 200_000)  # this method takes more than the option says
+        request = REAPI.BatchReadBlobsRequest(digests=[digest(b"x" * 20_000)] * 2_000)
         with pytest.raises(grpc.RpcError) as refused:
-            await foreign.unary(CAS + "BatchUpdateBlobs", request, REAPI.BatchUpdateBlobsResponse)
+            await foreign.unary(CAS + "BatchReadBlobs", request, REAPI.BatchReadBlobsResponse)
         assert refused.value.code() is grpc.StatusCode.RESOURCE_EXHAUSTED
 
 
