@@ -6,6 +6,7 @@ import pytest
 
 from nl.cas.large import MANY
 from nl.errors import InvalidRequestError
+from nl.model.access import EVERYONE
 from nl.pb import reapi
 from nl.pb.codec import DecodeError, encode
 from nl.services.bounded import (
@@ -68,6 +69,8 @@ def test_an_upload_of_as_many_blobs_and_bytes_as_there_may_be_fits_into_a_reques
 
 
 class _OneRequest:
+    identity = EVERYONE
+
     def __init__(self, data):
         self.data = data
 
