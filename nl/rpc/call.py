@@ -140,7 +140,8 @@ class Call(Stream):
 
     def end_receiving(self) -> None:
         """Nobody will receive any more: what was handed out is done with, and a body no longer refers to the call."""
-        self.acknowledge()
+        if self._unacknowledged:
+            self.acknowledge()
         self._body = None
 
     def take_message(self) -> bytes | None:
@@ -165,7 +166,7 @@ class Call(Stream):
             owner.release(stop)
         self.consumed(stop)
         outbox = self.connection.outbox
-        if outbox.queue:  # the window update, as in `acknowledge`
+        if outbox.queue and not outbox.corked:  # the window update, as in `acknowledge`
             outbox.flush_soon()
         return data
 

@@ -231,14 +231,16 @@ class ServerCall(Call):
             self._finish(b"", outcome, metadata)
             return
         size, h2, sid = len(reply), self.h2, self.sid
-        if size > self.send_credit or self.connection.outbox.size >= HIGH_WATER:
+        window = h2.peer_initial_window + self.window_delta
+        if size > window or size > h2.send_window or self.connection.outbox.size >= HIGH_WATER:
             if self.send_credit > 0 and self.connection.outbox.size < HIGH_WATER:
                 self._send_beginning(reply, self.send_credit)
             self.pinned = len(self._reply or b"")
             self.connection.hold_back(self, outcome, metadata)
         elif outcome is OK and metadata is None and not self.headers_sent and not self.accepts_gzip:
             # nearly every unary call: headers, message and trailers as one buffer
-            self.charge(size)
+            self.window_delta -= size
+            h2.send_window -= size
             head = _HEAD.pack(
                 0, _HEAD_SIZE, fr.HEADERS, fr.END_HEADERS, sid, hpack.RESPONSE, size >> 8, size & 0xFF, fr.DATA, 0, sid
             )
@@ -287,7 +289,8 @@ class ServerCall(Call):
         else:  # RFC 9113, section 8.1: the rest of the request is not needed
             h2.reset_stream(self.sid, ErrorCode.NO_ERROR)
         h2.call_answered()
-        h2.wake_next()
+        if h2.blocked:
+            h2.wake_next()
         self.connection.on_call_over(outcome)
 
     def drop_reply(self) -> None:

@@ -171,14 +171,14 @@ class ServerConnection(Connection):
             self._leave()
 
     async def _read_and_run(self, scope: trio.CancelScope) -> ServerCall | None:
-        ready, outbox = self._ready, self.outbox
+        ready, outbox, adopt = self._ready, self.outbox, self._adopt
         while True:
             outbox.corked = True
             while ready:
                 call = ready.popleft()
                 if call.reset_code is not None:
                     self.after_call()
-                elif await step(self._serve(call), self._adopt, call, scope):
+                elif await step(self._serve(call), adopt, call, scope):
                     return call
             outbox.corked = False
             if outbox.queue:
@@ -241,6 +241,8 @@ class ServerConnection(Connection):
         head = read_head(fields)
         if head is None:
             return self._malformed(sid)
+        if head[hpack.CONTENT_LENGTH] is None:
+            return self._open(sid, fields, head, ended=ended)
         try:
             length = declared_length(head, ended=ended)
         except ValueError:
@@ -263,7 +265,8 @@ class ServerConnection(Connection):
             text = f"unknown method {path.decode('latin-1')[:200]}"
             return self._refuse(sid, Outcome(Code.UNIMPLEMENTED, text), ended=ended)
         try:
-            call = ServerCall(self, sid, method, fields, self._identify(head))
+            identity = EVERYONE if self.options.authenticate is None else self._identify(head)
+            call = ServerCall(self, sid, method, fields, identity)
             if head[hpack.TIMEOUT] is not None:
                 call.expires = self.h2.now + decode_timeout(head[hpack.TIMEOUT] or b"")
         except NlError as exc:
@@ -284,9 +287,8 @@ class ServerConnection(Connection):
 
     def _identify(self, head: Head) -> Identity:
         """Who asks. UnauthenticatedError if that cannot be told."""
-        if self.options.authenticate is None:
-            return EVERYONE
         transport = self.transport
+        assert self.options.authenticate is not None
         return self.options.authenticate(transport.peer, transport.certificate, head[hpack.AUTHORIZATION])
 
     def on_oversized_request(self, sid: int, *, ended: bool) -> None:

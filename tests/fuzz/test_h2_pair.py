@@ -391,7 +391,7 @@ class Pair(RuleBasedStateMachine):
     def nothing_is_left(self) -> None:
         for side in self.sides.values():
             assert not side.h2.streams
-            assert not side.h2._blocked and not side.h2._starved, "who waits for credit is over"
+            assert not side.h2.blocked and not side.h2._starved, "who waits for credit is over"
             window = side.h2.recv_window
             assert window.left + window.owed == window.size
         self.both_sides_agree()

@@ -120,8 +120,8 @@ class H2Connection:
     """The connection's state. See the module's docstring."""
 
     __slots__ = (
-        "_blocked", "_control", "_decoder", "_gaps", "_largest_delta", "_reset_by_us", "_starved", "_waking", "client",
-        "emit",
+        "_control", "_decoder", "_gaps", "_largest_delta", "_reset_by_us", "_starved", "_waking", "blocked",
+        "client", "emit",
         "got_settings", "last_sid", "limits", "next_sid", "now", "peer_goaway", "peer_initial_window",
         "peer_max_frame", "peer_max_header_list", "peer_max_streams", "prepaid_frames", "recv_window", "refuse_above",
         "resets", "role", "send_window", "stream_window", "streams", "winding_down",
@@ -160,7 +160,7 @@ class H2Connection:
         self._gaps: deque[tuple[int, int]] | None = None
         """Streams below `last_sid` that the peer has skipped; clients never do."""
         self._reset_by_us = ResetHistory()
-        self._blocked: dict[Stream, None] = {}
+        self.blocked: dict[Stream, None] = {}
         """Streams that wait for the connection's window, the longest first."""
         self._starved: dict[Stream, None] = {}
         """Streams that wait for their own."""
@@ -210,7 +210,9 @@ class H2Connection:
     def call_answered(self) -> None:
         """A call has had its answer: it pays for the PINGs around it, and for a reset."""
         self.prepaid_frames += CONTROL_FRAMES_PER_MESSAGE
-        self.resets.refund()
+        resets = self.resets
+        if resets.left < resets.burst:
+            resets.refund()
 
     def close_if_done(self, stream: Stream) -> None:
         """Forgets a stream that both sides have ended."""
@@ -245,7 +247,7 @@ class H2Connection:
                 if owner is not None:
                     owner.release(len(view))
             stream.chunks.clear()
-        for table in (self.streams, self._blocked, self._starved):
+        for table in (self.streams, self.blocked, self._starved):
             table.clear()
         self.role = NoRole()
 
@@ -270,12 +272,12 @@ class H2Connection:
         if stream.send_window <= 0:
             self._starved[stream] = None
         else:
-            self._blocked[stream] = None
+            self.blocked[stream] = None
 
     def stop_waiting(self, stream: Stream) -> None:
         """Takes `wait_for_credit` back."""
         self._starved.pop(stream, None)
-        self._blocked.pop(stream, None)
+        self.blocked.pop(stream, None)
 
     def wake_next(self) -> None:
         """Has the stream that has waited longest for the connection's window look at it, if there is credit.
@@ -285,9 +287,9 @@ class H2Connection:
         if self._waking is not None:
             self._waking = True
             return
-        while self._blocked and self.send_window > 0:
-            stream = next(iter(self._blocked))
-            del self._blocked[stream]
+        while self.blocked and self.send_window > 0:
+            stream = next(iter(self.blocked))
+            del self.blocked[stream]
             self._waking = False
             try:
                 stream.on_window()
@@ -331,7 +333,18 @@ class H2Connection:
         The stream that takes the payload, or None: then the reader drops it and gives the credit back as it passes.
         """
         stream = self.streams.get(sid)
-        ended = bool(flags & fr.END_STREAM)
+        connection = self.recv_window
+        if stream is not None and not overhead and length and stream.content_left is None and not stream.recv_closed:
+            window = stream.recv_window
+            if length <= window.left and length <= connection.left:  # nearly always
+                connection.left -= length
+                window.left -= length
+                return stream
+        return self._unusual_data(stream, sid, length, overhead=overhead, ended=bool(flags & fr.END_STREAM))
+
+    def _unusual_data(
+        self, stream: Stream | None, sid: int, length: int, *, overhead: int, ended: bool
+    ) -> Stream | None:
         payload = length - overhead
         if not payload and not ended:
             self.spend_control()

@@ -129,7 +129,10 @@ class FrameReader:
             return body
         stream.add(view[body:stop], owner)
         if ended:
-            self._end_of_data(stream)
+            stream.recv_closed = True
+            stream.on_data()
+            if stream.send_closed:
+                h2.close_if_done(stream)
             return stop
         if length >= _RUN_FROM and end - stop > length and stream.content_left is None:
             stop = self._run(stream, view, first=pos, stop=stop, end=end, owner=owner)
