@@ -9,6 +9,7 @@ call that was reset counts as concurrent until its handler is gone (rapid reset 
 from __future__ import annotations
 
 import logging
+import time
 from collections import deque
 from collections.abc import Mapping
 from typing import Any
@@ -44,6 +45,8 @@ _HINT = " (pages and metrics are served over HTTP/1.1)"
 _CONTENT_TYPES = frozenset((b"application/grpc", b"application/grpc+proto"))
 _CONTENT_TYPE_PREFIXES = (b"application/grpc;", b"application/grpc+proto;")
 _DRAIN_PING = b"nl-drain"
+_SLICE_S = 0.002
+"""For how long the requests of one connection are handled without a turn for others."""
 _LOOK_S = 0.02
 """How often a connection that is asked to leave looks whether its client has everything."""
 CALL_COST = 2400
@@ -174,15 +177,21 @@ class ServerConnection(Connection):
         ready, outbox, adopt = self._ready, self.outbox, self._adopt
         while True:
             outbox.corked = True
+            began = time.perf_counter()
             while ready:
                 call = ready.popleft()
                 if call.reset_code is not None:
                     self.after_call()
                 elif await step(self._serve(call), adopt, call, scope):
                     return call
+                if time.perf_counter() - began > _SLICE_S:
+                    break
             outbox.corked = False
             if outbox.queue:
                 outbox.flush()
+            if ready:
+                await trio.lowlevel.checkpoint()
+                continue
             if self._more:  # twice, so that whoever has been woken has consumed what there is
                 await trio.lowlevel.checkpoint()
                 await trio.lowlevel.checkpoint()
