@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import socket
 import sys
 from collections.abc import Sequence
 from contextlib import suppress
@@ -70,10 +71,16 @@ def _placed(error: ConfigError, source: str) -> ConfigError:
     return type(error)(error.path, error.problem, source=source) if source == BUILT_IN else in_file(error, source)
 
 
+def _reachable(address: str) -> str:
+    """The address as another machine writes it: this machine's name where it is all of this machine's."""
+    host, _, port = address.rpartition(":")
+    return f"{socket.gethostname()}:{port}" if host in ("0.0.0.0", "[::]") else address
+
+
 def _print_flags(endpoints: Sequence[Endpoint], *, directory: Path, asks_for_tokens: bool = False) -> None:
     """What to copy into a `.bazelrc`, on standard output: the log goes to standard error."""
     addresses = [a for e in endpoints if e.config.services.execution for a in e.addresses]
-    targets = [each if each.startswith("unix:") else f"grpc://{each}" for each in addresses]
+    targets = [each if each.startswith("unix:") else f"grpc://{_reachable(each)}" for each in addresses]
     bold, plain = ("\x1b[1m", "\x1b[0m") if sys.stdout.isatty() and "NO_COLOR" not in os.environ else ("", "")
     token = ' "--remote_header=authorization=Bearer $NL_TOKEN"' if asks_for_tokens else ""
     also = "".join(f"  Also at {each}\n" for each in targets[1:])
