@@ -45,7 +45,7 @@ class ServerCall(Call):
 
     __slots__ = (
         "_fields", "_metadata", "_reply", "_reply_sent", "accepts_gzip", "cancel_reason", "definition", "expires",
-        "identity", "outcome", "received", "scope", "winding_down",
+        "handler_done", "identity", "outcome", "received", "scope", "winding_down",
     )  # fmt: skip
 
     connection: ServerConnection
@@ -71,8 +71,9 @@ class ServerCall(Call):
         """The handler's, once it has had to wait."""
         self.cancel_reason: Outcome | None = None
         self.received = 0
+        self.handler_done = False
         self.winding_down = False
-        """The client has reset the stream, and the handler still runs."""
+        """The call is over, reset by the client or answered by its handler, and the handler still runs."""
 
     @property
     def method(self) -> str:
@@ -282,6 +283,8 @@ class ServerCall(Call):
         self.pinned = 0
         self.send_closed = True
         h2 = self.h2
+        if self.scope is not None and not self.handler_done:
+            self.wind_down()
         if self.recv_closed:
             h2.close_if_done(self)
             if self.held:
@@ -292,6 +295,17 @@ class ServerCall(Call):
         if h2.blocked:
             h2.wake_next()
         self.connection.on_call_over(outcome)
+
+    @property
+    def is_reset(self) -> bool:
+        """Whether it is the client that has ended the call."""
+        return self.outcome is _RESET
+
+    def wind_down(self) -> None:
+        """The stream is gone, and the handler is not: the call counts as concurrent until that has ended, too."""
+        if not self.winding_down:
+            self.winding_down = True
+            self.h2.winding_down += 1
 
     def drop_reply(self) -> None:
         """Forgets a reply that was held back: the connection ends."""
@@ -314,8 +328,7 @@ class ServerCall(Call):
             self.connection.on_call_over(_RESET)
         self.connection.forget_held_back(self)
         if self.scope is not None:
-            self.winding_down = True
-            self.h2.winding_down += 1
+            self.wind_down()
             self.scope.cancel()
         else:
             self.connection.after_call()

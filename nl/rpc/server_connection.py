@@ -132,6 +132,7 @@ class ServerConnection(Connection):
             self._leave()
             return
         self._running.discard(own)
+        own.handler_done = True
         if own.winding_down:
             self.h2.winding_down -= 1
         elif scope.cancelled_caught:
@@ -209,10 +210,9 @@ class ServerConnection(Connection):
         self.nursery.start_soon(self._lead)
         if call.expires is not None:
             scope.deadline = call.expires
-        if call.reset_code is not None:
-            call.winding_down = True
-            self.h2.winding_down += 1
-        if call.cancel_reason is not None or call.reset_code is not None:
+        if call.outcome is not None:
+            call.wind_down()
+        if call.cancel_reason is not None or call.is_reset:
             scope.cancel()
 
     async def _serve(self, call: ServerCall) -> None:
@@ -222,10 +222,12 @@ class ServerConnection(Connection):
                 call.close(_DEADLINE)
                 return
             await call.definition.func(call)
+            call.handler_done = True
             call.close(OK)
             if not self.outbox.corked:
                 self.outbox.flush_soon()
         except Exception as exc:  # noqa: BLE001  # the place where a handler's errors become a status
+            call.handler_done = True
             if call.reset_code is None:
                 outcome = outcome_of(exc, method=call.method)
                 if call.scope is not None and call.scope.cancel_called:

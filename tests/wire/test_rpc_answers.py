@@ -287,3 +287,42 @@ async def test_a_reply_that_waits_to_be_packed_is_counted(service):
         for other in others:
             limiter.release_on_behalf_of(other)
         await client.until(fr.DATA, sid=1)
+
+
+class Tidies(RawService):
+    """Its Fail answers at once and works on."""
+
+    def __init__(self):
+        super().__init__()
+        self.running = self.most = self.tidied = 0
+
+    async def fail(self, stream):
+        await stream.recv_message()
+        self.running += 1
+        self.most = max(self.most, self.running)
+        try:
+            await stream.send_message(b"x")
+            await stream.send_trailing_metadata()
+            await trio.sleep(0.2)
+            self.tidied += 1
+        finally:
+            self.running -= 1
+
+
+@pytest.mark.parametrize("half_closed", [True, False])
+async def test_a_handler_that_works_on_after_its_answer_counts_as_concurrent_and_is_not_cancelled(half_closed):
+    service = Tidies()
+    async with serving(service, options=ServerOptions(limits=Limits(max_concurrent_streams=5))) as (server, port):
+        client = await RawClient.connect(port)
+        for sid in range(1, 40, 2):
+            await client.send(headers(sid, "Fail"), message(sid, b"", end=half_closed))
+            await client.settled()
+        [connection] = server._connections
+        assert connection.h2.winding_down == 5
+        with trio.fail_after(10):
+            while service.running:
+                await trio.sleep(0.01)
+        await wait_all_tasks_blocked()
+        assert (service.most, service.tidied) == (5, 5)
+        assert (connection.h2.winding_down, connection.h2.streams) == (0, {})
+        RawClient.close_all()
