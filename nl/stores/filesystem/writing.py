@@ -32,8 +32,10 @@ _SLOW_S = 0.005
 must find first 500."""
 _FAST_IN_A_ROW = 32
 """Writes in threads, none of which waited, after which one on the spot is tried again."""
-_MAX_GATHERED = 32 * 1024 * 1024
-"""Bytes gathered by all uploads of a store from which on each writes little at a time: stalled ones keep theirs."""
+_MAX_GATHERED = 8 * 1024 * 1024
+"""Bytes gathered by all uploads of a store from which on each writes little at a time: stalled ones keep theirs ..."""
+_FOR_A_THREAD = 2 * SMALL
+"""... but not so little that it would be written on the spot: the disk is slow then."""
 _MAX_PARTS = 512
 """Below IOV_MAX (1024)."""
 _MODE = 0o444
@@ -126,7 +128,9 @@ class DiskPace:
     @property
     def enough(self) -> int:
         """Bytes that one upload gathers before it writes: a PIECE for a thread, unless all together keep too much."""
-        return _LEAST if self.is_fast or self.gathered > _MAX_GATHERED else PIECE
+        if self.is_fast:
+            return _LEAST
+        return PIECE if self.gathered <= _MAX_GATHERED else _FOR_A_THREAD
 
     def note(self, seconds: float) -> None:
         """A write took so long."""

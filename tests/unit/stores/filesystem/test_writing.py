@@ -1,6 +1,7 @@
 """Files under way: room is reserved before it is written to, and writes move to threads when the disk is slow."""
 
 import os
+from contextlib import ExitStack
 
 import pytest
 import trio
@@ -106,6 +107,23 @@ async def test_what_is_gathered_is_written_whole_at_either_pace_and_when_it_chan
         file.committed = True
     with open(f"{layout.temp.path}/{file.name}", "rb") as written:
         assert written.read() == data
+
+
+async def test_stalled_uploads_keep_little_together_whatever_the_disk_and_nothing_once_they_are_gone(layout):
+    pace = DiskPace()
+    pace.note(1.0)
+    threads = trio.CapacityLimiter(1)
+    with ExitStack() as files:
+        gatherers = []
+        for _ in range(100):
+            file = files.enter_context(TempFile(layout, expected=MIB))
+            gatherers.append(Gatherer(file, pace=pace, threads=threads))
+            await gatherers[-1].add([memoryview(bytearray(200_000))])
+        assert 4 * MIB < pace.gathered < 12 * MIB
+        pace.note(0.0)
+        for gatherer in gatherers:
+            gatherer.forget()
+        assert pace.gathered == 0
 
 
 async def test_an_upload_that_never_waits_lets_others_run(place):
