@@ -7,6 +7,7 @@ import trio
 from trio.testing import wait_all_tasks_blocked
 
 from nl.rpc import frames as fr
+from nl.rpc import hpack
 from nl.rpc.frames import ErrorCode, Setting
 from nl.rpc.h2.limits import Limits
 from nl.rpc.options import ServerOptions
@@ -108,6 +109,25 @@ async def test_whoever_empties_the_queue_wakes_those_who_wait_for_room(nursery):
         with trio.fail_after(5):
             await waited.wait()
         outbox.transport.close()
+
+
+async def test_a_reply_that_leaves_bit_by_bit_is_not_taken_for_one_that_nobody_takes(service):
+    longest = 60.0
+    async with serving(service, options=ServerOptions(window_timeout=longest)) as (server, port):
+        client = await RawClient.connect(port, settings={Setting.INITIAL_WINDOW_SIZE: 0})
+        await client.send(headers(1), message(1, bytes(100)))
+        await client.settled()
+        [connection] = server._connections
+        [call] = connection.held_back
+        since = call.blocked_since
+        await trio.sleep(0.05)
+        await client.send(fr.window_update(1, 10))
+        assert len(await client.until(fr.DATA, sid=1)) == 10
+        connection._end_blocked_calls(since + longest + 0.02)
+        assert list(connection.held_back) == [call]
+        await client.send(fr.window_update(1, 95))
+        assert len(await client.until(fr.DATA, sid=1)) == 95
+        assert await client.until(fr.HEADERS, sid=1) == hpack.TRAILERS_OK
 
 
 async def test_streams_with_open_windows_share_the_connection(service):

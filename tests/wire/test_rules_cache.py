@@ -287,6 +287,17 @@ async def test_rule_20_what_is_inlined_stays_within_a_message(served: Serving):
     assert [file.digest for file in inlined.output_files] == [digest(b"small"), digest(b"absent")]
 
 
+async def test_rule_20_outputs_that_are_gone_take_no_room_from_those_that_are_inlined(served: Serving):
+    client, output, gone = served.client, os.urandom(900_000), digest(os.urandom(900_000))
+    await client.put(output)
+    result = REAPI.ActionResult(stdout_digest=gone, stderr_digest=gone)
+    result.output_files.add(path="a", digest=digest(output))
+    await update_result(client, b"action", result)
+    inlined = await get_result(client, b"action", inline_stdout=True, inline_stderr=True, inline_output_files=["a"])
+    assert (inlined.stdout_raw, inlined.stderr_raw) == (b"", b"")
+    assert [file.contents for file in inlined.output_files] == [output]
+
+
 UNKNOWN = "moon-outputs"
 _DIGEST = digest(b"x")
 EVERY_CALL = [

@@ -109,6 +109,15 @@ def _frames(data):
     return frames
 
 
+async def test_a_writer_that_takes_a_full_queue_along_says_that_there_is_room():
+    rooms = []
+    outbox = Outbox(Narrow(1 << 20), on_room=lambda: rooms.append(outbox.size))
+    await outbox.acquire()
+    outbox.add(bytes(HIGH_WATER))
+    await outbox.write(_frames(b"payload"))
+    assert rooms == [0]
+
+
 @pytest.mark.parametrize("inline", [True, False])
 async def test_writers_take_turns(nursery, inline):
     transport = Slow(inline=inline)

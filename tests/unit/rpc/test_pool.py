@@ -105,6 +105,15 @@ async def test_connections_that_end_before_they_were_of_use_are_failures_that_ad
     assert gaps(place.times) == [0, 1, 2, 4]  # the first is forgiven: servers restart
 
 
+async def test_what_was_of_use_has_the_next_loss_forgiven_again(autojump_clock, nursery):
+    place = Place(nursery, "gone", "once", "gone", "serve")
+    async with channel_to(place) as channel:
+        for _ in range(2):
+            assert await call(channel, wait_for_ready=True) == b"ok"
+            await wait_all_tasks_blocked()
+    assert gaps(place.times) == [0, 0, 0]
+
+
 async def test_a_server_that_greets_and_says_goodbye_is_not_asked_again_at_once(autojump_clock, nursery):
     place = Place(nursery, "goaway")
     async with channel_to(place) as channel:

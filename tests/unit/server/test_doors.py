@@ -168,5 +168,6 @@ def test_certificates_need_one_listener_that_asks_for_them():
     grants = {"certificates": [{"allow": ["read"], "dns": "*"}]}
     tls = {"tls": {"cert_file": "c", "key_file": "k", "client_ca_file": "ca"}}
     config((":1", {}, CAS, {}), (":2", tls, CAS, {}), auth=grants)
+    config((":1", tls, CAS, {}), (":2", {}, CAS, {}), auth=grants)
     with pytest.raises(ConfigError, match=r"servers\[0\].auth.certificates: never match: the listener has no tls"):
         config((":1", {}, CAS, {"auth": grants}), (":2", tls, CAS, {}))

@@ -3,7 +3,7 @@
 import pytest
 
 from nl.rpc import frames as fr
-from nl.rpc.frames import ConnectionFault
+from nl.rpc.frames import ConnectionFault, ErrorCode
 from nl.rpc.h2.limits import Limits
 from nl.rpc.h2.stream import Owner
 from tests.unit.rpc.h2.side import BLOCK, Side
@@ -52,6 +52,17 @@ def test_a_run_of_equal_frames_is_taken_as_far_as_credit_goes():
     assert stream.held == owner.held == 6 * 16_384
     with pytest.raises(ConnectionFault, match="FLOW_CONTROL"):
         side.feed(frame)
+
+
+def test_a_run_beyond_its_streams_own_window_costs_the_stream_and_no_credit_of_the_connection():
+    side = Side(limits=Limits(stream_window=100_000, connection_window=1_000_000))
+    [stream] = side.open(1)
+    owner, data = Owner(), memoryview(fr.frame(fr.DATA, 0, 1, bytes(16_384)) * 9)
+    assert side.reader.receive(data, start=0, end=len(data), owner=owner) == len(data)
+    assert stream.resets == [ErrorCode.FLOW_CONTROL_ERROR]
+    assert owner.held == 0
+    window = side.h2.recv_window
+    assert window.left + window.owed == window.size
 
 
 def test_the_rest_of_a_payload_is_dropped_when_its_stream_is_reset_and_the_credit_comes_back():

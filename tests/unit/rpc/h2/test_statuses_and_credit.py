@@ -3,6 +3,7 @@
 import pytest
 
 from nl.rpc import frames as fr
+from nl.rpc import hpack
 from nl.rpc.frames import ConnectionFault, ErrorCode, Setting
 from nl.rpc.h2.limits import Limits
 from nl.rpc.h2.protocol import H2Connection, NoRole, Status
@@ -257,3 +258,38 @@ def test_a_client_knows_its_own_streams():
     assert h2.status_of(3) is Status.CLOSED
     assert h2.status_of(5) is Status.IDLE
     assert h2.status_of(2) is Status.IDLE
+
+
+@pytest.mark.parametrize(
+    ("what", "fault"),
+    [
+        ((b"12345",), None),
+        ((b"12", b"345"), None),
+        ((b"1234",), ErrorCode.PROTOCOL_ERROR),
+        ((b"123456",), ErrorCode.PROTOCOL_ERROR),
+        ((), ErrorCode.PROTOCOL_ERROR),
+    ],
+)
+@pytest.mark.parametrize("by", ["data", "trailers"])
+def test_a_message_that_is_not_as_long_as_it_said_is_malformed_however_it_ends(by, what, fault):
+    side = Side()
+    [stream] = side.open(1)
+    stream.content_left = 5
+    frames = [fr.frame(fr.DATA, 0, 1, part) for part in what]
+    if by == "trailers":
+        frames.append(fr.frame(fr.HEADERS, fr.END_HEADERS | fr.END_STREAM, 1, hpack.encode([(b"a", b"b")])))
+    else:
+        frames.append(fr.frame(fr.DATA, fr.END_STREAM, 1, b""))
+    side.feed(*frames)
+    assert stream.resets == ([] if fault is None else [fault])
+    assert stream.recv_closed
+
+
+def test_late_data_with_padding_on_a_stream_that_we_have_reset_loses_no_credit_either():
+    side = Side()
+    side.open(1)
+    side.h2.reset_stream(1, ErrorCode.NO_ERROR)
+    for _ in range(10):
+        side.feed(fr.frame(fr.DATA, fr.PADDED, 1, b"\x64" + b"payload" + bytes(100)))
+    window = side.h2.recv_window
+    assert window.left + window.owed == window.size
