@@ -62,6 +62,11 @@ def _give(arena: Arena) -> None:
         _pool.append(arena)
 
 
+def drop_pool() -> None:
+    """Gives the memory of all pooled buffers back to the kernel."""
+    _pool.clear()
+
+
 class Inbox:
     """What one connection has received and not parsed, or parsed and not consumed."""
 

@@ -1,7 +1,7 @@
 """Memory that is free again goes back to the kernel, so that a server is as small after a storm as it was before.
 
 The C library keeps what was freed in the middle of its heap; `malloc_trim` gives the pages of it back. Where there is
-no such function (musl) there is no such heap.
+no such function (musl) there is no such heap. Receive buffers that wait for the next connection go as well.
 """
 
 from __future__ import annotations
@@ -11,6 +11,8 @@ import resource
 from pathlib import Path
 
 import trio
+
+from nl.rpc.arena import drop_pool
 
 _EVERY_S = 5.0
 _WORTH_BYTES = 8 << 20
@@ -47,6 +49,7 @@ class MemoryReturner:
         self._kept = min(self._kept, now)
         if self._trim is None or now - self._kept < _WORTH_BYTES or now > before + _WORTH_BYTES:
             return False
+        drop_pool()
         self._trim(0)
         self._kept = self._before = resident_bytes()
         return True

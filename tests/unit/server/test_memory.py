@@ -1,0 +1,51 @@
+"""Memory goes back to the kernel once a server has grown and no longer grows."""
+
+import pytest
+
+from nl.rpc import arena
+from nl.rpc.arena import Inbox
+from nl.server.memory import MemoryReturner, resident_bytes
+
+MIB = 1 << 20
+
+
+@pytest.fixture
+def returner(monkeypatch):
+    """One that reads its sizes from a list and writes down when it trims."""
+    sizes, trims = [], []
+    monkeypatch.setattr("nl.server.memory.resident_bytes", lambda: sizes.pop(0) * MIB)
+    found = MemoryReturner()
+    found._trim = trims.append
+    found._kept = found._before = 50 * MIB
+    found.sizes, found.trims = sizes, trims
+    return found
+
+
+def test_it_waits_until_the_storm_is_over(returner):
+    returner.sizes += [80, 120, 121, 60]
+    assert [returner.look(), returner.look(), returner.look()] == [False, False, True]
+    assert returner.trims == [0]
+
+
+def test_little_growth_is_left_alone_and_what_stayed_is_the_new_measure(returner):
+    returner.sizes += [57, 90, 91, 70, 72, 71]
+    assert [returner.look(), returner.look(), returner.look()] == [False, False, True]
+    assert [returner.look(), returner.look()] == [False, False]
+
+
+def test_pooled_receive_buffers_go_as_well(returner):
+    inbox = Inbox()
+    inbox.for_reading(0.0, ())
+    inbox.rest(())
+    assert arena._pool
+    returner.sizes += [90, 90, 60]
+    returner.look()
+    assert returner.look()
+    assert not arena._pool
+
+
+def test_it_knows_what_the_process_has_in_memory():
+    before = resident_bytes()
+    block = bytearray(64 * MIB)
+    block[::4096] = b"x" * len(block[::4096])
+    assert 60 * MIB < resident_bytes() - before < 70 * MIB
