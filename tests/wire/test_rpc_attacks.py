@@ -128,6 +128,16 @@ async def test_more_data_than_the_streams_window_costs_the_stream(service):
         assert (await client.until(fr.DATA, sid=3)).endswith(b"alive")
 
 
+@pytest.mark.parametrize("declared", [b"5", b"7"])
+async def test_a_request_that_is_not_as_long_as_it_declared_costs_the_stream(service, declared):
+    async with serving(service) as (_, port):
+        client = await RawClient.connect(port)
+        await client.send(headers(1, extra=[(b"content-length", declared)]), message(1, b"x"))
+        assert await client.reset_code(1) is ErrorCode.PROTOCOL_ERROR
+        await client.send(headers(3, extra=[(b"content-length", b"6")]), message(3, b"x"))
+        assert await client.until(fr.DATA, sid=3) == fr.PREFIX.pack(0, 1) + b"x"
+
+
 async def test_more_data_than_the_connections_window_ends_it(service):
     options = ServerOptions(limits=Limits(stream_window=1 << 20, connection_window=1 << 20))
     blocks = [fr.frame(fr.DATA, 0, sid, bytes(16_384)) for sid in (1, 3) for _ in range(40)]
