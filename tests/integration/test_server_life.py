@@ -232,9 +232,10 @@ def test_every_listener_is_printed_and_serves(tmp_path: Path) -> None:
             with grpc.insecure_channel(target) as channel:
                 reply = health_pb2_grpc.HealthStub(channel).Check(health_pb2.HealthCheckRequest(), timeout=10)
                 assert reply.status == health_pb2.HealthCheckResponse.SERVING
+        server.until(lambda: status_over(sock)["listeners"][unix]["connections"] == 1)  # grpc's last one has left
         page = status_over(sock)
         assert set(page["listeners"]) == {tcp, unix}
-        assert page["listeners"][unix]["connections"] == page["listeners"][unix]["http1_connections"] == 1
+        assert page["listeners"][unix]["http1_connections"] == 1
         assert page["listeners"][tcp]["accepted"] == 1
         assert "google.bytestream.ByteStream" in page["listeners"][tcp]["services"]
         assert server.ends()[0] == 0

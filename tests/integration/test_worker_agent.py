@@ -229,7 +229,9 @@ async def test_shutdown_finishes_what_runs_and_says_goodbye(house: House):
     await house.connected(0)
 
 
-async def test_a_result_that_no_message_can_hold_is_an_error_and_not_the_end_of_the_stream(house: House):
+async def test_a_result_that_no_message_can_hold_is_an_error_and_not_the_end_of_the_stream(house: House, monkeypatch):
+    for room in ("nl.worker.agent", "nl.cas.action_results"):  # 16 MiB of names would take a minute to make
+        monkeypatch.setattr(f"{room}.MAX_ACTION_RESULT_BYTES", 4 * 1024 * 1024)
     await house.nursery.start(house.worker().run)
     names = [f"{n:05d}" + "x" * 200 for n in range(16_000)]
     script = "for n in $(seq -f %05.0f 0 15999); do : > $n$TAIL; done"
