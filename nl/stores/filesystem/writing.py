@@ -22,9 +22,8 @@ from nl.stores.filesystem.reserving import reserve
 PIECE = 1024 * 1024
 """Bytes that are gathered before a thread writes them: a hop costs 80 us, writing them 200. Written on the spot, so
 much of one file goes to the cache before others have their turn."""
-_LEAST = 32 * 1024
-"""Bytes that are worth a write of their own on the spot. Fewer are gathered, which copies them, and only up to this
-many: an upload whose client has stopped sending keeps what is gathered."""
+_LEAST = 64 * 1024
+"""Bytes that are worth a write of their own on the spot: fewer are gathered, which copies them."""
 _AHEAD = 8 * 1024 * 1024
 """Reserved in one go. More of it at a time saves nothing, and an upload that stops early would hold it meanwhile."""
 _SLOW_S = 0.005
@@ -128,9 +127,9 @@ class DiskPace:
     @property
     def enough(self) -> int:
         """Bytes that one upload gathers before it writes: a PIECE for a thread, unless all together keep too much."""
-        if self.is_fast:
-            return _LEAST
-        return PIECE if self.gathered <= _MAX_GATHERED else _FOR_A_THREAD
+        if self.gathered <= _MAX_GATHERED:
+            return CHUNK if self.is_fast else PIECE
+        return _LEAST if self.is_fast else _FOR_A_THREAD
 
     def note(self, seconds: float) -> None:
         """A write took so long."""
@@ -166,7 +165,7 @@ class Gatherer:
     async def add(self, parts: Sequence[Buffer]) -> None:
         """Takes the next parts; writes when there is enough."""
         count = sum(map(len, parts))
-        if not self._gathered and count >= min(self._pace.enough, PIECE // 2):
+        if not self._gathered and count >= (_LEAST if self._pace.is_fast else min(self._pace.enough, PIECE // 2)):
             await self._write(parts, count)
             return
         self._parts.extend(part if _is_lasting(part) else bytes(part) for part in parts)
