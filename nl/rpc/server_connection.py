@@ -45,7 +45,7 @@ _HINT = " (pages and metrics are served over HTTP/1.1)"
 _CONTENT_TYPES = frozenset((b"application/grpc", b"application/grpc+proto"))
 _CONTENT_TYPE_PREFIXES = (b"application/grpc;", b"application/grpc+proto;")
 _DRAIN_PING = b"nl-drain"
-_SLICE_S = 0.002
+_SLICE_S = 0.004
 """For how long the requests of one connection are handled without a turn for others."""
 _LOOK_S = 0.02
 """How often a connection that is asked to leave looks whether its client has everything."""

@@ -105,8 +105,12 @@ async def receive_request(stream: ServerStream[Req, Rep]) -> Req:
     Who has no right at all is refused before anything is read: reading megabytes is work, and what is wrong with them
     is nobody's business.
     """
-    refuse_strangers(stream)
-    return await receive_from_anybody(stream)
+    if stream.identity is not EVERYONE:
+        refuse_strangers(stream)
+    request = await stream.recv_message()
+    if request is None:
+        raise _no_message(stream)
+    return request
 
 
 def refuse_strangers(stream: ServerStream[Any, Any]) -> None:
@@ -119,5 +123,9 @@ async def receive_from_anybody(stream: ServerStream[Req, Rep]) -> Req:
     """The same, of those calls that need no right."""
     request = await stream.recv_message()
     if request is None:
-        raise InvalidRequestError(f"{stream.method} needs a request message, and the call ended without one")
+        raise _no_message(stream)
     return request
+
+
+def _no_message(stream: ServerStream[Any, Any]) -> InvalidRequestError:
+    return InvalidRequestError(f"{stream.method} needs a request message, and the call ended without one")
