@@ -21,7 +21,9 @@ from nl.services.limits import READ_BYTES
 from nl.storage.contract import Store
 
 PATIENCE_S: Final = 2.0
-"""How long a file stays open while its client gives no credit."""
+"""How long a file stays open while its client gives no credit ..."""
+MAX_PATIENT: Final = 64
+"""... unless so many are open: each has a buffer of up to 256 KiB, and a client may have a thousand Reads."""
 _DATA: Final = b"\x52"
 """Tag of ReadResponse.data: a reply is sent as that, a length and the store's own buffers."""
 _OVERHEAD: Final = 5 + 1 + 3
@@ -79,6 +81,8 @@ class ReadSender:
                     room = stream.send_credit
                     if room > 0:
                         continue
+                    if self.open > MAX_PATIENT:
+                        return offset
                     with trio.CancelScope(deadline=trio.current_time() + PATIENCE_S) as patience:
                         room = await stream.wait_send_credit()
                     if patience.cancelled_caught:

@@ -167,3 +167,24 @@ async def test_what_is_missing_is_said_to_be_whatever_is_asked_for(most, autojum
     for offset in (0, len(DATA)):
         with pytest.raises(BlobNotFoundError):
             await ReadSender(most).send(client, files, DIGEST, offset=offset, limit=0)
+
+
+async def test_where_many_wait_for_credit_none_keeps_its_file_and_buffer(nursery, monkeypatch):
+    monkeypatch.setattr("nl.services.reads.MAX_PATIENT", 3)
+    sender, files = ReadSender(1000), Files()
+    clients = [Client(20_000) for _ in range(10)]
+    for client in clients:
+        client.is_stuck = True
+        nursery.start_soon(sending(sender, client, files))
+    await trio.testing.wait_all_tasks_blocked()
+    assert files.now == 10
+    for client in clients:
+        client.is_stuck = False
+        client.give(0)
+    await trio.testing.wait_all_tasks_blocked()
+    assert files.now == 3
+    for client in clients:
+        client.give(2 * len(DATA))
+    await trio.testing.wait_all_tasks_blocked()
+    assert all(content(client.got) == DATA for client in clients)
+    assert files.now == sender.open == 0
