@@ -10,7 +10,7 @@ and used in a config as `{ name: "X", my_kind: { ...options... } }`. Run `nl.tes
 """
 
 from nl.blob.file import open_file
-from nl.blob.hashing import hash_bytes, new_hasher
+from nl.blob.hashing import Hasher, digest_of, hash_bytes, new_hasher
 from nl.blob.reader import CHUNK, Buffer, BytesReader, Reader, read_all
 from nl.blob.slice import Opened, SliceReader, clamp, slice_bytes
 from nl.blob.tee import Tee
@@ -29,7 +29,7 @@ from nl.errors import (
     UnavailableError,
     UploadMismatchError,
 )
-from nl.model.digest import EMPTY_DIGESTS, ActionKey, Digest, DigestFunction, Key
+from nl.model.digest import EMPTY_DIGESTS, ActionKey, Digest, DigestFunction, Key, key_text
 from nl.storage.context import StoreContext
 from nl.storage.contract import MAX_WHOLE, SMALL, BlobSizeLimit, Discards, Link, LocalFiles, Store
 from nl.storage.eviction import LruIndex
@@ -37,9 +37,9 @@ from nl.storage.eviction import LruIndex
 __all__ = [
     "CHUNK", "EMPTY_DIGESTS", "MAX_WHOLE", "SMALL", "ActionKey", "BlobNotFoundError", "BlobSizeLimit", "Buffer",
     "BytesReader", "ConfigError", "CorruptBlobError", "Count", "Digest", "DigestFunction", "Discards", "Duration",
-    "EvictionPolicy", "ExhaustedError", "Flag", "InternalError", "InvalidRequestError", "Key", "Link", "LocalFiles",
-    "LruIndex", "NlError", "NotFoundError", "Opened", "Options", "RangeError", "Reader", "SecretText", "Size",
-    "SliceReader", "Store", "StoreContext", "StoreName", "StoreSpec", "Tee", "Text", "UnavailableError",
-    "UploadMismatchError", "VerifyingReader", "clamp", "hash_bytes", "new_hasher", "open_file", "read_all",
-    "slice_bytes",
+    "EvictionPolicy", "ExhaustedError", "Flag", "Hasher", "InternalError", "InvalidRequestError", "Key", "Link",
+    "LocalFiles", "LruIndex", "NlError", "NotFoundError", "Opened", "Options", "RangeError", "Reader", "SecretText",
+    "Size", "SliceReader", "Store", "StoreContext", "StoreName", "StoreSpec", "Tee", "Text", "UnavailableError",
+    "UploadMismatchError", "VerifyingReader", "clamp", "digest_of", "hash_bytes", "key_text", "new_hasher",
+    "open_file", "read_all", "slice_bytes",
 ]

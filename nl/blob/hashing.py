@@ -44,4 +44,4 @@ def hash_bytes(function: DigestFunction, data: Buffer) -> str:
 
 def digest_of(data: Buffer, function: DigestFunction = DigestFunction.SHA256) -> Digest:
     """The digest of a whole blob."""
-    return Digest(hash_bytes(function, data), len(data))
+    return Digest(hash_bytes(function, data), len(data), function)

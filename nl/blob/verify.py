@@ -11,7 +11,7 @@ from collections.abc import Sequence
 from nl.blob.hashing import hash_bytes, new_hasher
 from nl.blob.reader import CHUNK, Buffer, Reader
 from nl.errors import UploadMismatchError
-from nl.model.digest import Digest, DigestFunction
+from nl.model.digest import Digest
 
 
 class VerifyingReader(Reader):
@@ -21,16 +21,15 @@ class VerifyingReader(Reader):
     differs; the hash is compared as soon as the last byte is there, before it is handed out.
     """
 
-    __slots__ = ("_hasher", "_left", "_reader", "digest", "function", "size")
+    __slots__ = ("_hasher", "_left", "_reader", "digest", "size")
 
-    def __init__(self, reader: Reader, digest: Digest, function: DigestFunction) -> None:
+    def __init__(self, reader: Reader, digest: Digest) -> None:
         if reader.size not in (-1, digest.size):
             raise UploadMismatchError(f"{digest}: the upload has {reader.size} bytes, its digest says {digest.size}")
         self._reader = reader
-        self._hasher = new_hasher(function)
+        self._hasher = new_hasher(digest.function)
         self._left = digest.size
         self.digest = digest
-        self.function = function
         self.size = digest.size
         if not digest.size:
             self._compare()
@@ -59,12 +58,13 @@ class VerifyingReader(Reader):
     def _compare(self) -> None:
         got = self._hasher.hexdigest()
         if got != self.digest.hash:
-            raise UploadMismatchError(f"{self.digest}: the uploaded bytes have the {self.function.name} hash {got}")
+            function = self.digest.function.name
+            raise UploadMismatchError(f"{self.digest}: the uploaded bytes have the {function} hash {got}")
 
 
-def check_bytes(data: Buffer, *, digest: Digest, function: DigestFunction) -> None:
+def check_bytes(data: Buffer, digest: Digest) -> None:
     """Raises UploadMismatchError unless `data` is the whole blob that `digest` names."""
     if len(data) != digest.size:
         raise UploadMismatchError(f"{digest}: the upload has {len(data)} bytes, its digest says {digest.size}")
-    if (got := hash_bytes(function, data)) != digest.hash:
-        raise UploadMismatchError(f"{digest}: the uploaded bytes have the {function.name} hash {got}")
+    if (got := hash_bytes(digest.function, data)) != digest.hash:
+        raise UploadMismatchError(f"{digest}: the uploaded bytes have the {digest.function.name} hash {got}")

@@ -3,15 +3,15 @@
 from __future__ import annotations
 
 from nl.errors import InvalidRequestError
-from nl.model.digest import Digest
+from nl.model.digest import Digest, DigestFunction
 from nl.pb import reapi
 
 
-def parse_digest(digest: reapi.Digest | None, what: str) -> Digest:
+def parse_digest(digest: reapi.Digest | None, function: DigestFunction, what: str) -> Digest:
     """A digest from a message; InvalidRequestError starts with `what` if it is absent or malformed."""
     if digest is None:
         raise InvalidRequestError(f"{what}: the digest is not set")
     try:
-        return Digest.parse(digest.hash, digest.size_bytes)
+        return Digest.parse(digest.hash, digest.size_bytes, function)
     except InvalidRequestError as exc:
         raise InvalidRequestError(f"{what}: {exc.message}") from None

@@ -87,7 +87,7 @@ def child_digests(digest: Digest, encoded: Buffer) -> list[Digest]:
     if not records:
         return []
     nodes = _decode(digest, b"".join(records)).directories
-    return [parse_digest(node.digest, f"directory {digest}: {node.name!r}") for node in nodes]
+    return [parse_digest(node.digest, digest.function, f"directory {digest}: {node.name!r}") for node in nodes]
 
 
 async def walk(store: Store, root: Digest, *, limit: int = MAX_DIRECTORIES) -> AsyncGenerator[LoadedDirectory, None]:

@@ -11,12 +11,12 @@ from collections.abc import Iterable
 from nl.blob.reader import Buffer
 from nl.cas.digests import parse_digest
 from nl.errors import InvalidRequestError
-from nl.model.digest import Digest
+from nl.model.digest import Digest, DigestFunction
 from nl.pb import reapi
 from nl.pb.codec import DecodeError, decode
 
 
-def direct_references(result: reapi.ActionResult) -> list[Digest]:
+def direct_references(result: reapi.ActionResult, function: DigestFunction) -> list[Digest]:
     """Output files, Tree blobs, root directories, stdout and stderr, each once, in the message's order.
 
     Raises InvalidRequestError if a digest is malformed, or absent where the message needs one.
@@ -25,24 +25,24 @@ def direct_references(result: reapi.ActionResult) -> list[Digest]:
     for file in result.output_files:
         if file.digest is None and file.contents:
             continue
-        found[parse_digest(file.digest, f"output file {file.path!r}")] = None
+        found[parse_digest(file.digest, function, f"output file {file.path!r}")] = None
     for directory in result.output_directories:
         where = f"output directory {directory.path!r}"
         if directory.tree_digest is not None or directory.root_directory_digest is None:
-            found[parse_digest(directory.tree_digest, where)] = None
+            found[parse_digest(directory.tree_digest, function, where)] = None
         if directory.root_directory_digest is not None:
-            found[parse_digest(directory.root_directory_digest, where)] = None
+            found[parse_digest(directory.root_directory_digest, function, where)] = None
     for digest, name in ((result.stdout_digest, "stdout"), (result.stderr_digest, "stderr")):
         if digest is not None:
-            found[parse_digest(digest, name)] = None
+            found[parse_digest(digest, function, name)] = None
     return list(found)
 
 
-def tree_digests(result: reapi.ActionResult) -> list[Digest]:
+def tree_digests(result: reapi.ActionResult, function: DigestFunction) -> list[Digest]:
     """The Tree blobs among `direct_references`, each once: their contents are references as well."""
     return list(
         dict.fromkeys(
-            parse_digest(directory.tree_digest, f"output directory {directory.path!r}")
+            parse_digest(directory.tree_digest, function, f"output directory {directory.path!r}")
             for directory in result.output_directories
             if directory.tree_digest is not None
         )
@@ -62,7 +62,7 @@ def tree_references(digest: Digest, encoded: Buffer) -> list[Digest]:
     directories: Iterable[reapi.Directory] = [tree.root, *tree.children] if tree.root is not None else tree.children
     return list(
         dict.fromkeys(
-            parse_digest(file.digest, f"tree {digest}: {file.name!r}")
+            parse_digest(file.digest, digest.function, f"tree {digest}: {file.name!r}")
             for directory in directories
             for file in directory.files
         )

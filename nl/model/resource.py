@@ -48,12 +48,11 @@ class ReadName(NamedTuple):
 
     instance: str
     digest: Digest
-    function: DigestFunction = DigestFunction.SHA256
     compressor: str = ""
     """Empty for the blob as it is."""
 
     def __str__(self) -> str:
-        return _instance_prefix(self.instance) + _blob_text(self.digest, self.function, self.compressor)
+        return _instance_prefix(self.instance) + _blob_text(self.digest, self.compressor)
 
 
 class WriteName(NamedTuple):
@@ -62,13 +61,12 @@ class WriteName(NamedTuple):
     instance: str
     uuid: str
     digest: Digest
-    function: DigestFunction = DigestFunction.SHA256
     compressor: str = ""
     metadata: str = ""
     """Whatever follows the size, without the slash between; nobody looks at it."""
 
     def __str__(self) -> str:
-        blob = _blob_text(self.digest, self.function, self.compressor)
+        blob = _blob_text(self.digest, self.compressor)
         tail = f"/{self.metadata}" if self.metadata else ""
         return f"{_instance_prefix(self.instance)}uploads/{self.uuid}/{blob}{tail}"
 
@@ -82,8 +80,8 @@ def parse_read(name: str) -> ReadName:
     found = _fast_read(rest)
     if found and len(instance) <= _REMEMBERED_CHARS and _is_plain_instance(instance):
         function, hash, size = found.groups()
-        digest = _new(Digest, (hash, int(size)))
-        return _new(ReadName, (instance, digest, _BLAKE3 if function else _SHA256, ""))
+        digest = _new(Digest, (hash, int(size), _BLAKE3 if function else _SHA256))
+        return _new(ReadName, (instance, digest, ""))
     return _parse_read(name)
 
 
@@ -96,8 +94,8 @@ def parse_write(name: str) -> WriteName:
     found = _fast_write(rest)
     if found and len(instance) <= _REMEMBERED_CHARS and _is_plain_instance(instance):
         uuid, function, hash, size = found.groups()
-        digest = _new(Digest, (hash, int(size)))
-        return _new(WriteName, (instance, uuid, digest, _BLAKE3 if function else _SHA256, "", ""))
+        digest = _new(Digest, (hash, int(size), _BLAKE3 if function else _SHA256))
+        return _new(WriteName, (instance, uuid, digest, "", ""))
     return _parse_write(name)
 
 
@@ -111,10 +109,10 @@ def _parse_read(name: str) -> ReadName:
     instance, rest = _split_instance(name)
     if rest[0] == "uploads":
         _refuse(name, "it names an upload, which cannot be read")
-    digest, function, compressor, rest = _parse_blob(name, rest)
+    digest, compressor, rest = _parse_blob(name, rest)
     if rest:
         _refuse(name, f"unexpected {'/'.join(rest)[:80]!r} after the size")
-    return ReadName(instance, digest, function, compressor)
+    return ReadName(instance, digest, compressor)
 
 
 def _parse_write(name: str) -> WriteName:
@@ -127,8 +125,8 @@ def _parse_write(name: str) -> WriteName:
         _refuse(name, f"the upload's uuid is longer than {MAX_UUID} characters")
     if len(rest) < 3 or rest[2] not in ("blobs", "compressed-blobs"):
         _refuse(name, "'blobs/' or 'compressed-blobs/' is expected after the upload's uuid")
-    digest, function, compressor, tail = _parse_blob(name, rest[2:])
-    return WriteName(instance, rest[1], digest, function, compressor, "/".join(tail))
+    digest, compressor, tail = _parse_blob(name, rest[2:])
+    return WriteName(instance, rest[1], digest, compressor, "/".join(tail))
 
 
 def _split_instance(name: str) -> tuple[str, list[str]]:
@@ -144,7 +142,7 @@ def _split_instance(name: str) -> tuple[str, list[str]]:
     _refuse(name, "there is none of 'blobs/', 'compressed-blobs/' and 'uploads/' in it")
 
 
-def _parse_blob(name: str, segments: list[str]) -> tuple[Digest, DigestFunction, str, list[str]]:
+def _parse_blob(name: str, segments: list[str]) -> tuple[Digest, str, list[str]]:
     """Parses `blobs/...` or `compressed-blobs/...`; what follows the size comes last."""
     compressor, at = "", 1
     if segments[0] == "compressed-blobs":
@@ -159,18 +157,17 @@ def _parse_blob(name: str, segments: list[str]) -> tuple[Digest, DigestFunction,
     if len(segments) < at + 2:
         _refuse(name, "'{hash}/{size}' is missing")
     return (
-        _parse_digest(name, segments[at], segments[at + 1]),
-        function or DigestFunction.SHA256,
+        _parse_digest(name, segments[at], segments[at + 1], function or DigestFunction.SHA256),
         compressor,
         segments[at + 2 :],
     )
 
 
-def _parse_digest(name: str, hash: str, size: str) -> Digest:
+def _parse_digest(name: str, hash: str, size: str, function: DigestFunction) -> Digest:
     if not (size.isascii() and size.isdecimal()) or (len(size) > 1 and size[0] == "0") or len(size) > 19:
         _refuse(name, f"invalid size {size[:80]!r}: expected a number from 0 to {MAX_SIZE} without leading zeros")
     try:
-        return Digest.parse(hash, int(size))
+        return Digest.parse(hash, int(size), function)
     except InvalidRequestError as exc:
         _refuse(name, exc.message)
 
@@ -184,7 +181,7 @@ def _instance_prefix(instance: str) -> str:
     return f"{instance}/" if instance else ""
 
 
-def _blob_text(digest: Digest, function: DigestFunction, compressor: str) -> str:
+def _blob_text(digest: Digest, compressor: str) -> str:
     kind = f"compressed-blobs/{compressor}/" if compressor else "blobs/"
-    named = "blake3/" if function is DigestFunction.BLAKE3 else ""
+    named = "blake3/" if digest.function is DigestFunction.BLAKE3 else ""
     return f"{kind}{named}{digest.hash}/{digest.size}"

@@ -62,12 +62,12 @@ class ActionCacheService:
         """The stored result; NotFoundError if there is none, or a damaged one."""
         request = await receive_request(stream)
         instance = self._instances.get(stream, request.instance_name, Right.READ_AC)
-        parse_function(request.digest_function)
-        digest = parse_digest(request.action_digest, "action_digest")
+        function = parse_function(request.digest_function)
+        digest = parse_digest(request.action_digest, function, "action_digest")
         encoded = await _load(instance.store, digest)
         wants_inlined = request.inline_stdout or request.inline_stderr or request.inline_output_files
         if wants_inlined and instance.cas is not None and self._may_read_blobs(stream, request.instance_name):
-            encoded = await _inline(instance.cas, request, encoded=encoded)
+            encoded = await _inline(instance.cas, request, digest, encoded=encoded)
         if len(encoded) > REPLY_BYTES:
             encoded = await off_loop_if_large(_without_inlined, encoded)
         await stream.send_parts([encoded])
@@ -82,8 +82,8 @@ class ActionCacheService:
         """Stores a result in place of what may be there, and answers with it."""
         request, encoded = await receive_decoded(stream, parse_update_action_result)
         instance = self._instances.get(stream, request.instance_name, Right.WRITE_AC)
-        parse_function(request.digest_function)
-        digest = parse_digest(request.action_digest, "action_digest")
+        function = parse_function(request.digest_function)
+        digest = parse_digest(request.action_digest, function, "action_digest")
         if instance.read_only:
             raise PermissionDeniedError(f"the action cache of instance {request.instance_name!r} is read-only here")
         if encoded is None:
@@ -117,14 +117,15 @@ async def _load(store: Store, digest: Digest) -> bytes:
     raise NotFoundError(f"no action result for {digest}")
 
 
-async def _inline(cas: Store, request: reapi.GetActionResultRequest, *, encoded: bytes) -> bytes:
+async def _inline(
+    cas: Store, request: reapi.GetActionResultRequest, action: Digest, *, encoded: bytes
+) -> bytes:
     """The result with the contents that the request asks for, as far as they are there and fit; digests stay."""
     try:
         result = await off_loop_if_large(_decode_result, encoded)
     except DecodeError as exc:
-        digest = request.action_digest
-        _log.warning("an action result that cannot be decoded counts as a miss: %s (%s)", exc, digest and digest.hash)
-        raise NotFoundError(f"the action result stored for {digest and digest.hash} cannot be decoded") from exc
+        _log.warning("an action result that cannot be decoded counts as a miss: %s (%s)", exc, action)
+        raise NotFoundError(f"the action result stored for {action} cannot be decoded") from exc
     left = INLINE_BYTES
 
     async def fetch(digest: reapi.Digest | None, already: bytes) -> bytes:
@@ -133,7 +134,7 @@ async def _inline(cas: Store, request: reapi.GetActionResultRequest, *, encoded:
             return already
         left -= digest.size_bytes  # others are fetched meanwhile
         try:
-            return bytes(await cas.get(Digest.parse(digest.hash, digest.size_bytes)))
+            return bytes(await cas.get(Digest.parse(digest.hash, digest.size_bytes, action.function)))
         except (BlobNotFoundError, CorruptBlobError, InvalidRequestError):
             left += digest.size_bytes
             return already

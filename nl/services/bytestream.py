@@ -138,7 +138,7 @@ class ByteStreamService:
         upload = SingleWrite(messages)
         await self._slots.take(upload)
         try:
-            await store.write(name.digest, VerifyingReader(message, name.digest, name.function))
+            await store.write(name.digest, VerifyingReader(message, name.digest))
         finally:
             self._slots.release(upload)
 
@@ -156,9 +156,7 @@ class ByteStreamService:
             self._sessions.statistics.resumed += 1
         else:
             check_offset(first, committed=0, digest=name.digest)
-            session = UploadSession(
-                name.digest, name.function, persist_s=instance.persist_stream_on_disconnect_timeout_s
-            )
+            session = UploadSession(name.digest, persist_s=instance.persist_stream_on_disconnect_timeout_s)
             await self._start(key, session, instance.store)
         try:
             await session.feed(messages, first)
@@ -226,7 +224,7 @@ async def _store_small(store: Store, name: WriteName, message: WriteMessage) -> 
             data = parts[0]
             break
         data = b"".join((data, *parts))
-    check_bytes(data, digest=digest, function=name.function)
+    check_bytes(data, digest)
     await store.put(digest, data)
 
 

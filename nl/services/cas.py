@@ -13,6 +13,7 @@ from collections.abc import Callable, Mapping, Sequence
 from contextlib import aclosing
 from dataclasses import dataclass
 from functools import partial
+from itertools import repeat
 
 import grpclib.const
 import trio
@@ -27,7 +28,7 @@ from nl.model.access import Right
 from nl.model.digest import Digest, DigestFunction
 from nl.pb import reapi, rpc_status
 from nl.pb.codec import encode
-from nl.pb.hot import BatchReadReply, Pair
+from nl.pb.hot import BatchReadReply
 from nl.rpc.contract import ServerStream
 from nl.services.bounded import (
     EncodedBatchRead,
@@ -49,6 +50,7 @@ _EXPLANATION_CHARS = 300
 _HAS_AT_ONCE = 20_000
 """How many digests a store is asked about before others get their turn."""
 _OK = rpc_status.Status()
+_Triple = tuple[str, int, DigestFunction]
 _MASK64 = (1 << 64) - 1
 _PREFIX = "/build.bazel.remote.execution.v2.ContentAddressableStorage/"
 
@@ -72,9 +74,9 @@ class CasService:
         """The digests of the request that the store does not have, as they were written, in their order."""
         request = await receive_decoded(stream, decode_find_missing)
         store = self._instances.get(stream, request.instance_name, Right.READ_CAS).store
-        parse_function(request.digest_function)
-        make = _make_digest if request.is_plain else _parse_pair  # the codec has checked what is plain
-        digests = list(map(make, request.pairs()))
+        function = parse_function(request.digest_function)
+        make = _make_digest if request.is_plain else _parse_triple  # the codec has checked what is plain
+        digests = list(map(make, zip(request.hashes, request.sizes, repeat(function), strict=False)))
         sizes = await store.has(digests) if len(digests) <= _HAS_AT_ONCE else await _has_many(store, digests)
         await stream.send_parts(request.missing(sizes).encode_parts())
 
@@ -110,14 +112,14 @@ class CasService:
         """Whole blobs, each with a status of its own; RESOURCE_EXHAUSTED for those that the reply has no room for."""
         request = await receive_batch(stream, decode_batch_read)
         instance = self._instances.get(stream, request.instance_name, Right.READ_CAS)
-        parse_function(request.digest_function)
+        function = parse_function(request.digest_function)
         room = REPLY_BYTES - ENTRY_BYTES * len(request.digests)
         found: list[Buffer | NlError] = [b""] * len(request.digests)
 
         async def read_one(at: int) -> None:
             nonlocal room
             try:
-                digest = parse_digest(request.digests[at], "digest")
+                digest = parse_digest(request.digests[at], function, "digest")
                 if digest.size > room:
                     raise ExhaustedError(f"{digest} does not fit into this reply any more: ask for it by itself")
                 room -= digest.size
@@ -142,8 +144,8 @@ class CasService:
         """All distinct directories below a root, in pages."""
         request = await receive_request(stream)
         store = self._instances.get(stream, request.instance_name, Right.READ_CAS).store
-        parse_function(request.digest_function)
-        root = parse_digest(request.root_digest, "root_digest")
+        function = parse_function(request.digest_function)
+        root = parse_digest(request.root_digest, function, "root_digest")
         if request.page_size < 0:
             raise InvalidRequestError(f"page_size {request.page_size} is negative")
         pages = tree_pages(store, root, page_size=request.page_size, page_token=request.page_token)
@@ -180,21 +182,21 @@ class CasService:
             _PREFIX + "SpliceBlob": handler(self.splice_blob, unary, reapi.SpliceBlobRequest, reapi.SpliceBlobResponse),
         }
 
-_make_digest: Callable[[Pair], Digest] = partial(tuple.__new__, Digest)
+_make_digest: Callable[[_Triple], Digest] = partial(tuple.__new__, Digest)
 
 
-def _parse_pair(pair: Pair) -> Digest:
+def _parse_triple(triple: _Triple) -> Digest:
     try:
-        return Digest.parse(*pair)
+        return Digest.parse(*triple)
     except InvalidRequestError as exc:
         raise InvalidRequestError(f"blob_digests: {exc.message}") from None
 
 
 async def _store_blob(store: Store, blob: reapi.BatchUpdateBlobsRequestRequest, function: DigestFunction) -> None:
-    digest = parse_digest(blob.digest, "digest")
+    digest = parse_digest(blob.digest, function, "digest")
     if blob.compressor != reapi.CompressorValue.IDENTITY:
         raise InvalidRequestError(f"{digest}: compressor {int(blob.compressor)} is not offered by this server")
-    check_bytes(blob.data, digest=digest, function=function)
+    check_bytes(blob.data, digest)
     await store.put(digest, blob.data)
 
 

@@ -138,12 +138,12 @@ async def _checked(
     CAS, InvalidRequestError for what no upload could mend.
     """
     function = parse_function(request.digest_function)
-    action_digest = parse_digest(request.action_digest, "action_digest")
+    action_digest = parse_digest(request.action_digest, function, "action_digest")
     action = await _load(instance.cas, action_digest, kind=reapi.Action)
     if action is None:
         raise _missing(function, [(action_digest, "Action")])
-    command_digest = parse_digest(action.command_digest, "Action.command_digest")
-    root_digest = parse_digest(action.input_root_digest, "Action.input_root_digest")
+    command_digest = parse_digest(action.command_digest, function, "Action.command_digest")
+    root_digest = parse_digest(action.input_root_digest, function, "Action.input_root_digest")
     timeout_s = _timeout_s(action, instance.max_action_timeout_s)
     command = await _load(instance.cas, command_digest, kind=reapi.Command)
     [root_size] = await instance.cas.has([root_digest])

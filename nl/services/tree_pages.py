@@ -1,7 +1,7 @@
 """GetTree's pages: a walk over a directory graph cut into messages that clients take.
 
 A page holds the stored bytes of directories, spliced into the reply without being decoded and encoded again. Each
-distinct directory is sent once, breadth first. A token is `{hash}-{size}` of the first directory of the next page:
+distinct directory is sent once, breadth first. A token is the `key_text` of the first directory of the next page:
 since the order of a walk depends on the root alone, a listing that broke off can be resumed by any server.
 """
 
@@ -13,7 +13,7 @@ from contextlib import aclosing
 from nl.blob.reader import Buffer
 from nl.cas.directories import walk
 from nl.errors import ExhaustedError, InvalidRequestError
-from nl.model.digest import Digest
+from nl.model.digest import Digest, key_text
 from nl.pb.codec import varint
 from nl.services.limits import REPLY_BYTES
 from nl.storage.contract import Store
@@ -44,7 +44,7 @@ async def tree_pages(
             if size > REPLY_BYTES:
                 raise ExhaustedError(f"directory {directory.digest} does not fit into {REPLY_BYTES} bytes")
             if count and (count == page_size or total + size > PAGE_BYTES):
-                token = str(directory.digest).encode()
+                token = key_text(directory.digest).encode()
                 yield [*parts, _NEXT_PAGE_TOKEN, varint(len(token)), token]
                 parts, count, total = [], 0, 0
             parts += (_DIRECTORIES + varint(size), directory.encoded) if size else (_DIRECTORIES + b"\0",)

@@ -28,7 +28,7 @@ import trio
 from nl.blob.reader import CHUNK, Buffer, Reader
 from nl.blob.verify import VerifyingReader
 from nl.errors import CancelledError, Code, InvalidRequestError, NlError, UnavailableError
-from nl.model.digest import Digest, DigestFunction
+from nl.model.digest import Digest
 from nl.rpc.contract import TransportLost
 from nl.services.write_messages import WriteMessage, WriteMessages, WriteStoppedError
 from nl.storage.contract import Store
@@ -69,12 +69,11 @@ class UploadSession(Reader):
 
     __slots__ = (
         "_call", "_changed", "_error", "_handed_out", "_parked_since", "_persist_s", "_scope", "committed", "digest",
-        "function", "size", "state",
+        "size", "state",
     )  # fmt: skip
 
-    def __init__(self, digest: Digest, function: DigestFunction, *, persist_s: float) -> None:
+    def __init__(self, digest: Digest, *, persist_s: float) -> None:
         self.digest = digest
-        self.function = function
         self.size = digest.size
         self.committed = 0
         self.state = State.PARKED
@@ -112,7 +111,7 @@ class UploadSession(Reader):
         cancelled = True
         try:
             with self._scope:
-                await store.write(self.digest, VerifyingReader(self, self.digest, self.function))
+                await store.write(self.digest, VerifyingReader(self, self.digest))
             if self._scope.cancelled_caught and self._error is None:
                 self._error = CancelledError(f"the upload of {self.digest} was given up")
             cancelled = False

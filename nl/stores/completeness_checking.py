@@ -29,6 +29,7 @@ from nl.plugin import (
     Buffer,
     CorruptBlobError,
     Digest,
+    DigestFunction,
     EvictionPolicy,
     ExhaustedError,
     InvalidRequestError,
@@ -77,14 +78,14 @@ class _Named(NamedTuple):
     roots: list[Digest]
 
 
-def _named_in(value: Buffer) -> _Named:
+def _named_in(value: Buffer, function: DigestFunction) -> _Named:
     result = decode(reapi.ActionResult, unseal(value))
     roots = [
-        parse_digest(directory.root_directory_digest, "root directory")
+        parse_digest(directory.root_directory_digest, function, "root directory")
         for directory in result.output_directories
         if directory.tree_digest is None
     ]
-    return _Named(direct_references(result), tree_digests(result), roots)
+    return _Named(direct_references(result, function), tree_digests(result, function), roots)
 
 
 class _IncompleteError(Exception):
@@ -175,7 +176,7 @@ class CompletenessCheckingStore(Store):
     async def _learn(self, key: ActionKey, value: Buffer) -> tuple[Digest, ...]:
         """What a stored result refers to, Trees read and unfolded; remembered for the next time."""
         try:
-            named = await off_loop_if_large(_named_in, value)
+            named = await off_loop_if_large(partial(_named_in, function=key.function), value)
             found = dict.fromkeys(named.direct)
             for digest in named.trees:
                 found.update(dict.fromkeys(await self._read_tree(digest)))
@@ -209,7 +210,7 @@ class CompletenessCheckingStore(Store):
                 directories.add(loaded.digest)
                 wanted.update(loaded.children)
                 for file in decode_directory(loaded.digest, loaded.encoded).files:
-                    files[parse_digest(file.digest, file.name)] = None
+                    files[parse_digest(file.digest, root.function, file.name)] = None
         if wanted - directories:
             raise _IncompleteError(f"a directory under {root} is not in the CAS")
         return [*directories, *files]

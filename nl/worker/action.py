@@ -236,8 +236,8 @@ class ActionRunner:
         action = await self._message(reapi.Action, request.action_digest, request.function)
         attempt.do_not_cache = action.do_not_cache
         requested_s, limit_s = self._time_limit(action)
-        command_digest = parse_digest(action.command_digest, "Action.command_digest")
-        root_digest = parse_digest(action.input_root_digest, "Action.input_root_digest")
+        command_digest = parse_digest(action.command_digest, request.function, "Action.command_digest")
+        root_digest = parse_digest(action.input_root_digest, request.function, "Action.input_root_digest")
         command = await self._message(reapi.Command, command_digest, request.function)
         side_channel = f"{attempt.directory}/side_channel"
         plan = plan_command(
@@ -401,7 +401,7 @@ class ActionRunner:
             return
         names = frozenset(message.inline_output_files)
         for file in outputs.files:
-            digest = parse_digest(file.digest, file.path)
+            digest = parse_digest(file.digest, attempt.request.function, file.path)
             found = outputs.local.get(digest)
             if file.path in names and found is not None and digest.size <= left:
                 left -= digest.size

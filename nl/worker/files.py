@@ -13,7 +13,7 @@ from typing import NamedTuple
 
 import trio
 
-from nl.blob.hashing import hash_bytes, new_hasher
+from nl.blob.hashing import digest_of, new_hasher
 from nl.blob.reader import CHUNK, Buffer, Reader
 from nl.errors import BlobNotFoundError, CorruptBlobError, UploadMismatchError
 from nl.model.digest import EMPTY, Digest, DigestFunction
@@ -42,13 +42,13 @@ def hash_file(path: str, function: DigestFunction) -> Hashed:
         if status.st_size <= SMALL:
             data = os.read(fd, SMALL + 1)
             if len(data) <= SMALL:
-                return Hashed(Digest(hash_bytes(function, data), len(data)) if data else EMPTY[function], status)
+                return Hashed(digest_of(data, function) if data else EMPTY[function], status)
             os.lseek(fd, 0, os.SEEK_SET)
         hasher, size, buffer = new_hasher(function), 0, memoryview(bytearray(4 * CHUNK))
         while count := os.readv(fd, [buffer]):
             hasher.update(buffer[:count])
             size += count
-        return Hashed(Digest(hasher.hexdigest(), size), status)
+        return Hashed(Digest(hasher.hexdigest(), size, function), status)
     finally:
         os.close(fd)
 

@@ -102,14 +102,14 @@ def read_listing(digest: Digest, encoded: Buffer) -> Listing:
         tuple(
             InputFile(
                 node.name,
-                parse_digest(node.digest, f"directory {digest}: {node.name!r}"),
+                parse_digest(node.digest, digest.function, f"directory {digest}: {node.name!r}"),
                 node.is_executable,
                 _attributes(node.node_properties),
             )
             for node in directory.files
         ),
         tuple(
-            (node.name, parse_digest(node.digest, f"directory {digest}: {node.name!r}"))
+            (node.name, parse_digest(node.digest, digest.function, f"directory {digest}: {node.name!r}"))
             for node in directory.directories
         ),
         tuple((node.name, node.target, _attributes(node.node_properties)) for node in directory.symlinks),

@@ -51,7 +51,7 @@ class Request(NamedTuple):
         return cls(
             start.operation_id,
             message.instance_name,
-            parse_digest(message.action_digest, "ExecuteRequest.action_digest"),
+            parse_digest(message.action_digest, function, "ExecuteRequest.action_digest"),
             function,
             properties_of(start.platform),
             message,

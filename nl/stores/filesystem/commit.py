@@ -22,7 +22,7 @@ from nl.plugin import Digest, EvictionPolicy, ExhaustedError, UnavailableError
 from nl.stores.filesystem.index import Entry
 from nl.stores.filesystem.layout import Folder
 from nl.stores.filesystem.mirror import Mirror
-from nl.stores.filesystem.names import LEGACY, IndexKey, name_of
+from nl.stores.filesystem.names import IndexKey, is_in_blobs, name_of
 
 _log = logging.getLogger(__name__)
 
@@ -252,6 +252,24 @@ class Committer:
                 pass
             self.mirror.removed(folder, name, key=key)
 
+    async def rename(self, fd: int, old: Digest, new: Digest) -> None:
+        """Gives the file that `fd` is open on, and that is `new`, its name; nothing if it has been replaced."""
+        folder = self.mirror.layout.blobs
+        await self.lock.acquire()
+        with self.lock.held():
+            self.mirror.refresh()
+            ours = os.fstat(fd)
+            try:
+                there = os.stat(name_of(old), dir_fd=folder.fd, follow_symlinks=False)
+            except FileNotFoundError:
+                return
+            if (there.st_ino, there.st_dev) != (ours.st_ino, ours.st_dev):
+                return
+            os.rename(name_of(old), name_of(new), src_dir_fd=folder.fd, dst_dir_fd=folder.fd)
+            self.mirror.removed(folder, name_of(old), key=old)
+            entry = Entry(ours.st_size, used=time.time(), inode=ours.st_ino, mtime_ns=ours.st_mtime_ns)
+            self.mirror.placed(folder, name_of(new), key=new, entry=entry)
+
     async def free_large(self) -> None:
         """Lets go of large files that were evicted."""
         while self._closing:
@@ -268,8 +286,7 @@ class Committer:
         layout = self.mirror.layout
         if isinstance(key, str):
             return layout.texts, key
-        in_blobs = len(key) == 2 or key[2] == LEGACY
-        return layout.blobs if in_blobs else layout.actions, name_of(key)
+        return layout.blobs if is_in_blobs(key) else layout.actions, name_of(key)
 
     def _evict_orphan(self) -> bool:
         for digest in self.mirror.index.executables:

@@ -16,6 +16,7 @@ from nl.plugin import SMALL, Digest
 from nl.stores.filesystem.commit import Committer
 from nl.stores.filesystem.copying import copy_bytes
 from nl.stores.filesystem.index import Entry
+from nl.stores.filesystem.names import name_of
 from nl.stores.filesystem.quarantine import Quarantine
 from nl.stores.filesystem.verify import Verifier
 from nl.stores.filesystem.writing import TempFile
@@ -59,7 +60,7 @@ class Executables:
         mirror = self._committer.mirror
         folder = mirror.layout.executables
         try:
-            fd = os.open(str(digest), os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW, dir_fd=folder.fd)
+            fd = os.open(name_of(digest), os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW, dir_fd=folder.fd)
         except FileNotFoundError:
             return None
         try:
@@ -93,7 +94,7 @@ class Executables:
                     raise OSError(errno.EIO, f"{digest} was changed while it was copied")
                 facts = file.finish()
                 await self._committer.commit(
-                    file.name, layout.executables, str(digest), key=digest, facts=facts
+                    file.name, layout.executables, name_of(digest), key=digest, facts=facts
                 )
                 file.committed = True
                 return Entry(facts.st_size, used=0.0, inode=facts.st_ino, mtime_ns=facts.st_mtime_ns)

@@ -10,7 +10,7 @@ from collections import OrderedDict
 
 import msgspec
 
-from nl.stores.filesystem.names import IndexKey
+from nl.stores.filesystem.names import IndexKey, plain
 
 
 class Entry(msgspec.Struct, gc=False, eq=False):
@@ -59,7 +59,7 @@ class Index:
         old = self.blobs.pop(key, None)
         if old is not None:
             self.bytes -= self.cost(old.size)
-        self.blobs[_plain(key)] = entry
+        self.blobs[plain(key)] = entry
         if oldest:
             self.blobs.move_to_end(key, last=False)
         self.bytes += self.cost(entry.size)
@@ -74,7 +74,7 @@ class Index:
     def add_executable(self, key: IndexKey, entry: Entry) -> None:
         """Adds or replaces the executable variant of a blob."""
         self.remove_executable(key)
-        self.executables[_plain(key)] = entry
+        self.executables[plain(key)] = entry
         self.bytes += self.cost(entry.size)
 
     def remove_executable(self, key: IndexKey) -> bool:
@@ -104,7 +104,3 @@ class Index:
 
     def __repr__(self) -> str:
         return f"<Index {len(self.blobs)} blobs, {len(self.executables)} executables, {self.bytes} bytes>"
-
-
-def _plain(key: IndexKey) -> IndexKey:
-    return key if isinstance(key, str) else (*key,)

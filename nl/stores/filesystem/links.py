@@ -22,6 +22,7 @@ from nl.stores.filesystem.commit import Committer
 from nl.stores.filesystem.copying import copy_to_path
 from nl.stores.filesystem.executables import MODE as EXECUTABLE
 from nl.stores.filesystem.executables import Executables
+from nl.stores.filesystem.names import name_of
 from nl.stores.filesystem.oserrors import translate
 
 _log = logging.getLogger(__name__)
@@ -104,7 +105,7 @@ class Linker:
             entry = mirror.index.executables.get(digest)
         folder = mirror.layout.executables if executable else mirror.layout.blobs
         inode, mtime_ns = (0, 0) if entry is None else (entry.inode, entry.mtime_ns)
-        return _Job(folder.fd, str(digest), path, inode, mtime_ns, digest.size, mode)
+        return _Job(folder.fd, name_of(digest), path, inode, mtime_ns, digest.size, mode)
 
     async def _link_slowly(self, link: Link) -> bool:
         """Verifies and links, or copies; False if the blob is missing."""

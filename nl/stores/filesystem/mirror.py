@@ -23,7 +23,7 @@ import trio
 from nl.plugin import Digest
 from nl.stores.filesystem.index import Entry, Index
 from nl.stores.filesystem.layout import Folder, Layout
-from nl.stores.filesystem.names import LEGACY, IndexKey
+from nl.stores.filesystem.names import LEGACY, IndexKey, name_of, plain, wrong_size_key
 from nl.stores.filesystem.watch import (
     FOLDER_GONE,
     GONE,
@@ -234,7 +234,7 @@ class Mirror:
         entries: Mapping[IndexKey, Entry] = self.index.blobs
         if folder is self.layout.blobs or folder is self.layout.executables:
             digest = Digest.parse_name(name)
-            candidates: tuple[IndexKey, ...] = () if digest is None else (digest, (*digest, LEGACY))
+            candidates: tuple[IndexKey, ...] = () if digest is None else (digest, wrong_size_key(digest))
             if folder is self.layout.executables:
                 entries = self.index.executables
         else:
@@ -250,8 +250,8 @@ class Mirror:
             self.index.remove_executable(key)
             return
         self.index.remove(key)
-        if folder is self.layout.blobs and len(key) == 2:  # One file, two keys: which of them depends on its size.
-            self.index.remove((*key, LEGACY))
+        if not isinstance(key, str) and len(key) == 3 and folder is self.layout.blobs:
+            self.index.remove((*key, LEGACY))  # One file, two keys: which of them depends on its size.
 
     def _merge(self, piece: list[Found], *, seen: set[IndexKey], executables: set[IndexKey], oldest_last: bool) -> None:
         """Adds what a scan found, latest first; names that have changed since then speak for themselves."""
@@ -294,7 +294,8 @@ class Mirror:
         unsettled = self._unsettled
         assert unsettled is not None
         settled: set[IndexKey | None] = {folder.key_of(name, -1) for folder, name in unsettled}
-        settled |= {Digest.parse_name(name) for folder, name in unsettled if folder is not self.layout.texts}
+        names = [name for folder, name in unsettled if folder is not self.layout.texts]
+        settled.update(plain(digest) for digest in map(Digest.parse_name, names) if digest is not None)
         for number, key in enumerate(list(self.index.blobs)):
             if key not in seen and key not in settled:
                 self.index.remove(key)
@@ -312,8 +313,9 @@ class Mirror:
             self.refresh()
             if digest in self.index.blobs or digest not in self.index.executables:
                 continue
+            assert not isinstance(digest, str)
             try:
-                os.unlink(f"{digest[0]}-{digest[1]}", dir_fd=folder.fd)
+                os.unlink(name_of(digest), dir_fd=folder.fd)
             except FileNotFoundError:
                 pass
             self.index.remove_executable(digest)

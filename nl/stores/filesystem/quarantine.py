@@ -12,6 +12,7 @@ import time
 from nl.plugin import Digest
 from nl.stores.filesystem.commit import Committer
 from nl.stores.filesystem.layout import Folder
+from nl.stores.filesystem.names import name_of
 from nl.stores.filesystem.verify import describe_content
 
 _log = logging.getLogger(__name__)
@@ -30,7 +31,7 @@ class Quarantine:
     async def set_aside(self, folder: Folder, digest: Digest, fd: int) -> None:
         """Moves the file that `fd` is open on out of `folder`, unless it has been replaced or mended meanwhile."""
         layout = self._committer.mirror.layout
-        name = str(digest)
+        name = name_of(digest)
         await self._committer.lock.acquire()
         with self._committer.lock.held():
             self._committer.mirror.refresh()

@@ -53,12 +53,19 @@ from nl.stores.filesystem.layout import Folder, Layout
 from nl.stores.filesystem.links import Linker
 from nl.stores.filesystem.local_files import StoredFiles
 from nl.stores.filesystem.mirror import Mirror
-from nl.stores.filesystem.names import LEGACY, IndexKey, name_of, name_of_text
+from nl.stores.filesystem.names import (
+    IndexKey,
+    legacy_action_key,
+    name_of,
+    name_of_text,
+    wrong_size_key,
+)
 from nl.stores.filesystem.options import FilesystemOptions
 from nl.stores.filesystem.oserrors import translate
 from nl.stores.filesystem.quarantine import Quarantine
 from nl.stores.filesystem.readers import FileAccess, FileReader
 from nl.stores.filesystem.recency import Recency
+from nl.stores.filesystem.unmarked import UnmarkedBlobs
 from nl.stores.filesystem.verify import Verifier
 from nl.stores.filesystem.writing import DiskPace, Gatherer, TempFile, drain
 
@@ -101,6 +108,7 @@ class FilesystemStore(Store):
         self._quarantine = Quarantine(self._committer)
         buffer_size = min(max(options.read_buffer_size, 4096), MAX_WHOLE)
         self._access = FileAccess(buffer_size=buffer_size, threads=read_threads)
+        self._unmarked = UnmarkedBlobs(self._committer, self._verifier)
         self._recency = Recency(self._committer)
         executables = Executables(self._committer, self._verifier, self._quarantine, threads=self._write_threads)
         self._local_files = StoredFiles(
@@ -154,12 +162,12 @@ class FilesystemStore(Store):
         if key in EMPTY_DIGESTS:
             return 0
         if isinstance(key, ActionKey):
-            key = ActionKey(key.hash, key.size, LEGACY)
-            entry = self._index.blobs.get(key)
+            legacy = legacy_action_key(key)
+            entry = self._index.blobs.get(legacy)
             if entry is not None:
-                self._index.touch(key, entry, now)
+                self._index.touch(legacy, entry, now)
                 return entry.size
-        return None
+        return self._unmarked.size_of(key) if isinstance(key, Digest) else None
 
     async def _has_slowly(self, keys: Sequence[Key]) -> list[int | None]:
         """Asks the file system, because the index may be wrong."""
@@ -189,7 +197,7 @@ class FilesystemStore(Store):
                 continue
             except OSError as error:
                 raise self._translated(error, folder, name, "look at") from error
-            wrong = len(key) == 2 and folder is self._layout.blobs and facts.st_size != key[1]
+            wrong = len(key) == 3 and folder is self._layout.blobs and facts.st_size != key[1]
             sizes.append(None if wrong or facts.st_atime < horizon else facts.st_size)
         return sizes
 
@@ -264,14 +272,15 @@ class FilesystemStore(Store):
         """Where a key that is not simply in the index may be found. Raises BlobNotFoundError if nowhere."""
         folder, _, index_key = self._place(key)
         entry = self._index.blobs.get(index_key)
-        if entry is None and not isinstance(key, str):
-            misfit = ActionKey(key.hash, key.size, LEGACY)
-            if (other := self._index.blobs.get(misfit)) is None:
-                pass
-            elif isinstance(key, ActionKey):
-                folder, index_key, entry = self._layout.blobs, misfit, other
-            else:
+        if entry is None and isinstance(key, ActionKey):
+            legacy = legacy_action_key(key)
+            if (other := self._index.blobs.get(legacy)) is not None:
+                folder, index_key, entry = self._layout.blobs, legacy, other
+        elif entry is None and isinstance(key, Digest):
+            if wrong_size_key(key) in self._index.blobs:
                 await self._set_misfit_aside(key)
+            elif await self._unmarked.mark(key):
+                entry = self._index.blobs.get(index_key)
         if entry is None and self._mirror.is_exact:
             raise self._missing(key)
         if entry is not None and self._max_age_s and self._is_expired(index_key, entry, time.time() - self._max_age_s):

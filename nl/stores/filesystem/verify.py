@@ -1,7 +1,6 @@
 """Never a wrong byte: files that are not known to be right are hashed before their bytes are served.
 
 Known to be right is a file whose inode, size and mtime are those that it had when this process wrote or hashed it.
-The name of a digest does not tell its function: a file is right if it has the hash in either.
 """
 
 from __future__ import annotations
@@ -11,9 +10,8 @@ import logging
 import os
 
 import trio
-from blake3 import blake3
 
-from nl.plugin import SMALL, Digest
+from nl.plugin import SMALL, Digest, Hasher, new_hasher
 from nl.stores.filesystem.index import Entry, Index
 
 _log = logging.getLogger(__name__)
@@ -21,8 +19,6 @@ _log = logging.getLogger(__name__)
 _READ = 256 * 1024
 _PIECE = 64 * 1024 * 1024
 """Bytes that are hashed in one stay in a thread: 40 ms, after which a cancelled caller is let go."""
-
-_FUNCTIONS = (hashlib.sha256, blake3)
 
 
 class Verifier:
@@ -32,7 +28,6 @@ class Verifier:
         self._index = index
         self._threads = threads
         self._running: dict[Digest, trio.Event] = {}
-        self._favourite = 0
         self.hashed_blobs = 0
         self.hashed_bytes = 0
 
@@ -82,22 +77,18 @@ class Verifier:
         return after if same else None
 
     async def _has_hash(self, fd: int, digest: Digest) -> bool:
-        for number in (self._favourite, 1 - self._favourite):
-            hasher = _FUNCTIONS[number]()
-            if digest.size <= SMALL:
-                _update(hasher, fd, 0, digest.size)
-            else:
-                for offset in range(0, digest.size, _PIECE):
-                    await trio.to_thread.run_sync(_update, hasher, fd, offset, _PIECE, limiter=self._threads)
-            self.hashed_blobs += 1
-            self.hashed_bytes += digest.size
-            if hasher.hexdigest() == digest.hash:
-                self._favourite = number
-                return True
-        return False
+        hasher = new_hasher(digest.function)
+        if digest.size <= SMALL:
+            _update(hasher, fd, 0, digest.size)
+        else:
+            for offset in range(0, digest.size, _PIECE):
+                await trio.to_thread.run_sync(_update, hasher, fd, offset, _PIECE, limiter=self._threads)
+        self.hashed_blobs += 1
+        self.hashed_bytes += digest.size
+        return hasher.hexdigest() == digest.hash
 
 
-def _update(hasher: hashlib._Hash | blake3, fd: int, offset: int, length: int) -> None:
+def _update(hasher: Hasher, fd: int, offset: int, length: int) -> None:
     """Feeds a part of a file to a hash object."""
     buffer = memoryview(bytearray(min(_READ, length)))
     end = offset + length

@@ -4,9 +4,11 @@ import pytest
 
 from nl.cas.references import direct_references, tree_digests, tree_references
 from nl.errors import InvalidRequestError
-from nl.model.digest import Digest
+from nl.model.digest import Digest, DigestFunction
 from nl.pb import reapi
 from nl.pb.codec import encode
+
+SHA256 = DigestFunction.SHA256
 
 
 def d(letter, size=1):
@@ -20,18 +22,18 @@ def test_everything_a_result_names_is_found_once():
         stdout_digest=d("d"),
         stderr_digest=d("e"),
     )
-    assert direct_references(result) == [Digest(letter * 64, 1) for letter in "abcde"]
-    assert tree_digests(result) == [Digest("b" * 64, 1)]
+    assert direct_references(result, SHA256) == [Digest(letter * 64, 1) for letter in "abcde"]
+    assert tree_digests(result, SHA256) == [Digest("b" * 64, 1)]
 
 
 def test_a_result_that_names_nothing_refers_to_nothing():
-    assert direct_references(reapi.ActionResult(exit_code=1, stdout_raw=b"x")) == []
+    assert direct_references(reapi.ActionResult(exit_code=1, stdout_raw=b"x"), SHA256) == []
 
 
 def test_an_output_directory_may_have_a_root_alone():
     result = reapi.ActionResult(output_directories=[reapi.OutputDirectory(path="t", root_directory_digest=d("c"))])
-    assert direct_references(result) == [Digest("c" * 64, 1)]
-    assert tree_digests(result) == []
+    assert direct_references(result, SHA256) == [Digest("c" * 64, 1)]
+    assert tree_digests(result, SHA256) == []
 
 
 def test_files_of_a_tree_are_found_in_root_and_children():
@@ -44,8 +46,8 @@ def test_files_of_a_tree_are_found_in_root_and_children():
 
 def test_malformed_references_say_where():
     with pytest.raises(InvalidRequestError, match="output file 'a'"):
-        direct_references(reapi.ActionResult(output_files=[reapi.OutputFile(path="a", digest=d("A"))]))
+        direct_references(reapi.ActionResult(output_files=[reapi.OutputFile(path="a", digest=d("A"))]), SHA256)
     with pytest.raises(InvalidRequestError, match="output directory 't': the digest is not set"):
-        direct_references(reapi.ActionResult(output_directories=[reapi.OutputDirectory(path="t")]))
+        direct_references(reapi.ActionResult(output_directories=[reapi.OutputDirectory(path="t")]), SHA256)
     with pytest.raises(InvalidRequestError, match="is not a Tree"):
         tree_references(Digest("f" * 64, 1), b"\xff")

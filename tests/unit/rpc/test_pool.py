@@ -72,7 +72,7 @@ async def call(channel, **kwargs):
 
 
 async def answered(channel):
-    """Calls until a server answers: a call that had left when its connection was lost fails, whoever waits for ready."""
+    """Calls until a server answers: a call that had left when its connection was lost fails, waiting or not."""
     with trio.fail_after(100):
         while True:
             try:

@@ -135,7 +135,7 @@ async def test_command_and_input_root_are_reported_missing_together():
         request.digest_function = reapi.DigestFunctionValue.BLAKE3
         with pytest.raises(PreconditionError) as got:
             await at.execute(request)
-        assert got.value.details[0].subject == f"blobs/blake3/{command.hash}/{command.size}"
+        assert got.value.details[0].subject == f"blobs/blake3/{action.hash}/{action.size}"  # as which it is not there
 
 
 async def change_function(at, request):

@@ -72,8 +72,8 @@ def test_no_digest_function_is_sha256():
 
 
 def test_a_digest_is_checked_and_its_field_named():
-    assert parse_digest(reapi.Digest(hash="a" * 64, size_bytes=3), "f") == Digest("a" * 64, 3)
+    assert parse_digest(reapi.Digest(hash="a" * 64, size_bytes=3), DigestFunction.SHA256, "f") == Digest("a" * 64, 3)
     with pytest.raises(InvalidRequestError, match="^f: the digest is not set"):
-        parse_digest(None, "f")
+        parse_digest(None, DigestFunction.SHA256, "f")
     with pytest.raises(InvalidRequestError, match="^f: invalid digest hash"):
-        parse_digest(reapi.Digest(hash="A" * 64), "f")
+        parse_digest(reapi.Digest(hash="A" * 64), DigestFunction.SHA256, "f")

@@ -9,7 +9,7 @@ import trio
 
 from nl.blob.reader import read_all
 from nl.errors import CancelledError, DeadlineError, ExhaustedError, NlError, UnavailableError
-from nl.model.digest import Digest, DigestFunction
+from nl.model.digest import Digest
 from nl.services.uploads import RELEASE_GRACE_S, State, UploadSession
 from nl.services.write_messages import WriteMessages
 
@@ -58,7 +58,7 @@ class SlowStore:
 
 
 def new_session(persist_s=60.0):
-    return UploadSession(DIGEST, DigestFunction.SHA256, persist_s=persist_s)
+    return UploadSession(DIGEST, persist_s=persist_s)
 
 
 def unfinished():

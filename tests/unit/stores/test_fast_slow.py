@@ -14,7 +14,6 @@ from nl.plugin import (
     BlobNotFoundError,
     BytesReader,
     CorruptBlobError,
-    DigestFunction,
     Discards,
     EvictionPolicy,
     ExhaustedError,
@@ -214,7 +213,7 @@ async def test_has_does_not_say_yes_when_the_upload_it_waited_for_failed():
 
         async def send():
             with pytest.raises(UploadMismatchError):
-                await store.write(digest, VerifyingReader(upload, digest, DigestFunction.SHA256))
+                await store.write(digest, VerifyingReader(upload, digest))
 
         async def ask():
             answers.append(await store.has([digest]))
@@ -495,7 +494,7 @@ async def test_with_neither_side_written_an_upload_is_consumed_and_gone():
         await store.write(digest, BytesReader(b"abc"))
         assert not await has(store, digest)
         with pytest.raises(UploadMismatchError):
-            await store.write(digest, VerifyingReader(BytesReader(b"abd"), digest, DigestFunction.SHA256))
+            await store.write(digest, VerifyingReader(BytesReader(b"abd"), digest))
 
 
 async def test_two_sides_that_keep_nothing_keep_nothing():

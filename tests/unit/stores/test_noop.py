@@ -1,7 +1,7 @@
 import pytest
 
 from nl.blob.hashing import digest_of
-from nl.plugin import ActionKey, BytesReader, DigestFunction, Discards, UploadMismatchError, VerifyingReader
+from nl.plugin import ActionKey, BytesReader, Discards, UploadMismatchError, VerifyingReader
 from nl.stores.noop import NoopOptions, NoopStore
 from nl.testing import BareContext, ForgetfulStoreConformance
 
@@ -26,7 +26,7 @@ async def test_what_is_written_is_gone(store):
 async def test_a_bad_upload_is_noticed_all_the_same(store):
     digest = digest_of(b"good")
     with pytest.raises(UploadMismatchError):
-        await store.write(digest, VerifyingReader(BytesReader(b"evil"), digest, DigestFunction.SHA256))
+        await store.write(digest, VerifyingReader(BytesReader(b"evil"), digest))
 
 
 def test_it_says_that_it_keeps_nothing(store):

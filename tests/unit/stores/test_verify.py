@@ -96,7 +96,7 @@ async def test_what_is_said_about_an_action_is_not_checked_against_it(way):
 
 async def test_bytes_checked_already_are_not_hashed_again():
     store = make_store(BareContext(), size=True, hash=True)
-    reader = VerifyingReader(BytesReader(DATA), digest_of(DATA), DigestFunction.SHA256)
+    reader = VerifyingReader(BytesReader(DATA), digest_of(DATA))
     seen = []
     store._backend.write = lambda key, got: _note(seen, got)
     await store.write(digest_of(DATA), reader)

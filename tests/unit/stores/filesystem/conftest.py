@@ -8,7 +8,7 @@ import pytest
 import trio
 
 from nl.blob.hashing import digest_of
-from nl.plugin import EvictionPolicy
+from nl.plugin import EvictionPolicy, key_text
 from nl.stores.filesystem import FilesystemOptions, FilesystemStore
 from nl.testing import BareContext, started
 
@@ -41,7 +41,14 @@ class Place:
             yield store
 
     def file(self, digest):
-        return self.content / "d" / str(digest)
+        return self.content / "d" / key_text(digest)
+
+    def lay(self, digest, data):
+        """Puts a file where somebody else would."""
+        path = self.file(digest)
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_bytes(data)
+        return path
 
     def temp_files(self):
         return [name for _, _, files in os.walk(self.temp / "d") for name in files]

@@ -1,12 +1,10 @@
 """Never a wrong byte: whatever happens to the files, what is served has the digest asked for, or nothing is served."""
 
-import hashlib
 import logging
 import os
 
 import pytest
 import trio
-from blake3 import blake3
 
 from nl.blob.hashing import digest_of
 from nl.plugin import (
@@ -16,6 +14,7 @@ from nl.plugin import (
     BytesReader,
     CorruptBlobError,
     Digest,
+    DigestFunction,
     Link,
     LocalFiles,
 )
@@ -174,13 +173,39 @@ async def test_many_readers_of_an_unknown_file_hash_it_once(place):
 
 async def test_both_hash_functions_are_right(place):
     data = make_blob(5000)
-    digests = [Digest(make(data).hexdigest(), len(data)) for make in (hashlib.sha256, blake3)]
+    digests = [digest_of(data, function) for function in DigestFunction]
     async with place.running() as store:
         for digest in digests:
             await store.put(digest, data)
     async with place.running() as store:
         for digest in (*digests, *digests):
             assert await store.get(digest) == data
+
+
+async def test_a_blake3_blob_whose_name_does_not_say_so_is_found_and_gets_its_full_name(place):
+    data = make_blob(5000)
+    digest = digest_of(data, DigestFunction.BLAKE3)
+    path = place.lay(Digest(digest.hash, digest.size), data)
+    async with place.running() as store:
+        assert await store.has([digest]) == [len(data)]
+        assert await store.get(digest) == data
+        assert await store.get(digest) == data
+        assert store.statistics()["hashed_blobs"] == 1
+        assert not path.exists() and path.with_name(f"{path.name}.blake3").exists()
+        assert await store.has([digest, Digest(digest.hash, digest.size)]) == [len(data), None]
+
+
+async def test_asking_for_a_blob_under_another_function_does_it_no_harm(place):
+    digest = digest_of(data := make_blob(5000))
+    place.lay(digest, data)
+    asked = Digest(digest.hash, digest.size, DigestFunction.BLAKE3)
+    async with place.running() as store:
+        for _ in range(3):
+            with pytest.raises(BlobNotFoundError):
+                await store.get(asked)
+            assert await store.has([asked, digest]) == [None, len(data)]
+        assert await store.get(digest) == data
+        assert store.statistics()["hashed_blobs"] == 2  # as either, once each
 
 
 async def test_values_of_other_keys_are_not_hashed(place):

@@ -1,0 +1,54 @@
+"""BLAKE3 blobs whose names do not tell their function: put there by others, or by versions before 0.2.
+
+Their names are those of SHA-256 digests. What has not been hashed yet may be either; when a BLAKE3 digest of such a
+name is asked for, the file is hashed, and gets its full name if it is that blob.
+"""
+
+from __future__ import annotations
+
+import os
+import time
+
+from nl.plugin import Digest, DigestFunction
+from nl.stores.filesystem.commit import Committer
+from nl.stores.filesystem.names import name_of, unmarked_key
+from nl.stores.filesystem.verify import Verifier
+
+_READ_FLAGS = os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW | os.O_NONBLOCK
+
+
+class UnmarkedBlobs:
+    """Finds them, and gives them their names."""
+
+    def __init__(self, committer: Committer, verifier: Verifier) -> None:
+        self._committer = committer
+        self._verifier = verifier
+
+    def size_of(self, digest: Digest) -> int | None:
+        """The size of a file that may be this blob, None if there is none; a use of it."""
+        index = self._committer.mirror.index
+        key = unmarked_key(digest)
+        entry = None if key is None else index.blobs.get(key)
+        if key is None or entry is None or entry.inode:
+            return None  # known by its inode, it is the SHA-256 blob
+        index.touch(key, entry, time.time())
+        return entry.size
+
+    async def mark(self, digest: Digest) -> bool:
+        """Gives the blob its full name if it is there without; whether that was so. Raises OSError."""
+        if self.size_of(digest) is None:
+            return False
+        folder = self._committer.mirror.layout.blobs
+        other = Digest(digest.hash, digest.size, DigestFunction.SHA256)
+        try:
+            fd = os.open(name_of(other), _READ_FLAGS, dir_fd=folder.fd)
+        except FileNotFoundError:
+            return False
+        try:
+            if await self._verifier.hashed(fd, digest) is None:
+                await self._verifier.is_right(fd, other)  # remembered: it is not hashed for the next who asks
+                return False
+            await self._committer.rename(fd, other, digest)
+        finally:
+            os.close(fd)
+        return True
