@@ -108,7 +108,7 @@ class Outbox:
 
     def flush_soon(self) -> None:
         """Sends what is queued at the end of this pass, together with what others queue until then."""
-        if not self.corked and self.socket is Socket.FREE:
+        if self.queue and not self.corked and self.socket is Socket.FREE:
             self._wake_writer()
 
     def _make_room(self) -> None:

@@ -183,6 +183,20 @@ async def test_a_turn_is_handed_on_however_it_ends(nursery, inline, how):
     nursery.cancel_scope.cancel()
 
 
+async def test_with_nothing_to_send_no_writer_is_started(nursery):
+    """Every connection is swept once a second: a thousand idle ones would start and end a thousand tasks at once."""
+    outbox = Outbox(Narrow(100), on_room=lambda: None)
+    outbox.nursery = nursery
+    outbox.flush_soon()
+    assert not nursery.child_tasks
+    outbox.add(b"something")
+    outbox.flush_soon()
+    await wait_all_tasks_blocked()
+    assert outbox.transport.taken == b"something"
+    assert len(nursery.child_tasks) == 1
+    nursery.cancel_scope.cancel()
+
+
 async def test_who_is_cancelled_while_there_is_no_room_hands_its_turn_on(nursery):
     transport = Slow(inline=False)
     outbox = Outbox(transport, on_room=lambda: None)
