@@ -126,14 +126,12 @@ def parse_settings(payload: bytes) -> list[tuple[int, int]]:
     """Settings in wire order, each checked against RFC 9113, section 6.5.2; unknown ones are left out."""
     if len(payload) % 6:
         raise ConnectionFault(ErrorCode.FRAME_SIZE_ERROR, "SETTINGS length is no multiple of 6")
-    known: list[tuple[int, int]] = []
-    for key, value in SETTING.iter_unpack(payload):
+    entries: list[tuple[int, int]] = list(SETTING.iter_unpack(payload))
+    for key, value in dict.fromkeys(entries):  # each only once: a frame has room for 2,730 of them
         if key == Setting.ENABLE_PUSH and value > 1:
             raise ConnectionFault(ErrorCode.PROTOCOL_ERROR, f"ENABLE_PUSH is {value}")
         if key == Setting.INITIAL_WINDOW_SIZE and value > MAX_WINDOW:
             raise ConnectionFault(ErrorCode.FLOW_CONTROL_ERROR, f"INITIAL_WINDOW_SIZE is {value}")
         if key == Setting.MAX_FRAME_SIZE and not MIN_FRAME_SIZE <= value <= MAX_FRAME_SIZE:
             raise ConnectionFault(ErrorCode.PROTOCOL_ERROR, f"MAX_FRAME_SIZE is {value}")
-        if 1 <= key <= 6:
-            known.append((key, value))
-    return known
+    return [entry for entry in entries if 1 <= entry[0] <= 6]

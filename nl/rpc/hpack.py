@@ -42,6 +42,8 @@ _OVERHEAD = 32
 _CODE_BITS = bytes(REQUEST_CODES_LENGTH[:256])
 _SUMMED_BELOW = 2000
 """Encoded strings of fewer bytes have fewer than 65,521 bits by far."""
+_BOMB = 16
+"""Times the limit: 32 KiB of literals make a list of a tenth of a megabyte, so what is larger was meant to cost."""
 _MAX_CACHED = 512
 _MAX_KNOWN = 256
 """Names found to be well-formed are remembered up to this many; clients send few."""
@@ -109,7 +111,10 @@ class HeadersTooLarge(Exception):  # a verdict about one message, not an error o
 
 
 class HeaderDecoder:
-    """One direction's decoding state. Raises ConnectionFault(COMPRESSION_ERROR) on anything RFC 7541 forbids."""
+    """One direction's decoding state.
+
+    Raises ConnectionFault(COMPRESSION_ERROR) on anything RFC 7541 forbids, ENHANCE_YOUR_CALM on a bomb.
+    """
 
     __slots__ = ("_capacity", "_limit", "_max_list", "_size", "_strings", "_table")
 
@@ -157,6 +162,8 @@ class HeaderDecoder:
             total += field[3]
             if total <= self._max_list:
                 fields.append(field)
+            elif total > self._max_list * _BOMB:
+                raise ConnectionFault(ErrorCode.ENHANCE_YOUR_CALM, "header list far over the limit")
         if total > self._max_list:
             raise HeadersTooLarge
         return fields

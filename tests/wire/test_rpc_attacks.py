@@ -145,17 +145,25 @@ async def test_more_data_than_the_connections_window_ends_it(service):
     assert await meets(service, *sent, *blocks, options=options) is ErrorCode.FLOW_CONTROL_ERROR
 
 
-async def test_an_hpack_bomb_costs_little_and_only_the_call(service):
-    entry = b"\x40" + b"\x01a" + b"\x7f\x81\x1e" + b"v" * 4000  # fills the dynamic table
-    bomb = fr.frame(fr.HEADERS, fr.END_HEADERS | fr.END_STREAM, 1, request_block() + entry + b"\xbe" * 8000)
+ENTRY = b"\x40" + b"\x01a" + b"\x7f\x81\x1e" + b"v" * 3968
+"""A header that fills the dynamic table; b"\xbe" refers to it."""
+
+
+async def test_a_header_list_that_is_too_large_costs_only_the_call(service):
+    block = fr.frame(fr.HEADERS, fr.END_HEADERS | fr.END_STREAM, 1, request_block() + ENTRY + b"\xbe" * 60)
     async with serving(service) as (_, port):
         client = await RawClient.connect(port)
-        before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-        await client.send(bomb)
+        await client.send(block)
         assert b"metadata is over" in await client.until(fr.HEADERS, sid=1)
         await client.send(headers(3), message(3, b"alive"))
         assert (await client.until(fr.DATA, sid=3)).endswith(b"alive")
-        assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before < 20_000
+
+
+async def test_an_hpack_bomb_costs_little_and_ends_its_connection(service):
+    bomb = fr.frame(fr.HEADERS, fr.END_HEADERS | fr.END_STREAM, 1, request_block() + ENTRY + b"\xbe" * 8000)
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    assert await meets(service, bomb) is ErrorCode.ENHANCE_YOUR_CALM
+    assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before < 20_000
 
 
 BROKEN = [b"\x00", b"\x40\x05ab", b"\xff\xff\xff\xff\xff\xff", b"\x80", b"\xbf", b"\x3f\xff\xff\x7f"]

@@ -469,9 +469,9 @@ class H2Connection:
             if payload:
                 raise ConnectionFault(ErrorCode.FRAME_SIZE_ERROR, "SETTINGS acknowledgement with a payload")
             return
+        if len(payload) > SETTINGS_PER_FRAME * fr.SETTING.size:
+            self.spend_control(len(payload) // (SETTINGS_PER_FRAME * fr.SETTING.size))
         entries = fr.parse_settings(payload)
-        if len(entries) > SETTINGS_PER_FRAME:
-            self.spend_control(len(entries) // SETTINGS_PER_FRAME)
         self.emit(fr.SETTINGS_ACK)  # before any DATA that new windows allow
         for key, value in dict(entries).items():  # the last of each counts
             if key == Setting.INITIAL_WINDOW_SIZE:

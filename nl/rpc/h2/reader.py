@@ -17,7 +17,9 @@ _MAX_CONTINUATIONS = 64
 _WORK_PER_PASS = 1024
 """Frames after which parsing pauses, so that others get their turn: some milliseconds of the smallest ones ..."""
 _WORK_PER_BLOCK = 8
-"""... of which a header block, with the request that it opens, counts for so many."""
+"""... of which a header block, with the request that it opens, counts for so many ..."""
+_WORK_SHIFT = 6
+"""... and 64 bytes that are not DATA for one: references to HPACK's table and SETTINGS are short and costly."""
 
 
 class FrameReader:
@@ -96,6 +98,7 @@ class FrameReader:
                 return pos
             pos = body + length
             payload = bytes(view[body:pos])
+            work += length >> _WORK_SHIFT
             if kind == fr.HEADERS:
                 work += _WORK_PER_BLOCK
                 self._headers(sid, flags, payload)

@@ -4,7 +4,7 @@ import hpack as other_hpack
 import pytest
 
 from nl.rpc import hpack
-from nl.rpc.frames import ConnectionFault
+from nl.rpc.frames import ConnectionFault, ErrorCode
 from nl.rpc.hpack import HeaderDecoder, HeadersTooLarge
 
 
@@ -61,6 +61,16 @@ def test_too_large_a_list_leaves_the_table_in_step():
     with pytest.raises(HeadersTooLarge):
         decoder.decode(b"\x40\x01a\x01b" + hpack.encode([(b"x", bytes(200))]))
     assert pairs(decoder.decode(b"\xbe")) == [(b"a", b"b")]
+
+
+def test_a_few_bytes_that_stand_for_a_huge_list_end_the_connection():
+    """8,000 references to a header of 4 KB would take a millisecond for each 12 KB that a peer sends."""
+    decoder = HeaderDecoder(max_list_size=16_384)
+    with pytest.raises(HeadersTooLarge):
+        decoder.decode(literal(b"a", b"v" * 4000) + b"\xbe" * 60)
+    with pytest.raises(ConnectionFault, match="far over") as caught:
+        decoder.decode(b"\xbe" * 8000)
+    assert caught.value.code == ErrorCode.ENHANCE_YOUR_CALM
 
 
 FORBIDDEN = ["82 20", "3f e2 1f", "80", "be", "7f", "00 01", "00 01 61 05 61", "ff ff ff ff ff ff"]

@@ -3,6 +3,7 @@
 import pytest
 
 from nl.rpc import frames as fr
+from nl.rpc import hpack
 from nl.rpc.frames import ConnectionFault, ErrorCode
 from nl.rpc.h2.limits import Limits
 from nl.rpc.h2.stream import Owner
@@ -99,6 +100,22 @@ def test_requests_count_for_more_than_other_frames():
     side.reader.receive(data, start=0, end=len(data))
     assert side.reader.paused
     assert 50 < len(side.streams) < 200
+
+
+def test_long_settings_and_header_blocks_count_by_their_length():
+    """A receive buffer holds sixteen SETTINGS frames of 2,730 entries, each of which takes a millisecond."""
+    side = Side(limits=Limits(control_burst=10_000))
+    settings = fr.frame(fr.SETTINGS, 0, 0, fr.SETTING.pack(fr.Setting.INITIAL_WINDOW_SIZE, 70_000) * 2730)
+    data = memoryview(settings * 16)
+    side.reader.receive(data, start=0, end=len(data))
+    assert side.reader.paused
+    assert len(side.frames()) <= 4
+    side = Side()
+    large = fr.frame(fr.HEADERS, fr.END_HEADERS, 1, BLOCK + hpack.encode([(b"x", bytes(12_000))]))
+    data = memoryview(b"".join(large[:5] + fr.U32.pack(2 * i + 1) + large[9:] for i in range(20)))
+    side.reader.receive(data, start=0, end=len(data))
+    assert side.reader.paused
+    assert len(side.streams) < 8
 
 
 def test_a_header_block_that_another_frame_interrupts_ends_the_connection():
