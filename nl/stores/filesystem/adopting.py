@@ -84,7 +84,7 @@ class Adopter:
                 facts = os.fstat(fd)
                 if is_known:
                     facts = await self._hashed(digest, fd, path)
-                folder, target = self._committer.place_of(digest)
+                folder, target = self._committer.mirror.layout.place_of(digest)
                 await self._committer.commit(name, folder, target, key=digest, facts=facts, is_known=is_known)
                 committed = True
             finally:
@@ -109,7 +109,7 @@ class Adopter:
                 await self._hashed(digest, copy_fd, path)
             finally:
                 os.close(copy_fd)
-            folder, target = self._committer.place_of(digest)
+            folder, target = self._committer.mirror.layout.place_of(digest)
             await self._committer.commit(file.name, folder, target, key=digest, facts=facts)
             file.committed = True
         self.copied += 1

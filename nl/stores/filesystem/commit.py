@@ -22,7 +22,7 @@ from nl.plugin import Digest, EvictionPolicy, ExhaustedError, UnavailableError
 from nl.stores.filesystem.index import Entry
 from nl.stores.filesystem.layout import Folder
 from nl.stores.filesystem.mirror import Mirror
-from nl.stores.filesystem.names import IndexKey, is_in_blobs, name_of
+from nl.stores.filesystem.names import IndexKey, name_of
 
 _log = logging.getLogger(__name__)
 
@@ -45,7 +45,7 @@ class Lock:
     def __init__(self, mirror: Mirror) -> None:
         self._mirror = mirror
         self._layout = mirror.layout
-        self._turn = trio.Lock()  # Of all who wait in this process, the first one polls.
+        self._next_to_poll = trio.Lock()  # Of all who wait in this process, the first one polls.
         self.waits = 0
 
     def try_lock(self) -> bool:
@@ -68,11 +68,11 @@ class Lock:
         if self.try_lock():
             return
         self.waits += 1
-        await self._turn.acquire()
+        await self._next_to_poll.acquire()
         try:
             await self._poll()
         finally:
-            self._turn.release()
+            self._next_to_poll.release()
 
     async def _poll(self) -> None:
         began = trio.current_time()
@@ -143,7 +143,7 @@ class Committer:
         entry = index.blobs.get(digest)
         if entry is None or not entry.inode:
             return False
-        folder, name = self.place_of(digest)
+        folder, name = self.mirror.layout.place_of(digest)
         try:
             facts = os.stat(name, dir_fd=folder.fd, follow_symlinks=False)
         except OSError:
@@ -208,7 +208,7 @@ class Committer:
         if oldest is None:
             return self._evict_orphan()
         key, entry = oldest
-        folder, name = self.place_of(key)
+        folder, name = self.mirror.layout.place_of(key)
         try:
             facts = os.stat(name, dir_fd=folder.fd, follow_symlinks=False)
         except FileNotFoundError:
@@ -227,7 +227,7 @@ class Committer:
 
     def delete(self, key: IndexKey, *, facts: os.stat_result) -> None:
         """Deletes a blob and its executable variant. Under the lock."""
-        folder, name = self.place_of(key)
+        folder, name = self.mirror.layout.place_of(key)
         if facts.st_size >= _LARGE and facts.st_nlink == 1 and len(self._closing) < 64:
             # The blocks are freed when the last descriptor is closed: later, in a thread.
             try:
@@ -280,13 +280,6 @@ class Committer:
         """Frees what is left, at the end."""
         _close_all(self._closing)
         self._closing.clear()
-
-    def place_of(self, key: IndexKey) -> tuple[Folder, str]:
-        """Where a key of the index has its file."""
-        layout = self.mirror.layout
-        if isinstance(key, str):
-            return layout.texts, key
-        return layout.blobs if is_in_blobs(key) else layout.actions, name_of(key)
 
     def _evict_orphan(self) -> bool:
         for digest in self.mirror.index.executables:

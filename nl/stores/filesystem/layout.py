@@ -24,7 +24,7 @@ import time
 from collections.abc import Callable
 from contextlib import suppress
 
-from nl.plugin import ConfigError, Digest
+from nl.plugin import ActionKey, ConfigError, Digest, InternalError, Key
 from nl.stores.filesystem import names
 from nl.stores.filesystem.oserrors import translate
 
@@ -74,13 +74,19 @@ class Layout:
         self.corrupt = Folder(f"{content}.corrupt", lambda name, size: None)
         self.lock_path = f"{content}/.lock"
         self.lock_fd = -1
+        self.is_open = False
         self._session = ""
         self._session_fd = -1
         self._numbers = itertools.count()
         self._made: set[str] = set()
 
     @property
-    def shelves(self) -> tuple[Folder, Folder, Folder, Folder]:
+    def where(self) -> str:
+        """For messages: which store this is."""
+        return f"the filesystem store {self.name!r}"
+
+    @property
+    def indexed_folders(self) -> tuple[Folder, Folder, Folder, Folder]:
         """The folders whose files are in the index."""
         return (self.blobs, self.actions, self.texts, self.executables)
 
@@ -91,7 +97,7 @@ class Layout:
                 os.makedirs(path, exist_ok=True)
             self._choose_temp()
             self._place_siblings()
-            for folder in (*self.shelves, self.temp, self.corrupt):
+            for folder in (*self.indexed_folders, self.temp, self.corrupt):
                 os.makedirs(folder.path, exist_ok=True)
                 folder.fd = os.open(folder.path, _FOLDER_FLAGS)
             self._spread()
@@ -99,6 +105,7 @@ class Layout:
             self._start_session()
             self._adopt_old_layout()
             self._clean_temp()
+            self.is_open = True
         except OSError as error:
             self.close()
             path = os.fsdecode(error.filename) if isinstance(error.filename, (str, bytes)) else self.content_path
@@ -110,7 +117,8 @@ class Layout:
 
     def close(self) -> None:
         """Closes all descriptors. Files under way have been removed by those who wrote them."""
-        for folder in (*self.shelves, self.temp, self.corrupt):
+        self.is_open = False
+        for folder in (*self.indexed_folders, self.temp, self.corrupt):
             if folder.fd >= 0:
                 os.close(folder.fd)
                 folder.fd = -1
@@ -127,7 +135,7 @@ class Layout:
         """Makes folders anew that somebody has deleted. Descriptors keep their numbers, so that nobody loses them."""
         for path in (self.content_path, self.temp_path):
             os.makedirs(path, exist_ok=True)
-        for folder in (*self.shelves, self.temp, self.corrupt):
+        for folder in (*self.indexed_folders, self.temp, self.corrupt):
             os.makedirs(folder.path, exist_ok=True)
             _replace(folder.fd, os.open(folder.path, _FOLDER_FLAGS))
         self._spread()
@@ -135,17 +143,6 @@ class Layout:
         if not os.fstat(self._session_fd).st_nlink:
             os.close(self._session_fd)
             self._start_session()
-
-    def is_in_place(self) -> bool:
-        """Whether the open folders are still those at their paths (somebody may have deleted and made them anew)."""
-        for folder in (*self.shelves, self.temp):
-            try:
-                there, ours = os.stat(folder.path), os.fstat(folder.fd)
-            except OSError:
-                return False
-            if (there.st_ino, there.st_dev) != (ours.st_ino, ours.st_dev):
-                return False
-        return True
 
     def temp_name(self) -> str:
         """A name in `temp`, relative to it, that nobody else uses; its folder is there. Raises OSError."""
@@ -157,9 +154,25 @@ class Layout:
             self._made.add(folder)
         return f"{folder}/{self._session}-{number:x}"
 
-    def path_of(self, folder: Folder, name: str) -> str:
-        """For messages."""
-        return f"{folder.path}/{name}"
+    def locate(self, key: Key) -> tuple[Folder, str, names.IndexKey]:
+        """Folder, file name and index key of a key."""
+        if type(key) is Digest:
+            return self.blobs, names.name_of(key), key
+        if type(key) is ActionKey:
+            return self.actions, names.name_of(key), key
+        name = names.name_of_text(str(key))
+        return self.texts, name, name
+
+    def place_of(self, key: names.IndexKey) -> tuple[Folder, str]:
+        """Where a key of the index has its file."""
+        if isinstance(key, str):
+            return self.texts, key
+        return self.blobs if names.is_in_blobs(key) else self.actions, names.name_of(key)
+
+    def require_open(self) -> None:
+        """Raises InternalError while the store does not run."""
+        if not self.is_open:
+            raise InternalError(f"the filesystem store {self.name!r} is used while it is not running")
 
     def _place_siblings(self) -> None:
         """Moves `.exec` and `.corrupt` into `content_path` where the folder beside it is another file system."""

@@ -61,9 +61,9 @@ class Mirror:
         self._watch: Watch | None = None
         self._folders: dict[int, Folder] = {}
         self._expected: dict[tuple[int, str], int] = {}
-        self._unsettled: set[tuple[Folder, str]] | None = None
+        self._changed_during_scan: set[tuple[Folder, str]] | None = None
         self._events_lost = False
-        self._strangers = 0
+        self._foreign = 0
 
     def start(self) -> None:
         """Starts watching. Before the first scan, so that nothing falls between."""
@@ -72,7 +72,7 @@ class Mirror:
             if remote is not None:
                 raise WatchUnavailableError(f"it is on a network file system ({remote})")
             self._watch = Watch()
-            for folder in self.layout.shelves:
+            for folder in self.layout.indexed_folders:
                 folder.watch = self._watch.add(folder.path)
                 self._folders[folder.watch] = folder
         except WatchUnavailableError as error:
@@ -107,10 +107,10 @@ class Mirror:
         while events := watch.read():
             for event in events:
                 self._note(event, dirty)
-        unsettled = self._unsettled
+        changed = self._changed_during_scan
         for (folder, name), may_exist in dirty.items():
-            if unsettled is not None:
-                unsettled.add((folder, name))
+            if changed is not None:
+                changed.add((folder, name))
             self._reconcile(folder, name, may_exist=may_exist)
 
     def placed(self, folder: Folder, name: str, *, key: IndexKey, entry: Entry) -> None:
@@ -118,8 +118,8 @@ class Mirror:
         if self._watch is not None:
             expected = (folder.watch, name)
             self._expected[expected] = self._expected.get(expected, 0) + 1
-        if self._unsettled is not None:
-            self._unsettled.add((folder, name))
+        if self._changed_during_scan is not None:
+            self._changed_during_scan.add((folder, name))
         if folder is self.layout.executables:
             self.index.add_executable(key, entry)
         else:
@@ -128,8 +128,8 @@ class Mirror:
 
     def removed(self, folder: Folder, name: str, *, key: IndexKey) -> None:
         """Notes that this process has just removed a file, or found it gone."""
-        if self._unsettled is not None:
-            self._unsettled.add((folder, name))
+        if self._changed_during_scan is not None:
+            self._changed_during_scan.add((folder, name))
         self._forget(folder, key)
 
     def lose(self) -> None:
@@ -146,7 +146,7 @@ class Mirror:
         """
         self.is_exact = False
         self._events_lost = False
-        self._unsettled = set()
+        self._changed_during_scan = set()
         try:
             self.refresh()
             was_empty = not self.index.blobs
@@ -166,7 +166,7 @@ class Mirror:
             self.scans += 1
             self.scanned.set()
         finally:
-            self._unsettled = None
+            self._changed_during_scan = None
 
     def _want_scan(self) -> None:
         self.scan_wanted = True
@@ -221,7 +221,7 @@ class Mirror:
                 return
             self._forget(folder, known[0])
         if key is None:
-            self._report_stranger(folder, name)
+            self._report_foreign(folder, name)
             return
         entry = Entry(facts.st_size, used=-time.time())
         if folder is self.layout.executables:
@@ -255,20 +255,20 @@ class Mirror:
 
     def _merge(self, piece: list[Found], *, seen: set[IndexKey], executables: set[IndexKey], oldest_last: bool) -> None:
         """Adds what a scan found, latest first; names that have changed since then speak for themselves."""
-        unsettled = self._unsettled
-        assert unsettled is not None
+        changed = self._changed_during_scan
+        assert changed is not None
         index = self.index
         for atime, folder, name, size in piece:
             key = folder.key_of(name, size)
             if key is None:
-                self._report_stranger(folder, name)
+                self._report_foreign(folder, name)
             elif folder is self.layout.executables:
                 executables.add(key)
-                if key not in index.executables and (folder, name) not in unsettled:
+                if key not in index.executables and (folder, name) not in changed:
                     index.add_executable(key, Entry(size, used=-atime))
             else:
                 seen.add(key)
-                if (folder, name) in unsettled:
+                if (folder, name) in changed:
                     continue
                 known = index.blobs.get(key)
                 if known is None:
@@ -280,7 +280,7 @@ class Mirror:
     async def _list(self) -> list[list[Found]]:
         """All files, in pieces that are each sorted by atime, latest first."""
         pieces: list[list[Found]] = []
-        for folder in self.layout.shelves:
+        for folder in self.layout.indexed_folders:
             with os.scandir(folder.fd) as items:
                 more = True
                 while more:
@@ -291,10 +291,10 @@ class Mirror:
 
     async def _drop_unseen(self, seen: set[IndexKey], executables: set[IndexKey]) -> None:
         """Forgets what a scan did not find, unless it came after the scan had passed."""
-        unsettled = self._unsettled
-        assert unsettled is not None
-        settled: set[IndexKey | None] = {folder.key_of(name, -1) for folder, name in unsettled}
-        names = [name for folder, name in unsettled if folder is not self.layout.texts]
+        changed = self._changed_during_scan
+        assert changed is not None
+        settled: set[IndexKey | None] = {folder.key_of(name, -1) for folder, name in changed}
+        names = [name for folder, name in changed if folder is not self.layout.texts]
         settled.update(plain(digest) for digest in map(Digest.parse_name, names) if digest is not None)
         for number, key in enumerate(list(self.index.blobs)):
             if key not in seen and key not in settled:
@@ -320,9 +320,9 @@ class Mirror:
                 pass
             self.index.remove_executable(digest)
 
-    def _report_stranger(self, folder: Folder, name: str) -> None:
-        self._strangers += 1
-        if self._strangers == 1:
+    def _report_foreign(self, folder: Folder, name: str) -> None:
+        self._foreign += 1
+        if self._foreign == 1:
             _log.warning(
                 "store %s: %s/%s is not a file of this cache; it and others like it are left alone and not counted",
                 self.layout.name, folder.path, name,

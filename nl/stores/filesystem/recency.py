@@ -78,7 +78,7 @@ class Recency:
         return found
 
     def _place(self, key: IndexKey, used: float) -> tuple[int, bytes, float]:
-        folder, name = self._committer.place_of(key)
+        folder, name = self._committer.mirror.layout.place_of(key)
         return folder.fd, os.fsencode(name), used
 
 

@@ -1,0 +1,103 @@
+"""Uploads: from a buffer or a reader into a file of `temp`, and from there to its place (commit.py)."""
+
+from __future__ import annotations
+
+import errno
+
+import trio
+
+from nl.plugin import EMPTY_DIGESTS, SMALL, Buffer, Digest, Key, NlError, Reader, UploadMismatchError
+from nl.stores.filesystem.commit import Committer
+from nl.stores.filesystem.layout import Folder
+from nl.stores.filesystem.names import IndexKey
+from nl.stores.filesystem.oserrors import translate
+from nl.stores.filesystem.writing import DiskPace, Gatherer, TempFile, drain
+
+
+class Uploader:
+    """Takes values in. `flushes`: large ones are written through to the disk and leave the page cache."""
+
+    def __init__(self, committer: Committer, *, threads: trio.CapacityLimiter, flushes: bool) -> None:
+        self._committer = committer
+        self._mirror = committer.mirror
+        self._layout = committer.mirror.layout
+        self._threads = threads
+        self._flushes = flushes
+        self._pace = DiskPace()
+        self.written_blobs = 0
+        self.written_bytes = 0
+
+    async def put(self, key: Key, data: Buffer) -> None:
+        """See Store.put. The caller has checked that `data` is what `key` says."""
+        if key in EMPTY_DIGESTS:
+            return
+        self._mirror.refresh()
+        size = len(data)
+        folder, name, index_key = self._layout.locate(key)
+        if type(key) is Digest:
+            _require_size(key, size)
+            if self._committer.is_intact(key):
+                return
+        self._committer.refuse_too_large(key, size)
+        try:
+            with TempFile(self._layout) as file:
+                if size <= SMALL:
+                    file.append((data,))
+                else:
+                    await trio.to_thread.run_sync(file.append, (data,), limiter=self._threads)
+                await self._commit(file, folder, name, index_key)
+        except OSError as error:
+            raise self._failed(error, folder, name) from error
+
+    async def write(self, key: Key, reader: Reader) -> None:
+        """See Store.write."""
+        if key in EMPTY_DIGESTS:
+            await drain(reader)
+            return
+        self._mirror.refresh()
+        folder, name, index_key = self._layout.locate(key)
+        expected = key.size if type(key) is Digest else reader.size
+        self._committer.refuse_too_large(key, expected)
+        if type(key) is Digest and self._committer.is_intact(key):
+            _require_size(key, await drain(reader))
+            return
+        try:
+            with TempFile(self._layout, expected=expected) as file:
+                await self._receive(reader, file)
+                if type(key) is Digest:
+                    _require_size(key, file.size)
+                await self._commit(file, folder, name, index_key)
+        except OSError as error:
+            raise self._failed(error, folder, name) from error
+
+    async def _receive(self, reader: Reader, file: TempFile) -> None:
+        gatherer = Gatherer(file, pace=self._pace, threads=self._threads)
+        limit = self._committer.policy.max_bytes
+        try:
+            while parts := await reader.receive_parts(gatherer.wants):
+                await gatherer.add(parts)
+                if limit and file.size > limit:
+                    self._committer.refuse_too_large("an upload of unknown size", file.size)
+            await gatherer.flush()
+        finally:
+            gatherer.forget()
+        if self._flushes and file.size > SMALL:
+            await trio.to_thread.run_sync(file.flush_and_drop, limiter=self._threads)
+
+    async def _commit(self, file: TempFile, folder: Folder, name: str, index_key: IndexKey) -> None:
+        facts = file.finish()
+        await self._committer.commit(file.name, folder, name, key=index_key, facts=facts)
+        file.committed = True
+        self.written_blobs += 1
+        self.written_bytes += facts.st_size
+
+    def _failed(self, error: OSError, folder: Folder, name: str) -> NlError:
+        self._layout.require_open()
+        if error.errno == errno.ENOENT:
+            self._mirror.folder_lost = True  # `temp_path` is not watched; the next tick makes it anew.
+        return translate(error, store=self._layout.name, path=f"{folder.path}/{name}", doing="write")
+
+
+def _require_size(digest: Digest, size: int) -> None:
+    if size != digest.size:
+        raise UploadMismatchError(f"{digest}: the upload has {size} bytes, its digest says {digest.size}")
