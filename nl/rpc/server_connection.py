@@ -35,6 +35,7 @@ from nl.rpc.request import Head, declared_length, read_head
 from nl.rpc.server_call import ServerCall
 from nl.rpc.status import OK, Outcome, outcome_of, trailers
 from nl.rpc.transport import Transport
+from nl.rpc.turns import LITTLE_S, turns_of_this_run
 
 log = logging.getLogger(__name__)
 _DEADLINE = Outcome(Code.DEADLINE_EXCEEDED, "the deadline has passed")
@@ -45,8 +46,8 @@ _HINT = " (pages and metrics are served over HTTP/1.1)"
 _CONTENT_TYPES = frozenset((b"application/grpc", b"application/grpc+proto"))
 _CONTENT_TYPE_PREFIXES = (b"application/grpc;", b"application/grpc+proto;")
 _DRAIN_PING = b"nl-drain"
-_SLICE_S = 0.004
-"""For how long the requests of one connection are handled without a turn for others."""
+_CANCELLED_AT_ONCE = 64
+"""Handlers of a connection that has ended: about a millisecond."""
 _LOOK_S = 0.02
 """How often a connection that is asked to leave looks whether its client has everything."""
 CALL_COST = 2400
@@ -59,8 +60,8 @@ class ServerConnection(Connection):
     """See the module's docstring. `run` is its whole life."""
 
     __slots__ = (
-        "_fault", "_leaving", "_more", "_need_room", "_ready", "_running", "draining", "held_back", "idle_since",
-        "methods", "options", "outcomes",
+        "_fault", "_heavy", "_leaving", "_more", "_need_room", "_over", "_ready", "_running", "_turns", "draining",
+        "held_back", "idle_since", "methods", "options", "outcomes",
     )  # fmt: skip
 
     def __init__(
@@ -79,9 +80,16 @@ class ServerConnection(Connection):
         self.idle_since = self.born
         self.draining = False
         self._leaving = False
+        self._over = False
+        """The peer has gone or is sent away: nobody is answered any more."""
         self._more = False
+        """There may be more to read right away."""
+        self._turns = turns_of_this_run()
+        self._heavy = False
+        """There was much to do when it was last read from."""
         self._ready: deque[ServerCall] = deque()
-        self._running: set[ServerCall] = set()
+        self._running: dict[trio.CancelScope, ServerCall] = {}
+        """Calls with tasks of their own."""
         self.held_back: dict[ServerCall, tuple[Outcome, Any]] = {}
         """Calls whose handlers are done and whose replies wait for room or credit: they need no task."""
         self._need_room: dict[ServerCall, None] = {}
@@ -126,21 +134,28 @@ class ServerConnection(Connection):
             except ConnectionFault as exc:
                 self._fault = exc.with_traceback(None)  # which would keep this connection alive
                 log.info("%s: %s", self.transport.peer, exc)
+        own = self._running.pop(scope, own)
         if own is None:
-            own = next((call for call in self._running if call.scope is scope), None)
-        if own is None:
-            self._leave()
+            await self._end()
             return
-        self._running.discard(own)
         own.handler_done = True
         if own.winding_down:
             self.h2.winding_down -= 1
-        elif scope.cancelled_caught:
+        elif scope.cancelled_caught and not self._over:
             own.close(own.cancel_reason or _DEADLINE)
             self.outbox.flush_soon()
         own.scope = None
         own.end_receiving()
         self.after_call()
+
+    async def _end(self) -> None:
+        """The peer has left, or has to: cancels the handlers, some at a time, since a thousand would be 20 ms."""
+        self._over = True
+        for number, scope in enumerate(list(self._running), start=1):
+            scope.cancel()
+            if not number % _CANCELLED_AT_ONCE:
+                await trio.lowlevel.checkpoint()
+        self._leave()
 
     def _leave(self) -> None:
         if self.nursery is not None:
@@ -175,37 +190,46 @@ class ServerConnection(Connection):
             self._leave()
 
     async def _read_and_run(self, scope: trio.CancelScope) -> ServerCall | None:
-        ready, outbox, adopt = self._ready, self.outbox, self._adopt
+        ready, outbox, adopt, turns = self._ready, self.outbox, self._adopt, self._turns
+        now = began = time.perf_counter()
         while True:
             outbox.corked = True
-            began = time.perf_counter()
             while ready:
                 call = ready.popleft()
                 if call.reset_code is not None:
                     self.after_call()
                 elif await step(self._serve(call), adopt, call, scope):
                     return call
-                if time.perf_counter() - began > _SLICE_S:
+                now = time.perf_counter()
+                if now > turns.until and now - began > LITTLE_S:
                     break
             outbox.corked = False
             if outbox.queue:
                 outbox.flush()
             if ready:
-                await trio.lowlevel.checkpoint()
+                await turns.wait()
+                began = time.perf_counter()
                 continue
+            self._heavy = now - began > LITTLE_S
             if self._more:  # twice, so that whoever has been woken has consumed what there is
                 await trio.lowlevel.checkpoint()
                 await trio.lowlevel.checkpoint()
             else:
                 self.rest()
                 await self.transport.wait_readable()
+            began = time.perf_counter()
+            if self._heavy and began > turns.until:
+                await turns.wait()
+                began = time.perf_counter()
             outbox.corked = True
             self._more = self.pump()
+            if not ready:
+                now = time.perf_counter()
 
     def _adopt(self, call: ServerCall, scope: trio.CancelScope) -> None:
         """Makes this task the call's own, which reads no more, and has another one read."""
         call.scope = scope
-        self._running.add(call)
+        self._running[scope] = call
         assert self.nursery is not None
         self.nursery.start_soon(self._lead)
         if call.expires is not None:
@@ -406,7 +430,7 @@ class ServerConnection(Connection):
 
     def cancel_calls(self, outcome: Outcome = _SHUTDOWN) -> None:
         """Stops every handler; the clients get `outcome`."""
-        for call in [*self._running, *self._ready]:
+        for call in [*self._running.values(), *self._ready]:
             call.cancel(outcome)
         for call in list(self.held_back):
             self._answer_instead(call, outcome)
@@ -445,7 +469,7 @@ class ServerConnection(Connection):
 
     def _end_blocked_calls(self, now: float) -> None:
         longest = self.options.window_timeout
-        for call in self._running:
+        for call in self._running.values():
             if call.blocked_since is not None and now - call.blocked_since > longest:
                 call.cancel(_NO_WINDOW)
         for call in list(self.held_back):

@@ -93,7 +93,7 @@ async def test_a_reset_call_ends_alone_however_it_takes_that(service, kind):
         await wait_all_tasks_blocked()
         [connection] = server._connections
         assert service.ended == [f"/t.S/{kind}"]
-        assert (connection.h2.winding_down, connection._running, connection.h2.streams) == (0, set(), {})
+        assert (connection.h2.winding_down, connection._running, connection.h2.streams) == (0, {}, {})
 
 
 @pytest.mark.parametrize("kind", KINDS)
@@ -107,7 +107,7 @@ async def test_a_call_whose_deadline_passes_ends_alone_however_it_takes_that(ser
         await wait_all_tasks_blocked()
         [connection] = server._connections
         assert service.ended == [f"/t.S/{kind}"]
-        assert (connection.h2.winding_down, connection._running, connection.h2.streams) == (0, set(), {})
+        assert (connection.h2.winding_down, connection._running, connection.h2.streams) == (0, {}, {})
 
 
 class Unsendable(RawService):
