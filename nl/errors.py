@@ -136,6 +136,10 @@ class ExhaustedError(NlError):
     code = Code.RESOURCE_EXHAUSTED
 
 
+class TooLargeError(ExhaustedError):
+    """Larger than what can ever be kept, or handled in this way: waiting does not help."""
+
+
 class UnavailableError(NlError):
     """A peer or backend cannot be reached now; trying again may help."""
 

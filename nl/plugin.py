@@ -13,33 +13,56 @@ from nl.blob.file import open_file
 from nl.blob.hashing import Hasher, digest_of, hash_bytes, new_hasher
 from nl.blob.reader import CHUNK, Buffer, BytesReader, Reader, read_all
 from nl.blob.slice import Opened, SliceReader, clamp, slice_bytes
+from nl.blob.spool import SpoolingReader
 from nl.blob.tee import Tee
-from nl.blob.verify import VerifyingReader
+from nl.blob.verify import VerifyingReader, check_bytes
 from nl.config.types import Count, Duration, EvictionPolicy, Flag, Options, SecretText, Size, StoreName, StoreSpec, Text
 from nl.errors import (
     BlobNotFoundError,
     ConfigError,
     CorruptBlobError,
+    DeadlineError,
     ExhaustedError,
     InternalError,
     InvalidRequestError,
     NlError,
     NotFoundError,
+    PermissionDeniedError,
     RangeError,
+    TooLargeError,
     UnavailableError,
     UploadMismatchError,
 )
 from nl.model.digest import EMPTY_DIGESTS, ActionKey, Digest, DigestFunction, Key, key_text
+from nl.model.encoding import Encoding
+from nl.storage.capabilities import (
+    BlobSizeLimit,
+    Deletes,
+    Discards,
+    EncodedBlobs,
+    EncodedReader,
+    Link,
+    LocalFiles,
+    Pins,
+    Removals,
+    ScanPage,
+    Scans,
+)
+from nl.storage.concurrent import for_each
 from nl.storage.context import StoreContext
-from nl.storage.contract import MAX_WHOLE, SMALL, BlobSizeLimit, Discards, Link, LocalFiles, Store
+from nl.storage.contract import MAX_WHOLE, SMALL, Store, Traits
 from nl.storage.eviction import LruIndex
+from nl.storage.removals import RemovalFeed, RemovalFeeds
+from nl.storage.wrapper import StoreWrapper
 
 __all__ = [
     "CHUNK", "EMPTY_DIGESTS", "MAX_WHOLE", "SMALL", "ActionKey", "BlobNotFoundError", "BlobSizeLimit", "Buffer",
-    "BytesReader", "ConfigError", "CorruptBlobError", "Count", "Digest", "DigestFunction", "Discards", "Duration",
-    "EvictionPolicy", "ExhaustedError", "Flag", "Hasher", "InternalError", "InvalidRequestError", "Key", "Link",
-    "LocalFiles", "LruIndex", "NlError", "NotFoundError", "Opened", "Options", "RangeError", "Reader", "SecretText",
-    "Size", "SliceReader", "Store", "StoreContext", "StoreName", "StoreSpec", "Tee", "Text", "UnavailableError",
-    "UploadMismatchError", "VerifyingReader", "clamp", "digest_of", "hash_bytes", "key_text", "new_hasher",
-    "open_file", "read_all", "slice_bytes",
+    "BytesReader", "ConfigError", "CorruptBlobError", "Count", "DeadlineError", "Deletes", "Digest", "DigestFunction",
+    "Discards", "Duration", "EncodedBlobs", "EncodedReader", "Encoding", "EvictionPolicy", "ExhaustedError", "Flag",
+    "Hasher", "InternalError", "InvalidRequestError", "Key", "Link", "LocalFiles", "LruIndex", "NlError",
+    "NotFoundError", "Opened", "Options", "PermissionDeniedError", "Pins", "RangeError", "Reader", "RemovalFeed",
+    "RemovalFeeds", "Removals", "ScanPage", "Scans", "SecretText", "Size", "SliceReader", "SpoolingReader", "Store",
+    "StoreContext", "StoreName", "StoreSpec", "StoreWrapper", "Tee", "Text", "TooLargeError", "Traits",
+    "UnavailableError", "UploadMismatchError", "VerifyingReader", "check_bytes", "clamp", "digest_of", "for_each",
+    "hash_bytes", "key_text", "new_hasher", "open_file", "read_all", "slice_bytes",
 ]

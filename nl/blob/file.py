@@ -25,6 +25,13 @@ class FileReader(Reader):
         self._at = 0
         self.size = os.fstat(fd).st_size
 
+    @property
+    def can_rewind(self) -> bool:
+        return True
+
+    async def rewind(self) -> None:
+        self._at = 0
+
     async def receive_parts(self, max_bytes: int = CHUNK) -> Sequence[Buffer]:
         want = min(max_bytes, self.size - self._at)
         if not want:

@@ -9,6 +9,8 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
 
+from nl.errors import InternalError
+
 Buffer = bytes | bytearray | memoryview
 CHUNK = 256 * 1024
 """Default upper bound for one `receive_parts`, in bytes: large enough to amortise a call, small enough for L2."""
@@ -34,15 +36,31 @@ class Reader(ABC):
         A source that ends before `size` bytes raises; it never returns an early empty sequence.
         """
 
+    @property
+    def can_rewind(self) -> bool:
+        """Whether `rewind` works now: for whoever may have to try again."""
+        return False
+
+    async def rewind(self) -> None:
+        """Begins again at the start, also after an error or at the end. Buffers handed out before are invalid then."""
+        raise InternalError(f"a {type(self).__name__} cannot be rewound")
+
 
 class BytesReader(Reader):
     """Bytes that are already in memory; hands out views, no copies."""
 
-    __slots__ = ("_view", "size")
+    __slots__ = ("_view", "_whole", "size")
 
     def __init__(self, data: Buffer) -> None:
-        self._view = memoryview(data)
+        self._whole = self._view = memoryview(data)
         self.size = len(self._view)
+
+    @property
+    def can_rewind(self) -> bool:
+        return True
+
+    async def rewind(self) -> None:
+        self._view = self._whole
 
     async def receive_parts(self, max_bytes: int = CHUNK) -> Sequence[Buffer]:
         view = self._view

@@ -55,6 +55,15 @@ class VerifyingReader(Reader):
             self._compare()
         return parts
 
+    @property
+    def can_rewind(self) -> bool:
+        return self._reader.can_rewind
+
+    async def rewind(self) -> None:
+        await self._reader.rewind()
+        self._hasher = new_hasher(self.digest.function)
+        self._left = self.digest.size
+
     def _compare(self) -> None:
         got = self._hasher.hexdigest()
         if got != self.digest.hash:

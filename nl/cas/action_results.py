@@ -19,7 +19,7 @@ from typing import Final
 
 from nl.blob.reader import Buffer
 from nl.cas.large import off_loop_if_large
-from nl.errors import CorruptBlobError, ExhaustedError
+from nl.errors import CorruptBlobError, TooLargeError
 from nl.model.digest import ActionKey, Digest
 from nl.pb import reapi
 from nl.pb.codec import DecodeError, decode, varint
@@ -89,7 +89,7 @@ async def read_value(store: Store, key: ActionKey) -> Buffer:
     """
     try:
         return await store.get(key)
-    except ExhaustedError:
+    except TooLargeError:
         pass  # it is larger than what a store hands out whole
     parts: list[bytes] = []
     left = MAX_ACTION_RESULT_BYTES + _SEAL_BYTES
@@ -107,16 +107,16 @@ async def read_value(store: Store, key: ActionKey) -> Buffer:
 async def store_action_result(store: Store, action: Digest | ActionKey, encoded: Buffer) -> None:
     """Stores an encoded ActionResult for an action, sealed, in place of what may be there.
 
-    Raises ExhaustedError, and stores nothing, if it is larger than what can be read again.
+    Raises TooLargeError, and stores nothing, if it is larger than what can be read again.
     """
     check_size(action, len(encoded))
     await store.put(ActionKey(*action), seal(encoded))
 
 
 def check_size(action: object, size: int) -> None:
-    """Raises ExhaustedError if an encoded ActionResult of so many bytes is too large to be kept."""
+    """Raises TooLargeError if an encoded ActionResult of so many bytes is too large to be kept."""
     if size > MAX_ACTION_RESULT_BYTES:
-        raise ExhaustedError(
+        raise TooLargeError(
             f"the result of action {action} has {size} bytes; at most {MAX_ACTION_RESULT_BYTES} can be kept: declare "
             "output directories instead of single files"
         )

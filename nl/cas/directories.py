@@ -12,13 +12,13 @@ from contextlib import suppress
 from typing import NamedTuple
 
 from nl.blob.reader import Buffer
-from nl.cas.concurrent import for_each
 from nl.cas.digests import parse_digest
 from nl.errors import BlobNotFoundError, ExhaustedError, InvalidRequestError
 from nl.model.digest import Digest
 from nl.pb import reapi
 from nl.pb.codec import DecodeError, decode
 from nl.pb.codec.wire import skip_field
+from nl.storage.concurrent import for_each
 from nl.storage.contract import Store
 
 MAX_DIRECTORIES = 250_000

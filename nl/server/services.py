@@ -30,7 +30,8 @@ from nl.services.operations import OperationsService
 from nl.services.reflection import ReflectionService
 from nl.services.worker_api import WorkerApiService
 from nl.storage.builder import StoreGraph
-from nl.storage.contract import BlobSizeLimit, Store
+from nl.storage.capabilities import BlobSizeLimit
+from nl.storage.contract import Store
 
 
 @runtime_checkable

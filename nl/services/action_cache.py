@@ -17,7 +17,6 @@ import grpclib.const
 
 from nl.blob.reader import Buffer
 from nl.cas.action_results import check_size, drop_inlined, load_action_result, store_action_result
-from nl.cas.concurrent import for_each
 from nl.cas.digests import parse_digest
 from nl.cas.large import IN_PLACE_BYTES, off_loop_if, off_loop_if_large
 from nl.errors import BlobNotFoundError, CorruptBlobError, InvalidRequestError, NotFoundError, PermissionDeniedError
@@ -29,6 +28,7 @@ from nl.pb.hot import parse_update_action_result
 from nl.rpc.contract import ServerStream
 from nl.services.limits import ACTION_RESULT_MESSAGE_BYTES, INLINE_BYTES, REPLY_BYTES
 from nl.services.requests import EncodedRequest, Instances, parse_function, receive_decoded, receive_request
+from nl.storage.concurrent import for_each
 from nl.storage.contract import Store
 
 _log = logging.getLogger(__name__)

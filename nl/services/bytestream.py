@@ -20,6 +20,7 @@ from nl.blob.reader import Buffer
 from nl.blob.verify import VerifyingReader, check_bytes
 from nl.errors import InternalError, InvalidRequestError, RangeError
 from nl.model.access import Right
+from nl.model.digest import Digest
 from nl.model.resource import ReadName, WriteName, parse_read, parse_write
 from nl.pb import bytestream
 from nl.rpc.contract import ServerStream
@@ -122,7 +123,7 @@ class ByteStreamService:
         messages.idle_s = instance.idle_upload_timeout_s
         _refuse_compressor(name)
         digest = name.digest
-        if (await instance.store.has([digest]))[0] is None:
+        if not await _is_surely_there(instance.store, digest):
             if first.size != digest.size or not first.finish or first.offset:
                 await self._store_session(instance, _key(stream, name), name, messages=messages, first=first)
             elif digest.size <= SMALL:
@@ -187,7 +188,7 @@ class ByteStreamService:
         instance = self._instances.get(stream, name.instance, Right.WRITE_CAS)
         _refuse_compressor(name)
         reply = bytestream.QueryWriteStatusResponse()
-        if (await instance.store.has([name.digest]))[0] is not None:
+        if await _is_surely_there(instance.store, name.digest):
             reply.committed_size, reply.complete = name.digest.size, True
         elif (session := self._sessions.get(_key(stream, name))) is not None:
             reply.committed_size = session.committed
@@ -213,6 +214,11 @@ class ByteStreamService:
 
 def _key(stream: ServerStream[Any, Any], name: WriteName) -> SessionKey:
     return (stream.identity.name, name.instance, name.uuid, name.digest)
+
+
+async def _is_surely_there(store: Store, digest: Digest) -> bool:
+    """Whether an upload may be left out: not because of an answer that may be out of date."""
+    return store.traits.authoritative and (await store.has([digest]))[0] is not None
 
 
 async def _store_small(store: Store, name: WriteName, message: WriteMessage) -> None:

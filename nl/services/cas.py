@@ -2,7 +2,7 @@
 
 Every uploaded blob is checked against its digest, whatever the store. Batches answer in the order of the request,
 one status a blob; only what concerns the call as a whole fails it. The blobs of a batch are handled by a few tasks
-(`nl.cas.concurrent`).
+(`nl.storage.concurrent`).
 
 Not here: single blobs in pieces (`nl.services.bytestream`), the cutting of trees into pages (`tree_pages`).
 """
@@ -20,7 +20,6 @@ import trio
 
 from nl.blob.reader import Buffer
 from nl.blob.verify import check_bytes
-from nl.cas.concurrent import for_each
 from nl.cas.digests import parse_digest
 from nl.cas.large import MANY, off_loop_if
 from nl.errors import ExhaustedError, InvalidRequestError, NlError, UnimplementedError
@@ -42,6 +41,7 @@ from nl.services.bounded import (
 from nl.services.limits import BATCH_BYTES, BATCH_UPDATE_BYTES, ENTRY_BYTES, MESSAGE_BYTES, REPLY_BYTES
 from nl.services.requests import Instances, parse_function, receive_decoded, receive_request
 from nl.services.tree_pages import tree_pages
+from nl.storage.concurrent import for_each
 from nl.storage.contract import Store
 
 _EXPLAINED = 150

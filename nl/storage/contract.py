@@ -1,8 +1,12 @@
-"""The Store contract: five operations on keyed blobs. `nl.testing.StoreConformance` holds it in tests.
+"""The Store contract: operations on keyed blobs. `nl.testing.StoreConformance` holds it in tests.
 
 Every store kind, built in or third party, derives from `Store`. The chunked way (`open`, `write`) and the short way
 (`get`, `put`) have one meaning; the short way exists because most blobs are a few KiB and must cost no task, no
-thread hop and no reader.
+thread hop and no reader. The ways for many (`get_many`, `put_many`) exist because backends far away die of round trips.
+
+**Who verifies** is said once, here. A store takes bytes that its caller has checked, or is checking: services check
+uploads; whoever fills a store from another one checks what it fills; whoever adopts a file checks what it adopts.
+A store checks again what it cannot be sure of: what was changed behind its back.
 """
 
 from __future__ import annotations
@@ -10,12 +14,15 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from contextlib import AbstractAsyncContextManager
-from typing import NamedTuple, Protocol, TypeVar, runtime_checkable
+from dataclasses import dataclass
+from typing import TypeVar
 
 import trio
 
 from nl.blob.reader import Buffer, Reader
-from nl.model.digest import Digest, Key
+from nl.errors import NlError
+from nl.model.digest import Key
+from nl.storage.concurrent import for_each
 
 SMALL = 64 * 1024
 """Blobs up to this many bytes go the short way: whole, in memory, inline."""
@@ -25,32 +32,78 @@ MAX_WHOLE = 4 * 1024 * 1024
 C = TypeVar("C")
 
 
+@dataclass(frozen=True, slots=True)
+class Traits:
+    """What callers may rely on, as a store knows it."""
+
+    authoritative: bool = True
+    """`has` is exact at the moment of its answer. Where it is not, a yes may be out of date: an upload is never left
+    out because of it."""
+    tracks_use: bool = True
+    """`has`, `touch` and reading are uses: what was used last is the last to be evicted. Where it is not, blobs go by
+    rules of the backend (a lifecycle, an expiry time), and touching is in vain."""
+
+
+_EXACT = Traits()
+
+
 class Store(ABC):
     """A map from keys to immutable blobs that may forget (evict) but never lie.
 
     Promises that hold for every kind:
 
     * The empty blob (`EMPTY_DIGESTS`) is always there, is never stored, and writing it is a no-op.
-    * A key of type `Digest` is only ever answered with bytes that hash to it. Callers hand `put` and `write` bytes
-      whose digest they have checked or are checking (the reader raises `UploadMismatchError` at its end).
+    * A key of type `Digest` is only ever answered with bytes that hash to it, by its own function. Callers hand `put`
+      and `write` bytes whose digest they have checked or are checking (the reader raises `UploadMismatchError` at its
+      end).
     * A blob becomes visible whole or not at all: a reader that raises, a cancelled task, a crash leave nothing behind.
-    * `has` and reading refresh recency: what was just said to be there is the last to be evicted.
+    * What is acknowledged is there for whoever asks next, in this process or another on the same backend.
 
     *Cancellation*: safe at every await. *Concurrency*: all methods may run at once, also for one key.
-    *Errors*: BlobNotFoundError, ExhaustedError (disk or quota full), CorruptBlobError (bytes found wrong halfway
-    through a stream), UnavailableError (backend away). Anything else is a bug of the store.
+    *Errors*: BlobNotFoundError, TooLargeError (never fits), ExhaustedError (no room now), CorruptBlobError (bytes found
+    wrong halfway through a stream), UnavailableError (backend away). Anything else is a bug of the store. Errors whose
+    `retryable` is set may go away by themselves; all operations may be repeated, since blobs are immutable.
+    *Threads*: none is needed to call a store. A kind whose backend blocks uses `trio.to_thread.run_sync` with a
+    CapacityLimiter of its own; a thread cannot be cancelled, so either its result is waited for or it must not matter
+    (`abandon_on_cancel`), and clean-up after a cancellation needs a shielded scope with a deadline.
     """
+
+    @property
+    def traits(self) -> Traits:
+        """What callers may rely on; the same for as long as the store runs."""
+        return _EXACT
 
     @abstractmethod
     async def has(self, keys: Sequence[Key]) -> list[int | None]:
-        """For each key, in order, the blob's size in bytes, or None. Exact: neither over- nor under-reports."""
+        """For each key, in order, the blob's size in bytes, or None; one trip however many there are.
+
+        The size is the logical one: for a Digest its own. A use, as `Traits` has it.
+        """
+
+    async def touch(self, keys: Sequence[Key]) -> None:
+        """Counts as a use of each, wherever it was really read. Those that are not there are no error."""
+        if self.traits.tracks_use:
+            await self.has(keys)
 
     @abstractmethod
     async def get(self, key: Key) -> Buffer:
         """The whole blob, which the caller may keep.
 
-        Raises BlobNotFoundError; ExhaustedError if the blob is larger than MAX_WHOLE.
+        Raises BlobNotFoundError; TooLargeError if the blob is larger than MAX_WHOLE.
         """
+
+    async def get_many(self, keys: Sequence[Key]) -> list[Buffer | NlError]:
+        """What `get` returns or raises, for each key in order. The caller bounds how much they are together."""
+        found: list[Buffer | NlError] = [b""] * len(keys)
+
+        async def get_one(at: int) -> None:
+            try:
+                found[at] = await self.get(keys[at])
+            except NlError as exc:
+                found[at] = exc
+
+        await for_each(len(keys), get_one)
+        return found
 
     @abstractmethod
     def open(self, key: Key, *, offset: int = 0, length: int | None = None) -> AbstractAsyncContextManager[Reader]:
@@ -64,73 +117,53 @@ class Store(ABC):
     async def put(self, key: Key, data: Buffer) -> None:
         """Stores a whole blob. `data` may be reused by the caller afterwards: a store that keeps it copies it."""
 
+    async def put_many(self, blobs: Sequence[tuple[Key, Buffer]]) -> list[NlError | None]:
+        """What `put` raises, None where it is stored, for each in order. The caller bounds how much they are together.
+        """
+        failed: list[NlError | None] = [None] * len(blobs)
+
+        async def put_one(at: int) -> None:
+            try:
+                await self.put(*blobs[at])
+            except NlError as exc:
+                failed[at] = exc
+
+        await for_each(len(blobs), put_one)
+        return failed
+
     @abstractmethod
     async def write(self, key: Key, reader: Reader) -> None:
         """Stores what the reader delivers, consuming it to its end.
 
-        If the reader raises, nothing becomes visible and the error propagates.
+        If the reader raises, nothing becomes visible and the error propagates. A store that tries again rewinds the
+        reader if it can be (`Reader.can_rewind`), or keeps a bounded part of it (`nl.plugin.SpoolingReader`).
         """
 
     def capability(self, kind: type[C]) -> C | None:
-        """Something more that this store can do, as a Protocol of `nl.storage`, or None.
+        """Something more that this store can do, as a Protocol of `nl.storage.capabilities`, or None.
 
         A wrapper answers None unless it can stand in for what it wraps.
         """
         return None
 
     async def run(self, *, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> None:
-        """Background work, until cancelled; `task_status.started()` when the store may be used. Children run by
-        themselves: the builder starts every store of a chain, innermost first.
+        """Background work, until cancelled; `task_status.started()` when the store may be used.
+
+        Children run by themselves: every store of a chain is started after the ones it stands on and cancelled before
+        them, so that one that batches can flush into a backend that still works. Before `started`, ConfigError says
+        what is wrong with the options, as one line with its place in the config; any other error is reported as the
+        kind's failure. After `started`, an error is logged once with its place, and the store answers UnavailableError
+        from then on; the server goes on.
         """
         task_status.started()
+
+    async def check(self) -> None:
+        """Raises the NlError that an operation would meet now, where that can be found out cheaply: for health.
+
+        A wrapper need not ask its backends: whoever wants to know asks every store of the chain.
+        """
+        return
 
     def statistics(self) -> Mapping[str, int | float | str]:
         """A snapshot of counters and levels for logs, metrics and pages."""
         return {}
-
-
-class Link(NamedTuple):
-    """One input file of an action: the blob `digest` is to appear at `path` (absolute, its parent exists)."""
-
-    digest: Digest
-    path: str
-    executable: bool
-
-
-@runtime_checkable
-class LocalFiles(Protocol):
-    """Capability: the store can hand out blobs as local files and take local files over."""
-
-    async def link_files(self, links: Sequence[Link]) -> list[Digest]:
-        """Makes each blob appear at its path as a read-only file (0444, or 0555 if executable).
-
-        Hard links where possible: never chmod or write to them. Bytes are verified like any others. Returns the
-        digests that are missing (deduplicated, in order); the other links are made all the same. Zero-size blobs are
-        created as fresh empty files.
-        """
-        ...
-
-    async def adopt_file(self, digest: Digest, path: str) -> None:
-        """Takes over a regular file whose content the caller has hashed, by rename or link where possible, else by
-        copying. The file may or may not be at `path` afterwards; its mode may change. If the blob is there already,
-        nothing is stored.
-        """
-        ...
-
-
-@runtime_checkable
-class BlobSizeLimit(Protocol):
-    """Capability: blobs above a size are refused, however empty the store is."""
-
-    def max_blob_bytes(self) -> int:
-        """The largest blob that can be kept."""
-        ...
-
-
-@runtime_checkable
-class Discards(Protocol):
-    """Capability: the store keeps nothing. Writes to it succeed and are gone, so a caller may spare them."""
-
-    def discards_everything(self) -> bool:
-        """True."""
-        ...

@@ -18,6 +18,7 @@ from nl.plugin import (
     BlobNotFoundError,
     BlobSizeLimit,
     Buffer,
+    Deletes,
     EvictionPolicy,
     ExhaustedError,
     Key,
@@ -25,8 +26,12 @@ from nl.plugin import (
     Opened,
     Options,
     Reader,
+    RemovalFeed,
+    RemovalFeeds,
+    Removals,
     Store,
     StoreContext,
+    TooLargeError,
     slice_bytes,
 )
 
@@ -47,7 +52,7 @@ class MemoryOptions(Options):
 class MemoryStore(Store):
     """Blobs as immutable buffers in an LruIndex. No operation waits for anything but the reader it consumes.
 
-    A blob that could never fit is refused with ExhaustedError rather than taken and dropped at once.
+    A blob that could never fit is refused with TooLargeError rather than taken and dropped at once.
     """
 
     Options = MemoryOptions
@@ -55,6 +60,7 @@ class MemoryStore(Store):
     def __init__(self, options: MemoryOptions, context: StoreContext) -> None:
         self._name = context.name
         self._index: LruIndex[Key, Buffer] = LruIndex(options.eviction_policy)
+        self._removals = RemovalFeeds()
         self._hits = 0
         self._misses = 0
 
@@ -72,7 +78,7 @@ class MemoryStore(Store):
     async def get(self, key: Key) -> Buffer:
         data = self._find(key)
         if len(data) > MAX_WHOLE:
-            raise ExhaustedError(f"{key} has {len(data)} bytes; more than {MAX_WHOLE} must be streamed")
+            raise TooLargeError(f"{key} has {len(data)} bytes; more than {MAX_WHOLE} must be streamed")
         return data
 
     def open(self, key: Key, *, offset: int = 0, length: int | None = None) -> AbstractAsyncContextManager[Reader]:
@@ -98,7 +104,7 @@ class MemoryStore(Store):
                 for part in parts:
                     data += part
                 index.reserved += len(data) - before
-                index.evict()
+                self._tell(index.evict())
                 if index.policy.max_bytes and index.reserved > index.policy.max_bytes:
                     raise ExhaustedError(
                         f"{key}: the uploads under way fill the memory store {self._name!r} "
@@ -111,7 +117,21 @@ class MemoryStore(Store):
         self._insert(key, bytes(data) if len(data) <= CHUNK else memoryview(data).toreadonly())
 
     def capability(self, kind: type[C]) -> C | None:
-        return cast("C", self) if kind is BlobSizeLimit and self._index.policy.max_bytes else None
+        if kind is BlobSizeLimit and not self._index.policy.max_bytes:
+            return None
+        if kind is Removals and self._index.policy.max_seconds:
+            return None  # what expires is noticed when it is asked for
+        return cast("C", self) if kind in (BlobSizeLimit, Deletes, Removals) else None
+
+    async def delete(self, keys: Sequence[Key]) -> None:
+        """See `Deletes`."""
+        for key in keys:
+            if self._index.discard(key) is not None:
+                self._removals.removed(key)
+
+    def watch_removals(self) -> RemovalFeed:
+        """See `Removals`."""
+        return self._removals.watch()
 
     def max_blob_bytes(self) -> int:
         """See `BlobSizeLimit`."""
@@ -144,12 +164,17 @@ class MemoryStore(Store):
         raise BlobNotFoundError(key, f"the memory store {self._name!r}")
 
     def _insert(self, key: Key, data: Buffer) -> None:
-        self._index.insert(key, data, size=len(data) + ENTRY_OVERHEAD)
+        self._tell(self._index.insert(key, data, size=len(data) + ENTRY_OVERHEAD))
+
+    def _tell(self, gone: Sequence[tuple[Key, Buffer]]) -> None:
+        if gone and self._removals:
+            for key, _ in gone:
+                self._removals.removed(key)
 
     def _refuse_too_large(self, key: Key, size: int) -> None:
         limit = self._index.policy.max_bytes
         if limit and size + ENTRY_OVERHEAD > limit:
-            raise ExhaustedError(
+            raise TooLargeError(
                 f"{key}: {size} bytes and {ENTRY_OVERHEAD} of overhead never fit into the memory store "
                 f"{self._name!r} of {limit} bytes"
             )

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from contextlib import AbstractAsyncContextManager
-from typing import TypeVar
+from typing import TypeVar, cast
 
 from nl.plugin import (
     EMPTY_DIGESTS,
     BlobNotFoundError,
     Buffer,
+    Deletes,
     Discards,
     Key,
     Opened,
@@ -53,6 +54,9 @@ class NoopStore(Store):
         while await reader.receive_parts():
             pass
 
+    async def delete(self, keys: Sequence[Key]) -> None:
+        """Nothing is there: see `Deletes`."""
+
     def _find(self, key: Key) -> bytes:
         if key in EMPTY_DIGESTS:
             return b""
@@ -63,4 +67,4 @@ class NoopStore(Store):
         return True
 
     def capability(self, kind: type[C]) -> C | None:
-        return self if kind is Discards else None  # type: ignore[return-value]
+        return cast("C", self) if kind in (Discards, Deletes) else None

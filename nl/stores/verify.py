@@ -1,29 +1,31 @@
 """The `verify` kind: refuses uploads that are not what their digest says.
 
 The server's services check every upload anyway; this kind is for configs that ask for it, and for stores that are
-written to by something else. Reads are not checked here. A store key does not tell its digest function, so a hash by
-either function will do.
+written to by something else. Reads are not checked here.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from contextlib import AbstractAsyncContextManager
 from typing import TypeVar
 
 from nl.plugin import (
     CHUNK,
     BlobSizeLimit,
     Buffer,
+    Deletes,
     Digest,
-    DigestFunction,
     Flag,
     Key,
+    NlError,
     Options,
+    Pins,
     Reader,
-    Store,
+    Removals,
+    Scans,
     StoreContext,
     StoreSpec,
+    StoreWrapper,
     UploadMismatchError,
     VerifyingReader,
     hash_bytes,
@@ -31,6 +33,7 @@ from nl.plugin import (
 )
 
 C = TypeVar("C")
+_PASSED_ON = (BlobSizeLimit, Deletes, Removals, Scans, Pins)
 
 
 class VerifyOptions(Options):
@@ -46,34 +49,43 @@ class VerifyOptions(Options):
     """Refuse an upload whose hash is not its digest's."""
 
 
-class VerifyStore(Store):
+class VerifyStore(StoreWrapper):
     """Checks on the way in. Keys that are not digests name no content, so nothing is checked for them."""
 
     Options = VerifyOptions
 
     def __init__(self, options: VerifyOptions, context: StoreContext) -> None:
-        self._backend = context.child(options.backend)
+        super().__init__(context.child(options.backend))
         self._size = options.verify_size
         self._hash = options.verify_hash
         self._size_failures = 0
         self._hash_failures = 0
 
-    async def has(self, keys: Sequence[Key]) -> list[int | None]:
-        return await self._backend.has(keys)
-
-    async def get(self, key: Key) -> Buffer:
-        return await self._backend.get(key)
-
-    def open(self, key: Key, *, offset: int = 0, length: int | None = None) -> AbstractAsyncContextManager[Reader]:
-        return self._backend.open(key, offset=offset, length=length)
-
     async def put(self, key: Key, data: Buffer) -> None:
+        self._check(key, data)
+        await self._backend.put(key, data)
+
+    async def put_many(self, blobs: Sequence[tuple[Key, Buffer]]) -> list[NlError | None]:
+        failed: list[NlError | None] = [None] * len(blobs)
+        right: list[int] = []
+        for at, (key, data) in enumerate(blobs):
+            try:
+                self._check(key, data)
+            except UploadMismatchError as error:
+                failed[at] = error
+            else:
+                right.append(at)
+        results = await self._backend.put_many([blobs[at] for at in right])
+        for at, result in zip(right, results, strict=True):
+            failed[at] = result
+        return failed
+
+    def _check(self, key: Key, data: Buffer) -> None:
         if isinstance(key, Digest):
             if self._size and len(data) != key.size:
                 raise self.size_error(key, f"got {len(data)} bytes")
-            if self._hash and not any(hash_bytes(function, data) == key.hash for function in DigestFunction):
+            if self._hash and hash_bytes(key.function, data) != key.hash:
                 raise self.hash_error(key)
-        await self._backend.put(key, data)
 
     async def write(self, key: Key, reader: Reader) -> None:
         if isinstance(key, Digest) and not (isinstance(reader, VerifyingReader) and reader.digest == key):
@@ -84,7 +96,7 @@ class VerifyStore(Store):
 
     def capability(self, kind: type[C]) -> C | None:
         # None for local files: what is adopted would get past the check.
-        return self._backend.capability(kind) if kind is BlobSizeLimit else None
+        return self._backend.capability(kind) if kind in _PASSED_ON else None
 
     def statistics(self) -> Mapping[str, int | float | str]:
         return {
@@ -106,14 +118,14 @@ class VerifyStore(Store):
 class _Checking(Reader):
     """What the options ask for, checked while the bytes pass."""
 
-    __slots__ = ("_count", "_digest", "_hashers", "_reader", "_size", "_store", "size")
+    __slots__ = ("_count", "_digest", "_hasher", "_reader", "_size", "_store", "size")
 
     def __init__(self, reader: Reader, digest: Digest, store: VerifyStore, *, size: bool, hash: bool) -> None:
         self._reader = reader
         self._digest = digest
         self._store = store
         self._size = size
-        self._hashers = [new_hasher(function) for function in DigestFunction] if hash else []
+        self._hasher = new_hasher(digest.function) if hash else None
         self._count = 0
         self.size = reader.size
 
@@ -122,13 +134,13 @@ class _Checking(Reader):
         if not parts:
             if self._size and self._count != self._digest.size:
                 raise self._store.size_error(self._digest, f"got {self._count} bytes")
-            if self._hashers and not any(hasher.hexdigest() == self._digest.hash for hasher in self._hashers):
+            if self._hasher is not None and self._hasher.hexdigest() != self._digest.hash:
                 raise self._store.hash_error(self._digest)
             return parts
         for part in parts:
             self._count += len(part)
-            for hasher in self._hashers:
-                hasher.update(part)
+            if self._hasher is not None:
+                self._hasher.update(part)
         if self._size and self._count > self._digest.size:
             raise self._store.size_error(self._digest, f"got {self._count} bytes already")
         return parts

@@ -17,7 +17,7 @@ import pytest
 
 # Before the suite is imported: an editable install does not list its files, so pytest would not find them to rewrite,
 # and a failure would read just "AssertionError".
-for _module in ("concurrency", "conformance", "forgetful", "local_files", "observing", "readers"):
+for _module in ("capabilities", "concurrency", "conformance", "forgetful", "local_files", "observing", "readers"):
     pytest.register_assert_rewrite(f"nl.testing.{_module}")
 
 from nl.testing.conformance import StoreConformance  # noqa: E402

@@ -23,21 +23,21 @@ from nl.plugin import (
     BytesReader,
     Digest,
     DigestFunction,
-    ExhaustedError,
     Key,
     LocalFiles,
     RangeError,
     Store,
+    TooLargeError,
     VerifyingReader,
 )
+from nl.testing.capabilities import CapabilityConformance
 from nl.testing.concurrency import ConcurrencyConformance
-from nl.testing.forgetful import ForgetfulStoreConformance
 from nl.testing.local_files import LocalFilesConformance
 from nl.testing.observing import NAMES, SIZES, find, make_blob, read, same
 from nl.testing.readers import PartsReader, drain, split
 
 
-class StoreConformance(ConcurrencyConformance, ForgetfulStoreConformance):
+class StoreConformance(ConcurrencyConformance, CapabilityConformance):
     """Derive, name the class `Test...`, and define `make_store`."""
 
     # --- has
@@ -94,7 +94,7 @@ class StoreConformance(ConcurrencyConformance, ForgetfulStoreConformance):
         await store.write(digest, PartsReader(split(data, CHUNK)))
         assert await store.has([digest]) == [len(data)]
         assert same(await read(store, digest), data)
-        with pytest.raises(ExhaustedError):
+        with pytest.raises(TooLargeError):
             await store.get(digest)
 
     async def test_a_blob_of_exactly_the_whole_limit_is_got(self, store: Store) -> None:
@@ -233,6 +233,32 @@ class StoreConformance(ConcurrencyConformance, ForgetfulStoreConformance):
     async def test_an_empty_value_under_a_name_is_a_value(self, store: Store) -> None:
         await store.put("name", b"")
         assert await find(store, "name") == b""
+
+    # --- many at once
+
+    async def test_many_are_put_and_got_in_order_each_with_its_own_fate(self, store: Store) -> None:
+        blobs: list[tuple[Key, Buffer]] = [(digest_of(data), data) for data in map(make_blob, (5, 70_000, 6, 300_000))]
+        action = ActionKey(*digest_of(b"an action"))
+        blobs.append((action, self.make_value(40)))
+        assert await store.put_many(blobs) == [None] * 5
+        missing, empty = digest_of(b"missing"), next(iter(EMPTY_DIGESTS))
+        asked: list[Key] = [blobs[3][0], missing, empty, action, blobs[0][0], blobs[3][0], blobs[1][0]]
+        got = await store.get_many(asked)
+        for at, expected in ((0, blobs[3][1]), (2, b""), (3, blobs[4][1]), (4, blobs[0][1]), (5, blobs[3][1])):
+            assert bytes(got[at]) == expected  # type: ignore[arg-type]
+        assert isinstance(got[1], BlobNotFoundError) and got[1].key == missing
+
+    async def test_none_of_many_is_nothing(self, store: Store) -> None:
+        assert [await store.has([]), await store.get_many([]), await store.put_many([])] == [[], [], []]
+
+    async def test_touching_harms_nothing(self, store: Store) -> None:
+        digest = digest_of(data := make_blob(10))
+        await store.put(digest, data)
+        await store.touch([digest, digest_of(b"missing"), *EMPTY_DIGESTS])
+        assert await find(store, digest) == data
+
+    async def test_a_running_store_finds_nothing_wrong_with_itself(self, store: Store) -> None:
+        await store.check()
 
     # --- capabilities
 

@@ -17,7 +17,8 @@ from nl.blob.hashing import digest_of, new_hasher
 from nl.blob.reader import CHUNK, Buffer, Reader
 from nl.errors import BlobNotFoundError, CorruptBlobError, UploadMismatchError
 from nl.model.digest import EMPTY, Digest, DigestFunction
-from nl.storage.contract import SMALL, Link, LocalFiles, Store
+from nl.storage.capabilities import Link, LocalFiles
+from nl.storage.contract import SMALL, Store
 from nl.worker.crew import run_crew
 
 CONCURRENT = 16

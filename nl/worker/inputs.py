@@ -26,7 +26,8 @@ from nl.cas.directories import decode_directory
 from nl.errors import BlobNotFoundError, CorruptBlobError, InvalidRequestError
 from nl.model.digest import EMPTY_DIGESTS, Digest, DigestFunction
 from nl.pb import reapi
-from nl.storage.contract import MAX_WHOLE, Link, LocalFiles, Store
+from nl.storage.capabilities import Link, LocalFiles
+from nl.storage.contract import MAX_WHOLE, Store
 from nl.worker.crew import run_crew
 from nl.worker.failures import missing_blobs, os_errors
 from nl.worker.files import CONCURRENT

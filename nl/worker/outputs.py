@@ -24,7 +24,8 @@ from nl.blob.reader import BytesReader
 from nl.errors import InvalidRequestError
 from nl.model.digest import EMPTY_DIGESTS, Digest, DigestFunction
 from nl.pb import reapi
-from nl.storage.contract import SMALL, LocalFiles, Store
+from nl.storage.capabilities import LocalFiles
+from nl.storage.contract import SMALL, Store
 from nl.worker.command import CommandPlan, Output
 from nl.worker.containment import Inside
 from nl.worker.crew import run_crew

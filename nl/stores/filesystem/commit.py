@@ -18,7 +18,7 @@ from contextlib import contextmanager
 
 import trio
 
-from nl.plugin import Digest, EvictionPolicy, ExhaustedError, UnavailableError
+from nl.plugin import Digest, EvictionPolicy, TooLargeError, UnavailableError
 from nl.stores.filesystem.index import Entry
 from nl.stores.filesystem.layout import Folder
 from nl.stores.filesystem.mirror import Mirror
@@ -129,10 +129,10 @@ class Committer:
         self._is_bounded = bool(policy.max_bytes or policy.max_count)
 
     def refuse_too_large(self, key: object, size: int) -> None:
-        """Raises ExhaustedError for what could not be kept even alone: it must not be acknowledged."""
+        """Raises TooLargeError for what could not be kept even alone: it must not be acknowledged."""
         limit = self.policy.max_bytes
         if limit and self.mirror.index.cost(size) > limit:
-            raise ExhaustedError(
+            raise TooLargeError(
                 f"{key}: {size} bytes never fit into the filesystem store {self.mirror.layout.name!r}, "
                 f"whose max_bytes is {limit}"
             )

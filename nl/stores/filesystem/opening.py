@@ -17,10 +17,10 @@ from nl.plugin import (
     Buffer,
     BytesReader,
     Digest,
-    ExhaustedError,
     Key,
     NlError,
     Reader,
+    TooLargeError,
     clamp,
 )
 from nl.stores.filesystem.index import Entry
@@ -92,14 +92,14 @@ class Opener:
         return fd, facts
 
     async def read_whole(self, key: Key) -> Buffer:
-        """All bytes of a blob of up to MAX_WHOLE. Raises ExhaustedError if there are more."""
+        """All bytes of a blob of up to MAX_WHOLE. Raises TooLargeError if there are more."""
         if key in EMPTY_DIGESTS:
             return b""
         fd, facts = await self.opened(key)
         try:
             size = facts.st_size
             if size > MAX_WHOLE:
-                raise ExhaustedError(f"{key} has {size} bytes; more than {MAX_WHOLE} must be streamed")
+                raise TooLargeError(f"{key} has {size} bytes; more than {MAX_WHOLE} must be streamed")
             return await self._access.read_whole(fd, size)
         except EOFError:
             raise BlobNotFoundError(key, self._layout.where) from None

@@ -17,7 +17,6 @@ from nl.plugin import (
     MAX_WHOLE,
     BlobNotFoundError,
     BytesReader,
-    ExhaustedError,
     Store,
     clamp,
     slice_bytes,
@@ -43,7 +42,7 @@ class PlainStore(Store):
     async def get(self, key):
         data = self.find(key)
         if len(data) > MAX_WHOLE:
-            raise ExhaustedError("too large")
+            raise TooLargeError("too large")
         return data
 
     @asynccontextmanager

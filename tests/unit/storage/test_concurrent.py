@@ -4,9 +4,9 @@ import pytest
 import trio
 import trio.testing
 
-from nl.cas import concurrent
-from nl.cas.concurrent import for_each
 from nl.errors import UnavailableError
+from nl.storage import concurrent
+from nl.storage.concurrent import for_each
 
 
 @pytest.mark.parametrize("count", [0, 1, 3, 100])

@@ -1,0 +1,46 @@
+from nl.plugin import digest_of
+from nl.storage import removals
+from nl.storage.removals import RemovalFeeds
+
+ONE, TWO = digest_of(b"1"), digest_of(b"2")
+
+
+def test_each_feed_tells_what_was_removed_since_its_own_last_look():
+    feeds = RemovalFeeds()
+    feeds.removed(ONE)
+    early = feeds.watch()
+    assert early.take() == ()
+    feeds.removed(ONE)
+    late = feeds.watch()
+    feeds.removed(TWO)
+    assert (early.take(), late.take()) == ([ONE, TWO], [TWO])
+    assert (early.take(), late.take()) == ((), ())
+
+
+def test_a_feed_that_nobody_reads_stays_bounded_and_says_that_it_lost_track(monkeypatch):
+    monkeypatch.setattr(removals, "MAX_PENDING", 3)
+    feeds = RemovalFeeds()
+    feed = feeds.watch()
+    for _ in range(4):
+        feeds.removed(ONE)
+    assert len(feed._keys) <= 3
+    assert feed.take() is None
+    feeds.removed(TWO)
+    assert feed.take() == [TWO]
+
+
+def test_what_was_lost_track_of_is_not_told_apart():
+    feeds = RemovalFeeds()
+    feed = feeds.watch()
+    feeds.removed(ONE)
+    feeds.lost_track()
+    assert feed.take() is None
+    assert feed.take() == ()
+
+
+def test_a_feed_ends_with_its_watcher():
+    feeds = RemovalFeeds()
+    feed = feeds.watch()
+    assert feeds
+    del feed
+    assert not feeds
