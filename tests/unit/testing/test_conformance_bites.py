@@ -18,6 +18,7 @@ from nl.plugin import (
     BlobNotFoundError,
     BytesReader,
     Store,
+    TooLargeError,
     clamp,
     slice_bytes,
 )
