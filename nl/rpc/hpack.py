@@ -37,7 +37,7 @@ _KINDS: dict[bytes, int] = {
     b"connection": BAD, b"keep-alive": BAD, b"proxy-connection": BAD, b"transfer-encoding": BAD, b"upgrade": BAD,
 }  # fmt: skip
 _NAME = re.compile(rb"[!#$%&'*+\-.^_`|~0-9a-z]+")
-_BLANKS = (b" ", b"\t")
+_BLANKS = b" \t"
 _OVERHEAD = 32
 _CODE_BITS = bytes(REQUEST_CODES_LENGTH[:256])
 _SUMMED_BELOW = 2000
@@ -47,6 +47,9 @@ _BOMB = 16
 _MAX_CACHED = 512
 _MAX_KNOWN = 256
 """Names found to be well-formed are remembered up to this many; clients send few."""
+_MAX_LITERALS = 512
+_LITERAL_BELOW = 96
+"""Literals of fewer bytes are remembered, up to this many: clients that index nothing send the same ones each time."""
 
 
 def classify(name: bytes, value: bytes) -> Field:
@@ -56,12 +59,16 @@ def classify(name: bytes, value: bytes) -> Field:
         kind = REGULAR if _NAME.fullmatch(name) else BAD
         if kind == REGULAR and len(_KINDS) < _MAX_KNOWN and len(name) < 64:
             _KINDS[name] = REGULAR
-    if b"\n" in value or b"\r" in value or b"\0" in value or value[:1] in _BLANKS or value[-1:] in _BLANKS:
+    if value.strip(_BLANKS) != value or b"\n" in value or b"\r" in value or b"\0" in value:
         kind = BAD
     return (name, value, kind, len(name) + len(value) + _OVERHEAD)
 
 
 _STATIC: list[Field] = [(b"", b"", BAD, 0), *(classify(name, value) for name, value in HeaderTable.STATIC_TABLE)]
+_literals: dict[bytes, Field] = {}
+"""Of all connections, by their encoding, which says all of them: none refers to a connection's dynamic table."""
+_NEVER_KEPT = (BAD, AUTHORIZATION, TIMEOUT)
+"""Malformed, secret, different each time."""
 
 
 def _huffman_in_python(string: bytes, prefix: int) -> bytes:
@@ -129,12 +136,13 @@ class HeaderDecoder:
     def decode(self, block: bytes) -> list[Field]:
         """All fields of a complete block. HeadersTooLarge if their sizes add up to more than `max_list_size`."""
         fields: list[Field] = []
-        table = self._table
+        table, known = self._table, _literals
         pos, end, total = 0, len(block), 0
         while pos < end:
             byte = block[pos]
-            pos += 1
+            field: Field | None
             if byte & 0x80:
+                pos += 1
                 index = byte & 0x7F
                 if index == 0x7F:
                     index, pos = _integer(block, pos, 0x7F)
@@ -147,18 +155,25 @@ class HeaderDecoder:
                 else:
                     raise _fault("table entry 0")
             elif byte & 0x40:
-                name, pos = self._name(block, pos, byte & 0x3F, 0x3F)
+                name, pos = self._name(block, pos + 1, byte & 0x3F, 0x3F)
                 value, pos = self._string(block, pos)
                 field = self._insert(classify(name, value))
             elif byte & 0x20:
                 if fields or total:
                     raise _fault("table size update after a field")
-                pos = self._resize(block, pos, byte & 0x1F)
+                pos = self._resize(block, pos + 1, byte & 0x1F)
                 continue
             else:
-                name, pos = self._name(block, pos, byte & 0x0F, 0x0F)
-                value, pos = self._string(block, pos)
-                field = classify(name, value)
+                # A name of its own, or one of the static table's first. Longer lengths lead beyond `_LITERAL_BELOW`.
+                at = pos + 1
+                if not byte and at < end:
+                    at += 1 + (block[at] & 0x7F)
+                field = None
+                if byte < 0x0F and at < end and (stop := at + 1 + (block[at] & 0x7F)) - pos < _LITERAL_BELOW:
+                    field = known.get(block[pos:stop])
+                if field is None:
+                    field, stop = self._literal(block, pos, byte)
+                pos = stop
             total += field[3]
             if total <= self._max_list:
                 fields.append(field)
@@ -167,6 +182,17 @@ class HeaderDecoder:
         if total > self._max_list:
             raise HeadersTooLarge
         return fields
+
+    def _literal(self, block: bytes, start: int, byte: int) -> tuple[Field, int]:
+        """A field that does not enter the table, and where the next one begins."""
+        name, pos = self._name(block, start + 1, byte & 0x0F, 0x0F)
+        value, pos = self._string(block, pos)
+        field = classify(name, value)
+        if byte < 0x0F and pos - start < _LITERAL_BELOW and field[2] not in _NEVER_KEPT:
+            if len(_literals) >= _MAX_LITERALS:
+                _literals.clear()
+            _literals[block[start:pos]] = field
+        return field, pos
 
     def _name(self, block: bytes, pos: int, index: int, full: int) -> tuple[bytes, int]:
         if not index:
@@ -180,17 +206,18 @@ class HeaderDecoder:
         return self._table[61 - index][0], pos
 
     def _string(self, block: bytes, pos: int) -> tuple[bytes, int]:
-        if pos >= len(block):
+        first, end = pos, len(block)
+        if pos >= end:
             raise _fault("block ends inside of a field")
-        first = pos
-        length = block[pos] & 0x7F
+        byte = block[pos]
+        length = byte & 0x7F
         pos += 1
         if length == 0x7F:
             length, pos = _integer(block, pos, 0x7F)
         stop = pos + length
-        if stop > len(block):
+        if stop > end:
             raise _fault("block ends inside of a string")
-        if block[first] < 0x80:
+        if byte < 0x80:
             return block[pos:stop], stop
         literal = block[first:stop]
         strings = self._strings

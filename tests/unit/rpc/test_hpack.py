@@ -209,3 +209,35 @@ def test_names_that_are_learnt_are_bounded():
     for number in range(1000):
         assert HeaderDecoder().decode(hpack.encode([(b"x-learnt-%d" % number, b"v")]))[0][2] == hpack.REGULAR
     assert len(hpack._KINDS) <= hpack._MAX_KNOWN
+
+
+def test_a_literal_that_is_remembered_means_what_it_meant_on_any_connection():
+    sent = [(b"te", b"trailers"), (b"x-a", b"b" * 80), (b"x-a", b""), (b"grpc-timeout", b"10S"), (b"bad name", b"v")]
+    block = hpack.encode(sent) + hpack.encode_path(b"/t.S/M") + literal(b"own", b"1")
+    first, again = HeaderDecoder(), HeaderDecoder()
+    fields = first.decode(block)
+    assert pairs(fields) == [*sent, (b":path", b"/t.S/M"), (b"own", b"1")]
+    assert again.decode(block) == fields
+    assert again._size == first._size, "what enters the table enters each connection's"
+    for end in range(len(block)):
+        try:
+            some = again.decode(block[:end])
+        except ConnectionFault:
+            continue
+        assert some == fields[: len(some)], "the beginning of a literal is never taken for another one"
+
+
+def test_secrets_and_what_differs_each_time_are_not_remembered():
+    hpack._literals.clear()
+    secret = hpack.encode([(b"authorization", b"Bearer x"), (b"grpc-timeout", b"1S"), (b"x", b"\n")])
+    never_indexed = b"\x10" + hpack.encode([(b"x-key", b"secret")])[1:]
+    HeaderDecoder().decode(secret + never_indexed)
+    assert hpack._literals == {}
+
+
+def test_literals_that_are_remembered_are_bounded():
+    for number in range(2 * hpack._MAX_LITERALS + 10):
+        sent = [(b"x-some", b"%d" % number), (b"x-long", b"%d" % number * 50)]
+        assert pairs(HeaderDecoder().decode(hpack.encode(sent))) == sent
+    assert len(hpack._literals) <= hpack._MAX_LITERALS
+    assert all(len(each) < hpack._LITERAL_BELOW for each in hpack._literals)
