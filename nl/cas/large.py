@@ -23,7 +23,9 @@ MANY: Final = 1000
 
 async def off_loop_if_large(work: Callable[[Buffer], T], data: Buffer) -> T:
     """`work(data)`, which must be pure. *Cancellation*: the thread's result is dropped."""
-    return await off_loop_if(len(data) > IN_PLACE_BYTES, work, data)
+    if len(data) <= IN_PLACE_BYTES:
+        return work(data)
+    return await trio.to_thread.run_sync(work, data, abandon_on_cancel=True)
 
 
 async def off_loop_if(takes_long: bool, work: Callable[[*Ts], T], *args: *Ts) -> T:

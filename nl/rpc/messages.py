@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import zlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 
 from nl.blob.reader import Buffer
 from nl.errors import ExhaustedError, InvalidRequestError
@@ -44,6 +44,11 @@ class DataFrames:
         self.sizes: list[int] = []
         self.unsent = 0
         """Payload of frames that were given up before their first byte, set by whoever sends them."""
+
+    @property
+    def size(self) -> int:
+        """All bytes, headers too."""
+        return sum(self.sizes) + fr.HEADER_SIZE * len(self.sizes)
 
     def split(self, sent: int) -> tuple[bytes, int]:
         """After `sent` bytes: a copy of the rest of the frame that has begun, and the payload of those behind it."""
@@ -89,28 +94,27 @@ class Cutter:
             offset = self._offset
             stop = min(len(part), offset + count - (1 if end_stream else 0))
             if stop - offset > max_frame:  # whole frames out of one part: nearly all of a large payload
-                while offset + max_frame < stop:
-                    out += (full, part[offset : offset + max_frame])
-                    sizes.append(max_frame)
-                    offset += max_frame
-                count -= offset - self._offset
-                self._offset = offset
+                whole = (stop - offset - 1) // max_frame
+                self._offset = end = offset + whole * max_frame
+                for at in range(offset, end, max_frame):
+                    out += (full, part[at : at + max_frame])
+                sizes += [max_frame] * whole
+                count -= end - offset
                 continue
             size = min(count, max_frame)
             count -= size
             last = end_stream and not count and not self.left
             out.append(full if size == max_frame and not last else fr.header(size, fr.DATA, int(last), sid))
-            out.extend(self._take(size))
             sizes.append(size)
-        return frames
-
-    def _take(self, size: int) -> Iterator[memoryview]:
-        while size:
-            part = self._parts[self._index]
-            piece = part[self._offset : self._offset + size]
-            size -= len(piece)
-            self._offset += len(piece)
-            if self._offset == len(part):
+            while size:
+                part, offset = self._parts[self._index], self._offset
+                left = len(part) - offset
+                if size < left:
+                    self._offset = offset + size
+                    out.append(part[offset : offset + size])
+                    break
+                size -= left
                 self._index += 1
                 self._offset = 0
-            yield piece
+                out.append(part[offset:] if offset else part)
+        return frames

@@ -8,7 +8,7 @@ from typing import Any, Protocol
 import grpclib.const
 
 from nl.blob.reader import Buffer
-from nl.pb.codec import decode
+from nl.pb.codec import decoding
 
 
 class Service(Protocol):
@@ -36,7 +36,7 @@ def decoder_for(cls: Any) -> Callable[[Buffer], Any]:
     """From encoded bytes to a message of `cls`: a generated class, one with its own `decode`, or bytes as they are."""
     if cls is bytes:
         return lambda data: data if type(data) is bytes else bytes(data)
-    return lambda data: decode(cls, data)
+    return decoding(cls)
 
 
 def table_of(services: Iterable[Service]) -> dict[bytes, Method]:

@@ -255,12 +255,13 @@ class Outbox:
         ahead = sum(map(len, queued)) if queued else 0
         self.queue.clear()
         parts = [*queued, *frames.parts]
+        size = ahead + frames.size
         sent = index = 0
         try:
             while True:
                 count = self.transport.try_send(parts[index : index + _IOV_MAX])
                 sent += count
-                index = _advance(parts, index, count)
+                index = len(parts) if sent == size else _advance(parts, index, count)
                 if index == len(parts):
                     self._stuck = False
                     return

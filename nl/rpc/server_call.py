@@ -264,6 +264,11 @@ class ServerCall(Call):
         """Trailers, behind what must go before them."""
         h2 = self.h2
         first = not self.headers_sent
+        if outcome is OK and metadata is None and not first:  # nearly every streamed reply
+            tail = _TAIL.pack(0, _TAIL_SIZE, fr.HEADERS, fr.END_HEADERS | fr.END_STREAM, self.sid, hpack.TRAILERS_OK)
+            h2.emit(before + tail)
+            self._over(outcome)
+            return
         try:
             block = trailers(outcome, metadata, max_size=h2.peer_max_header_list)
         except Exception:  # metadata or details of a handler's making, at a time when it may be gone

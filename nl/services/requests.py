@@ -11,7 +11,7 @@ from collections.abc import Callable, Mapping
 from typing import Any, ClassVar, Generic, Self, TypeVar
 
 from nl.blob.reader import Buffer
-from nl.cas.large import off_loop_if_large
+from nl.cas.large import IN_PLACE_BYTES, off_loop_if_large
 from nl.errors import InvalidRequestError, NotFoundError
 from nl.model.access import ANY_RIGHT, EVERYONE, Right
 from nl.model.digest import DigestFunction
@@ -96,7 +96,8 @@ class EncodedRequest:
 async def receive_decoded(stream: ServerStream[Any, Any], decode: Callable[[Buffer], T]) -> T:
     """As `receive_request`, for a request that comes encoded. Raises what `decode` raises."""
     request: EncodedRequest = await receive_request(stream)
-    return await off_loop_if_large(decode, request.data)
+    data = request.data
+    return decode(data) if len(data) <= IN_PLACE_BYTES else await off_loop_if_large(decode, data)
 
 
 async def receive_request(stream: ServerStream[Req, Rep]) -> Req:

@@ -1,6 +1,7 @@
 """The codec: messages to bytes and back, exact and strict where betterproto2's own is not.
 
     decode(reapi.Action, data)      bytes-like -> message; DecodeError if it is not one
+    decoding(reapi.Action)          the same as a function of the data, for those who decode many of one class
     encode(message)                 -> bytes
     encode_parts(message)           -> list of buffers, big payloads among them as they are, uncopied
 
@@ -17,7 +18,8 @@ out as memoryviews of the input: to keep one, copy it with `bytes()`.
 
 from __future__ import annotations
 
-from collections.abc import Collection
+from collections.abc import Callable, Collection
+from functools import partial
 from typing import Any, Protocol, TypeVar, cast
 
 import betterproto2
@@ -26,7 +28,7 @@ from nl.pb.codec.decoder import Decode
 from nl.pb.codec.registry import check_views, decoder_of, encoder_of, has_views
 from nl.pb.codec.wire import MAX_DEPTH, Buffer, DecodeError, Levels, varint
 
-__all__ = ("Buffer", "DecodeError", "decode", "encode", "encode_parts", "varint")
+__all__ = ("Buffer", "DecodeError", "decode", "decoding", "encode", "encode_parts", "varint")
 
 M = TypeVar("M")
 _COPY_BELOW = 1024
@@ -72,6 +74,14 @@ def decode(cls: type[M], data: Buffer, *, views: Collection[str] = ()) -> M:
         raise DecodeError(f"{cls.__name__}: {error.reason} in a string") from None
     except DecodeError as error:
         raise DecodeError(f"{cls.__name__}: {error}") from None
+
+
+def decoding(cls: type[M]) -> Callable[[Buffer], M]:
+    """`decode` for one class: what kind of class it is, is found out once."""
+    if not issubclass(cls, betterproto2.Message):
+        own: Callable[[Buffer], M] = cast(Any, cls).decode
+        return own
+    return partial(decode, cls)
 
 
 def _prepared(cls: type[betterproto2.Message], data: Buffer, views: frozenset[str]) -> tuple[Decode, Buffer]:

@@ -98,6 +98,21 @@ def test_batch_replies_do_not_copy_big_payloads():
     assert (found[2].status.code, found[2].status.message) == (5, "not found")
 
 
+@pytest.mark.parametrize("name", ["a" * 64, "a" * 63, "\u00fc" * 64])
+@pytest.mark.parametrize("length", [0, 1, 127, 128, 16_383, 16_384, (1 << 21) - 1, 1 << 21])
+def test_a_whole_blob_of_any_length_is_what_the_general_codec_writes(name, length):
+    reply = hot.BatchReadReply()
+    blob = bytes(length)
+    for _ in range(2):
+        reply.add_blob((name, length), blob)
+    digest = reapi.Digest(hash=name, size_bytes=length)
+    responses = [reapi.BatchReadBlobsResponseResponse(digest=digest, data=blob)] * 2
+    encoded = b"".join(reply.encode_parts())
+    assert encoded == codec.encode(reapi.BatchReadBlobsResponse(responses=responses)) or not length
+    assert codec.decode(reapi.BatchReadBlobsResponse, encoded).responses == responses
+    assert reply.size == len(encoded)
+
+
 def write(**fields):
     return codec.encode(bytestream.WriteRequest(**fields))
 

@@ -78,6 +78,13 @@ class _OneRequest:
         return EncodedBatchRead.decode(self.data)
 
 
+async def test_bytes_that_look_like_entries_are_not_taken_for_many():
+    blob = b"\x12" * (4 * MANY)
+    request = reapi.BatchUpdateBlobsRequestRequest(digest=reapi.Digest(hash=H, size_bytes=len(blob)), data=blob)
+    data = encode(reapi.BatchUpdateBlobsRequest(requests=[request]))
+    assert await receive_batch(_OneRequest(data), lambda _: threading.get_ident()) == threading.get_ident()
+
+
 @pytest.mark.parametrize(("entries", "in_loop"), [(1, True), (MANY, True), (MANY + 1, False)])
 async def test_a_batch_of_many_entries_is_decoded_beside_the_loop(entries, in_loop):
     def decode(data):
