@@ -103,6 +103,49 @@ async def test_a_cancelled_writer_leaves_whole_frames_and_the_right_size(room):
     assert (outbox.size, outbox.queue) == (0, [])
 
 
+@pytest.mark.parametrize("room", [0, 5, 17, 20, 30])
+async def test_what_is_queued_while_the_writer_task_is_at_work_leaves_behind_it_also_when_that_is_cancelled(room):
+    transport = Narrow(room)
+    outbox = Outbox(transport, on_room=lambda: None)
+    first, later, last = fr.ping(b"12345678"), fr.settings({}), fr.ping(b"87654321")
+    async with trio.open_nursery() as nursery:
+        outbox.nursery = nursery
+        outbox.add(first)
+        outbox.add(first)
+        outbox.flush_soon()
+        await wait_all_tasks_blocked()
+        assert outbox.socket is (Socket.TAKEN if room < 34 else Socket.FREE)
+        outbox.add(later)
+        nursery.cancel_scope.cancel()
+    outbox.nursery = None
+    outbox.add(last)
+    assert outbox.size == sum(map(len, outbox.queue))
+    transport.room = 1 << 20
+    await outbox.drain()
+    assert transport.taken == first + first + later + last
+    assert (outbox.size, outbox.queue, outbox.socket) == (0, [], Socket.FREE)
+
+
+@pytest.mark.parametrize("room", [0, 5, 17, 20, 30, 50])
+async def test_what_is_queued_while_a_payload_is_sent_leaves_behind_its_frame_also_when_that_is_cancelled(room):
+    transport = Narrow(room)
+    outbox = Outbox(transport, on_room=lambda: None)
+    ahead, later = fr.ping(b"12345678"), fr.settings({})
+    outbox.add(ahead)
+    frames = messages.Cutter([b"a" * 100]).cut(100, sid=1, max_frame=100)
+    whole = b"".join(frames.parts)
+    async with trio.open_nursery() as nursery:
+        await outbox.acquire()
+        nursery.start_soon(outbox.write, frames)
+        await wait_all_tasks_blocked()
+        outbox.add(later)
+        nursery.cancel_scope.cancel()
+    assert outbox.size == sum(map(len, outbox.queue))
+    transport.room = 1 << 20
+    outbox.flush()
+    assert transport.taken == ahead + (whole if room > len(ahead) else b"") + later
+
+
 def _frames(data):
     frames = messages.DataFrames()
     frames.parts, frames.sizes = [data], [len(data)]

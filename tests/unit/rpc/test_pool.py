@@ -21,12 +21,13 @@ class Place:
     """Somewhere to connect to. Each attempt does what `plan` says next, the last for ever:
 
     `refuse` fails at once, `slow` after 0.9 s, `hang` never ends, `serve` answers every call, `once` answers one and is
-    gone, `gone` greets and is gone, `goaway` greets and says goodbye.
+    gone, `gone` greets and is gone, `goaway` greets and says goodbye, `lose` is gone a second after its first request.
     """
 
-    def __init__(self, nursery, *plan):
+    def __init__(self, nursery, *plan, settings=None):
         self.nursery = nursery
         self.plan = list(plan)
+        self.settings = settings
         self.times = []
         self.hanging = 0
         self.calls = 0
@@ -51,9 +52,12 @@ class Place:
 
     async def _serve(self, connection, what):
         try:
-            await connection.greet()
+            await connection.greet(self.settings)
             if what == "goaway":
                 await connection.send(fr.goaway(0, 0))
+            if what == "lose":
+                await connection.request()
+                await trio.sleep(1)
             while what in {"serve", "once", "goaway"} and (sid := await connection.request()) is not None:
                 self.calls += 1
                 block = fr.header_frames(hpack.RESPONSE, sid, end_stream=False, max_frame=16384)
@@ -227,6 +231,29 @@ async def test_round_robin_passes_over_what_has_no_room(autojump_clock, nursery)
             busy.release_slot()
 
 
+@pytest.mark.parametrize("who", ["the server", "the channel"])
+async def test_calls_that_wait_for_a_stream_move_on_when_the_connection_is_lost(autojump_clock, nursery, who):
+    theirs, ours = ({fr.Setting.MAX_CONCURRENT_STREAMS: 1}, {}) if who == "the server" else ({}, {"max_streams": 1})
+    place = Place(nursery, "lose", "serve", settings=theirs)
+    ends = []
+
+    async def one():
+        try:
+            ends.append(await call(channel))
+        except GRPCError as exc:
+            ends.append(exc.status)
+
+    async with channel_to(place, **ours) as channel:
+        with trio.fail_after(100):
+            async with trio.open_nursery() as calls:
+                calls.start_soon(one)
+                await wait_all_tasks_blocked()
+                for _ in range(3):
+                    calls.start_soon(one)
+    assert ends == [Status.UNAVAILABLE, b"ok", b"ok", b"ok"]
+    assert (len(place.times), place.calls) == (2, 3)
+
+
 async def test_waiting_calls_find_out_that_the_channel_closes(autojump_clock, nursery):
     place = Place(nursery, "hang")
     failed = trio.Event()
@@ -294,6 +321,17 @@ async def test_statistics_tell_what_happened(autojump_clock, nursery):
         (counts,) = told.addresses.values()
         assert (counts.attempts, counts.failures, counts.connections, counts.calls) == (2, 1, 1, 3)
         assert (told.connections, told.draining, told.waiting, told.retries) == (1, 0, 0, 0)
+
+
+async def test_statistics_count_the_calls_of_connections_that_have_ended(autojump_clock, nursery):
+    place = Place(nursery, "once", "once", "serve")
+    async with channel_to(place) as channel:
+        for _ in range(4):
+            assert await answered(channel) == b"ok"
+            await wait_all_tasks_blocked()
+        (counts,) = channel.statistics().addresses.values()
+        assert (counts.attempts, counts.failures, counts.connections) == (3, 0, 1)
+        assert counts.calls >= 4  # one that had left when its connection was lost counts as well, and came again
 
 
 def test_tls_is_never_left_out_in_silence():
