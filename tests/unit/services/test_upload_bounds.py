@@ -73,6 +73,17 @@ def test_the_bytes_of_all_parked_are_bounded():
     assert park(sessions, Parked(30), Parked(30), Parked(40), Parked(30), Parked(10)) == [0, 1]
 
 
+@pytest.mark.parametrize("bound", ["number", "bytes"])
+def test_no_more_have_to_go_at_once_than_are_beyond_the_bound(bound):
+    if bound == "number":
+        sessions = UploadSessions(max_parked=3, max_parked_bytes=1000)
+    else:
+        sessions = UploadSessions(max_parked=64, max_parked_bytes=100)
+    parked = [Parked(20), Parked(20), Parked(20), Parked(50)]
+    assert park(sessions, *parked) == [0]
+    assert sessions.statistics.given_up == 1
+
+
 def test_an_upload_with_a_call_is_not_parked_and_so_not_dropped():
     sessions = UploadSessions(max_parked=2, max_parked_bytes=1000)
     attached = Parked(1, attached=True)
