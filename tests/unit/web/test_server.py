@@ -258,6 +258,7 @@ async def test_a_body_that_stops_coming_ends_the_request_and_frees_what_was_read
         await trio.sleep(2)
         assert server.held == 4000
     assert server.held == 0
+    assert trio.current_time() < 20  # and it is this limit that has ended it, not the one of the route
     await client.aclose()
     await trio.aclose_forcefully(server)
 
