@@ -34,6 +34,20 @@ def check(file: str) -> int:
     return 0
 
 
+@command.command("graph")
+@click.argument("file", type=click.Path())
+def graph(file: str) -> int:
+    """Print the stores, listeners and workers of the config FILE as a graph for Graphviz.
+
+    A picture of it: nl config graph FILE | dot -Tsvg > config.svg
+    """
+    from nl.config.graph import graph
+    from nl.config.loader import load_file
+
+    click.echo(graph(load_file(file, kinds=StoreKinds(), on_warning=lambda line: click.echo(line, err=True))))
+    return 0
+
+
 @command.command("schema")
 def schema() -> int:
     """Print the JSON schema of configs, installed store kinds included."""

@@ -66,7 +66,7 @@ def draw_store(name: str, spec: t.StoreSpec) -> str:
 
 
 def _tree(label: str, spec: t.StoreSpec) -> Iterator[str]:
-    facts = "  ".join(_facts(spec.options))
+    facts = "  ".join(facts_of(spec.options))
     yield f"{label}: {spec.kind}" + (f"  {facts}" if facts else "")
     children = child_specs(spec.options)
     for i, (path, child) in enumerate(children):
@@ -76,12 +76,12 @@ def _tree(label: str, spec: t.StoreSpec) -> Iterator[str]:
             yield lead + line
 
 
-def _facts(options: t.Options, path: str = "") -> Iterator[str]:
+def facts_of(options: t.Options, path: str = "") -> Iterator[str]:
     """The options that differ from their defaults, as `key=value`; names of other stores as arrows."""
     for one in fields_of(type(options)):
         value, key = getattr(options, one.attribute), join(path, one.key)
         if isinstance(value, t.Options):
-            yield from _facts(value, key)
+            yield from facts_of(value, key)
         elif value != one.default and not isinstance(value, (t.StoreSpec, tuple, dict)):
             yield _fact(key, value, without_none(one.annotation)[0])
 

@@ -23,7 +23,7 @@ from nl.server.descriptors import allow_open_files, connection_slots
 from nl.server.listeners import Bound, bind
 from nl.server.memory import MemoryReturner
 from nl.server.signals import StopSignals
-from nl.storage.builder import BuiltStore
+from nl.storage.running import running_stores
 from nl.worker.agent import Worker
 from nl.worker.local import local_worker
 
@@ -46,17 +46,13 @@ async def run(config: Config, *, on_ready: OnReady | None = None) -> None:
         await everything.start(signals.watch)
         slots = connection_slots(allow_open_files(config.global_.max_open_files))
         site = compose(config, await _bind_all(config, cleanup), slots=slots)
-        async with trio.open_nursery() as stores:
-            for built in site.graph:
-                await _start_store(built, stores)
-            async with trio.open_nursery() as schedulers:
-                for scheduler in site.schedulers.values():
-                    await schedulers.start(scheduler.run)
-                for authenticator in site.doors.authenticators:
-                    await schedulers.start(authenticator.run)
-                await _serve(site, signals=signals, on_ready=on_ready)
-                schedulers.cancel_scope.cancel()
-            stores.cancel_scope.cancel()
+        async with running_stores(site.graph), trio.open_nursery() as schedulers:
+            for scheduler in site.schedulers.values():
+                await schedulers.start(scheduler.run)
+            for authenticator in site.doors.authenticators:
+                await schedulers.start(authenticator.run)
+            await _serve(site, signals=signals, on_ready=on_ready)
+            schedulers.cancel_scope.cancel()
         everything.cancel_scope.cancel()
     log.info("Successfully shut down")
 
@@ -69,15 +65,6 @@ async def _bind_all(config: Config, cleanup: AsyncExitStack) -> list[Bound]:
         cleanup.callback(sockets.close)
         bound.append(sockets)
     return bound
-
-
-async def _start_store(built: BuiltStore, nursery: trio.Nursery) -> None:
-    """Starts a store's background work; what it finds wrong with its options gets their place in the config."""
-    try:
-        await nursery.start(built.store.run)
-    except ConfigError as error:
-        place = f"{built.spec.path}.{built.kind}"
-        raise ConfigError(f"{place}.{error.path}" if error.path else place, error.problem) from error
 
 
 async def _serve(site: Composition, *, signals: StopSignals, on_ready: OnReady | None) -> None:

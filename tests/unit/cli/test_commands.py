@@ -134,3 +134,23 @@ def test_nativelink_refuses_a_bad_config_in_one_line(tmp_path):
     (tmp_path / "bad.json5").write_text("{ stores: [ }")
     assert run("bad.json5", command=NATIVELINK, cwd=tmp_path) == (
         2, "", 'nativelink: bad.json5:1:13: is not JSON5: unexpected "}"\n')
+
+
+def test_a_config_is_printed_as_a_graph(tmp_path):
+    (tmp_path / "good.json5").write_text(GOOD)
+    code, out, _ = run("config", "graph", "good.json5", cwd=tmp_path)
+    assert code == 0
+    assert out.startswith("digraph nl {") and '"listener 0" -> "store AC" [label="ac"' in out
+
+
+def test_stores_are_asked_one_line_each_and_the_exit_code_tells(tmp_path):
+    (tmp_path / "good.json5").write_text(GOOD)
+    code, out, _ = run("stores", "check", "good.json5", cwd=tmp_path)
+    assert code == 0
+    assert [line.split()[:3] for line in out.splitlines()] == [["ok", "CAS", "memory:"], ["ok", "AC", "memory:"]]
+    (tmp_path / "file").write_text("")
+    place = f'filesystem: {{ content_path: "{tmp_path}/file/c", temp_path: "{tmp_path}/t" }}'
+    (tmp_path / "bad.json5").write_text(GOOD.replace("memory: {}", place))
+    code, out, err = run("stores", "check", "bad.json5", cwd=tmp_path)
+    assert code == 1 and "Traceback" not in err
+    assert out.splitlines()[0].startswith("ok") and out.splitlines()[1].startswith("FAILED  AC  filesystem: stores[1]")

@@ -1,0 +1,132 @@
+"""The life of stores: in which order they start and end, and what becomes of one that fails."""
+
+import logging
+
+import pytest
+import trio
+
+from nl.config.types import Options, StoreSpec
+from nl.errors import ConfigError, PluginError, UnavailableError
+from nl.plugin import digest_of
+from nl.storage.builder import BuiltStore, StoreGraph
+from nl.storage.running import running_stores
+from nl.stores.memory import MemoryOptions, MemoryStore
+from nl.testing import BareContext
+
+BLOB = digest_of(b"blob")
+
+
+class Living(MemoryStore):
+    """Writes down its life; `fails` is when and with what it ends."""
+
+    def __init__(self, name, log, *, before=None, after=None, at_the_end=None):
+        super().__init__(MemoryOptions(), BareContext(name))
+        self.name, self.log = name, log
+        self.before, self.after, self.at_the_end = before, after, at_the_end
+        self.fail_now = trio.Event()
+
+    async def run(self, *, task_status=trio.TASK_STATUS_IGNORED):
+        if self.before is not None:
+            raise self.before
+        self.log.append(f"{self.name} starts")
+        task_status.started()
+        try:
+            if self.after is not None:
+                await self.fail_now.wait()
+                raise self.after
+            await trio.sleep_forever()
+        finally:
+            with trio.CancelScope(shield=True):
+                await trio.lowlevel.checkpoint()
+            self.log.append(f"{self.name} ends")
+            if self.at_the_end is not None:
+                raise self.at_the_end
+
+
+def graph(*stores):
+    return StoreGraph(
+        [
+            BuiltStore(store.name, "living", store, StoreSpec("living", Options(), f"stores[{number}]"))
+            for number, store in enumerate(stores)
+        ]
+    )
+
+
+async def test_children_start_first_and_end_last():
+    log = []
+    async with running_stores(graph(*(Living(name, log) for name in ("A.slow", "A.fast", "A")))):
+        log.append("serving")
+    assert log == [
+        "A.slow starts", "A.fast starts", "A starts", "serving", "A ends", "A.fast ends", "A.slow ends",
+    ]  # fmt: skip
+
+
+async def test_a_store_that_fails_is_one_line_and_unavailable_and_the_others_go_on(caplog):
+    log = []
+    backend, failing = Living("B", log), Living("A", log, after=ValueError("no such bucket\nsecond line"))
+    async with running_stores(graph(backend, failing)):
+        await failing.put(BLOB, b"blob")
+        failing.fail_now.set()
+        await trio.testing.wait_all_tasks_blocked()
+        await backend.put(BLOB, b"blob")
+        for ask in (
+            lambda: failing.has([BLOB]), lambda: failing.get(BLOB), lambda: failing.put(BLOB, b"blob"),
+            lambda: failing.get_many([BLOB]), lambda: failing.put_many([(BLOB, b"blob")]), failing.check,
+            lambda: failing.touch([BLOB]), lambda: failing.write(BLOB, None), failing.open(BLOB).__aenter__,
+        ):  # fmt: skip
+            with pytest.raises(UnavailableError, match=r"store A has failed \(ValueError: no such bucket\)"):
+                await ask()
+        assert await backend.get(BLOB) == b"blob"
+    [line] = [each for each in caplog.records if each.levelno >= logging.ERROR]
+    assert line.getMessage().startswith("stores[1].living: the store A has failed")
+    assert "\n" not in line.getMessage() and line.exc_info is None
+
+
+async def test_a_store_that_fails_in_a_nursery_of_its_own_is_told_by_what_really_failed(caplog):
+    failing = Living("A", [], after=ExceptionGroup("tasks", [ExceptionGroup("more", [KeyError("row")])]))
+    async with running_stores(graph(failing)):
+        failing.fail_now.set()
+        await trio.testing.wait_all_tasks_blocked()
+    assert "KeyError: 'row'" in caplog.text
+
+
+async def test_options_that_only_starting_shows_to_be_wrong_get_their_place():
+    with pytest.raises(ConfigError) as caught:
+        async with running_stores(graph(Living("A", [], before=ConfigError("bucket", "there is none")))):
+            pytest.fail("it is not to be started")
+    assert str(caught.value) == "stores[0].living.bucket: there is none"
+
+
+async def test_whatever_else_keeps_a_store_from_starting_is_the_kinds_failure_and_ends_those_that_run():
+    log = []
+    with pytest.raises(PluginError, match=r"stores\[1\].living: the store kind living cannot start: OSError: boom"):
+        async with running_stores(graph(Living("B", log), Living("A", log, before=OSError("boom")))):
+            pytest.fail("it is not to be started")
+    assert log == ["B starts", "B ends"]
+
+
+async def test_a_store_that_ends_before_it_is_ready_is_a_failure():
+    class Mute(Living):
+        async def run(self, *, task_status=trio.TASK_STATUS_IGNORED):
+            return
+
+    with pytest.raises(PluginError, match="ended before it was ready"):
+        async with running_stores(graph(Mute("A", []))):
+            pytest.fail("it is not to be started")
+
+
+async def test_a_failure_while_it_ends_is_said_and_the_others_end_well(caplog):
+    log = []
+    async with running_stores(graph(Living("B", log), Living("A", log, at_the_end=OSError("flush failed")))):
+        pass
+    assert log[-2:] == ["A ends", "B ends"]
+    assert "flush failed" in caplog.text
+
+
+async def test_being_cancelled_ends_all():
+    log = []
+    with trio.CancelScope() as scope:
+        async with running_stores(graph(Living("B", log), Living("A", log))):
+            scope.cancel()
+            await trio.sleep_forever()
+    assert sorted(log) == ["A ends", "A starts", "B ends", "B starts"]
