@@ -25,7 +25,7 @@ PLANNED = frozenset({
 })
 """Kinds of NativeLink that belong into this package but are not there yet."""
 PLUGINS = {
-    "experimental_cloud_object_store": "nl-store-experimental-cloud-object-store",
+    "experimental_cloud_object_store": "nl-cloud-object-store",
     "experimental_mongo": "nl-store-experimental-mongo",
     "redis_store": "nl-store-redis-store",
 }

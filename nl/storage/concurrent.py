@@ -18,8 +18,8 @@ SLICE_S: Final = 0.005
 """How long a request whose store never waits may keep everybody else waiting."""
 
 
-async def for_each(count: int, act: Callable[[int], Awaitable[None]]) -> None:
-    """Calls `act` with 0..count-1, in order, several under way at once if they wait.
+async def for_each(count: int, act: Callable[[int], Awaitable[None]], *, tasks: int = TASKS) -> None:
+    """Calls `act` with 0..count-1, in order, up to `tasks` under way at once if they wait.
 
     The first error ends the others and is raised as it is, outside of any group.
     """
@@ -46,7 +46,7 @@ async def for_each(count: int, act: Callable[[int], Awaitable[None]]) -> None:
             nursery.cancel_scope.cancel()
 
     async with trio.open_nursery() as nursery:
-        for _ in range(min(TASKS, count)):
+        for _ in range(min(tasks, count)):
             nursery.start_soon(work_or_fail)
     if failures:
         raise failures[0]

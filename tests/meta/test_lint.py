@@ -13,10 +13,13 @@ BIN = Path(sys.executable).parent
 
 SOURCES = sorted(str(path.relative_to(ROOT)) for path in (ROOT / "nl").rglob("*.py") if "gen" not in path.parts)
 
+PLUGINS = sorted(str(path.parent.relative_to(ROOT)) for path in (ROOT / "plugins").glob("*/src/*/__init__.py"))
+
 CHECKS = {
     "ruff": ["-m", "ruff", "check", "nl", "tests", "plugins", "protos"],
     "cancellation": ["-m", "flake8_async", "--enable", "ASYNC101,ASYNC102,ASYNC103,ASYNC104", *SOURCES],
     "types": ["-m", "mypy"],
+    "types of plugins": ["-m", "mypy", *PLUGINS],
 }
 
 

@@ -1,0 +1,165 @@
+"""What a provider supplies: the requests of an object store, blocking, and what can go wrong with them.
+
+All methods of an `ObjectClient` are called in threads, many at once. They make one attempt each, with timeouts of their
+own, and raise nothing but the errors below: who retries, when and for how long is not their business.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Sequence
+from typing import ClassVar, NamedTuple
+
+Bytes = bytes | bytearray
+
+
+class ObjectStoreError(Exception):
+    """A request failed. The text is one line without secrets.
+
+    `code` is the name of a gRPC status as NativeLink's `retry_on_errors` writes it; it decides about another attempt.
+    """
+
+    code: str = "Unavailable"
+
+
+class TransientError(ObjectStoreError):
+    """Trying again may help: no connection, a broken one, 5xx, a timeout, throttling."""
+
+    def __init__(self, text: str, code: str = "Unavailable") -> None:
+        super().__init__(text)
+        self.code = code
+
+
+class ObjectMissingError(ObjectStoreError):
+    """There is no such object."""
+
+    code = "NotFound"
+
+
+class ObjectChangedError(ObjectStoreError):
+    """The object is not the one that the request's condition named."""
+
+    code = "FailedPrecondition"
+
+
+class UploadGoneError(ObjectStoreError):
+    """The multipart upload does not exist: completed or aborted before."""
+
+    code = "NotFound"
+
+
+class FullError(ObjectStoreError):
+    """A quota is used up."""
+
+    code = "OutOfRange"
+
+
+class ObjectTooLargeError(FullError):
+    """The object is larger than the provider takes."""
+
+
+class RefusedError(ObjectStoreError):
+    """The provider refuses, and will refuse again: wrong credentials, no permission, no such bucket.
+
+    `option` names the option at fault, if it is clear which one is.
+    """
+
+    code = "PermissionDenied"
+
+    def __init__(self, text: str, *, option: str = "") -> None:
+        super().__init__(text)
+        self.option = option
+
+
+class ObjectInfo(NamedTuple):
+    """What a provider says of an object."""
+
+    size: int
+    """Bytes."""
+    etag: str
+    """Changes when the object is replaced."""
+    modified: float
+    """When it was written, in seconds since 1970, by the provider's clock."""
+
+
+class OpenUpload(NamedTuple):
+    """A multipart upload that has neither been completed nor aborted."""
+
+    key: str
+    upload: str
+    started: float
+    """Seconds since 1970, by the provider's clock."""
+
+
+class ObjectBody(ABC):
+    """The bytes of a response that are still to come."""
+
+    info: ObjectInfo
+
+    @abstractmethod
+    def read(self, count: int) -> bytes:
+        """The next bytes: at least one, at most `count` (the caller asks for no more than there are).
+
+        Raises TransientError when the connection breaks.
+        """
+
+    @abstractmethod
+    def close(self) -> None:
+        """Ends the response, read or not. Does not block; never called while `read` runs."""
+
+
+class ObjectClient(ABC):
+    """The requests, for one bucket."""
+
+    MIN_PART: ClassVar[int] = 5 * 1024 * 1024
+    """No part of a multipart upload but the last may be smaller (bytes)."""
+    MAX_PART: ClassVar[int] = 5 * 1024 * 1024 * 1024
+    MAX_PARTS: ClassVar[int] = 10_000
+
+    @abstractmethod
+    def probe(self, prefix: str) -> None:
+        """One cheap request that shows whether the bucket is there and the credentials are right."""
+
+    @abstractmethod
+    def head(self, key: str) -> ObjectInfo:
+        """Raises ObjectMissingError."""
+
+    @abstractmethod
+    def get(self, key: str, *, span: tuple[int, int] | None = None, etag: str | None = None) -> ObjectBody:
+        """A body that delivers the whole object, or of it `span` = (offset, count), which lies within.
+
+        Raises ObjectMissingError, and ObjectChangedError unless the object has `etag` (where one is given) and is as
+        large as `span` needs.
+        """
+
+    @abstractmethod
+    def put(self, key: str, data: Bytes) -> None:
+        """Makes or replaces an object, whole or not at all."""
+
+    @abstractmethod
+    def create_upload(self, key: str) -> str:
+        """Begins a multipart upload; its id."""
+
+    @abstractmethod
+    def upload_part(self, key: str, upload: str, number: int, data: Bytes) -> str:
+        """Sends part `number` (from 1), or sends it again; the tag by which `complete_upload` knows it."""
+
+    @abstractmethod
+    def complete_upload(self, key: str, upload: str, tags: Sequence[str]) -> None:
+        """Makes the object of the parts whose tags these are, in order. Raises UploadGoneError."""
+
+    @abstractmethod
+    def abort_upload(self, key: str, upload: str) -> None:
+        """Forgets an upload and its parts. One that does not exist is no error."""
+
+    @abstractmethod
+    def open_uploads(self, prefix: str) -> list[OpenUpload]:
+        """Multipart uploads under way or forgotten (at most a thousand)."""
+
+    @abstractmethod
+    def delete(self, key: str) -> None:
+        """Deletes an object. One that does not exist is no error."""
+
+    @abstractmethod
+    def close(self) -> None:
+        """Closes idle connections."""

@@ -1,0 +1,148 @@
+"""What a config says of the kind: NativeLink's option names, and a few of our own."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+from nl.plugin import ConfigError, Count, Duration, Flag, Options, SecretText, Size, Text
+from nl_cloud_object_store.providers import OF_SOME, PROVIDERS, ProviderName
+from nl_cloud_object_store.retry import RETRYABLE, RetryPolicy
+
+MIB = 1024 * 1024
+MAX_THREADS = 64
+
+Code = Literal[
+    "Cancelled", "Unknown", "InvalidArgument", "DeadlineExceeded", "NotFound", "AlreadyExists", "PermissionDenied",
+    "ResourceExhausted", "FailedPrecondition", "Aborted", "OutOfRange", "Unimplemented", "Internal", "Unavailable",
+    "DataLoss", "Unauthenticated",
+]
+
+
+class Retry(Options):
+    """How often, and after which pauses, a request that failed is made again."""
+
+    max_retries: Count = 0
+    """Attempts after the first one; 0 means none."""
+    delay: float = 0.0
+    """Seconds; the pause before retry k (from 1) is `delay` * 2^k."""
+    jitter: float = 0.0
+    """Spreads each pause over this fraction of itself: 0.5 means between 75 % and 125 %."""
+    retry_on_errors: tuple[Code, ...] | None = None
+    """After which errors; by default those that may pass: no connection (`Unavailable`), timeouts
+    (`DeadlineExceeded`), throttling (`ResourceExhausted`)."""
+
+    def check(self) -> None:
+        """Refuses negative times."""
+        for name in ("delay", "jitter"):
+            if getattr(self, name) < 0:
+                raise ConfigError(name, f"{getattr(self, name)} is negative; expected 0 or more")
+
+    def policy(self) -> RetryPolicy:
+        """What does it."""
+        codes = RETRYABLE if self.retry_on_errors is None else frozenset(self.retry_on_errors)
+        return RetryPolicy(self.max_retries, delay=self.delay, jitter=self.jitter, codes=codes)
+
+
+class CloudObjectStoreOptions(Options):
+    """Blobs as objects of a bucket: Amazon S3, Cloudflare R2, Oracle, ONTAP, or any server that speaks S3."""
+
+    EXAMPLE = """{
+  provider: "aws",
+  region: "us-east-1",
+  bucket: "my-build-cache",
+  key_prefix: "cas/",
+}"""
+
+    provider: ProviderName
+    """Whose object store it is."""
+    bucket: Text
+    """The bucket's name. It must exist."""
+    key_prefix: Text = ""
+    """What all object keys begin with: `cas/`. Stores of different kinds of things need different ones."""
+    region: Text = ""
+    """Where the bucket is (`aws`, `oci`). For `aws` the default is that of the environment or of ~/.aws."""
+    endpoint: Text = ""
+    """The server's URL. Needed for `ontap`; for `aws` any server that speaks S3."""
+    account_id: Text = ""
+    """The account (`r2`)."""
+    namespace: Text = ""
+    """The tenancy's namespace (`oci`)."""
+    vserver_name: Text = ""
+    """The storage VM (`ontap`)."""
+    access_key_id: SecretText = ""
+    """By default credentials are found as boto3 does: environment, ~/.aws, the machine's or the pod's role."""
+    secret_access_key: SecretText = ""
+    """Belongs to `access_key_id`."""
+    root_certificates: Text = ""
+    """A PEM file with the authorities to trust, in place of the usual ones."""
+    insecure_allow_http: Flag = False
+    """Accept an endpoint without TLS. For tests, and for servers on the same machine."""
+    disable_http2: Flag = False
+    """Has no effect: HTTP/1.1 is spoken in any case."""
+    retry: Retry = Retry(max_retries=6, delay=0.1, jitter=0.5)
+    """For requests that failed. The default waits 13 seconds in all."""
+    consider_expired_after_s: Duration = 0
+    """Objects written so long ago are reported as missing, so that clients upload them again, before a lifecycle rule
+    of the bucket deletes them; 0 means never."""
+    max_retry_buffer_per_request: Size | None = 5 * MIB
+    """The largest upload that is one request; larger ones go in parts of this size. At least 5 MiB."""
+    multipart_max_concurrent_uploads: Count | None = 10
+    """Parts of one upload that are in memory at the same time."""
+    max_upload_memory: Size = 256 * MIB
+    """What all uploads together may keep in memory; more of them wait."""
+    max_threads: Count = 16
+    """Requests at the same time, each in a thread; at most 64. More than 32 are slower than fewer."""
+    remember_s: Duration = 60
+    """For so long an object that was there is taken to be there still; 0 asks each time."""
+    remember_count: Count = 100_000
+    """How many objects are remembered so, at about 300 bytes each."""
+    connect_timeout_s: Duration = 5
+    """For one attempt to connect."""
+    read_timeout_s: Duration = 60
+    """How long the server may be silent in a request."""
+
+    def check(self) -> None:
+        """Refuses options that the provider does not have, and numbers that cannot work."""
+        self._check_provider()
+        if self.endpoint:
+            self._check_endpoint()
+        if bool(self.access_key_id) != bool(self.secret_access_key):
+            missing = "secret_access_key" if self.access_key_id else "access_key_id"
+            raise ConfigError(missing, "missing; expected both access_key_id and secret_access_key, or neither")
+        if not 1 <= self.max_threads <= MAX_THREADS:
+            raise ConfigError("max_threads", f"{self.max_threads} is out of range; expected 1 to {MAX_THREADS}")
+        if self.multipart_max_concurrent_uploads == 0:
+            raise ConfigError("multipart_max_concurrent_uploads", "0 would send nothing; expected 1 or more")
+        if self.max_upload_memory < self.part_size:
+            problem = f"{self.max_upload_memory} is less than one part; expected at least {self.part_size}"
+            raise ConfigError("max_upload_memory", problem)
+        for name in ("connect_timeout_s", "read_timeout_s"):
+            if getattr(self, name) <= 0:
+                raise ConfigError(name, "0 would end every request; expected more than 0")
+
+    def _check_provider(self) -> None:
+        provider = PROVIDERS[self.provider]
+        for name in sorted(provider.needs | {"bucket"}):
+            if not getattr(self, name):
+                raise ConfigError(name, f"missing; the provider {self.provider} needs it")
+        for name in sorted(OF_SOME - provider.needs - provider.takes):
+            if getattr(self, name):
+                expected = ", ".join(sorted(provider.needs | provider.takes))
+                raise ConfigError(name, f"the provider {self.provider} has no such option; expected {expected}")
+
+    def _check_endpoint(self) -> None:
+        if not self.endpoint.startswith(("http://", "https://")):
+            raise ConfigError("endpoint", f'"{self.endpoint}" is no URL; expected https://HOST[:PORT]')
+        if self.endpoint.startswith("http://") and not self.insecure_allow_http:
+            problem = f'"{self.endpoint}" is not encrypted; expected https://, or insecure_allow_http: true'
+            raise ConfigError("endpoint", problem)
+
+    @property
+    def part_size(self) -> int:
+        """Bytes that go in one request."""
+        return max(5 * MIB, self.max_retry_buffer_per_request or 0)
+
+    @property
+    def parts_at_once(self) -> int:
+        """Parts of one upload in memory."""
+        return self.multipart_max_concurrent_uploads or 10

@@ -1,0 +1,61 @@
+"""The threads in which requests run, and what becomes of one whose caller is cancelled.
+
+The limiter is the store's own: trio's default one serves files, and would starve behind a slow network. At most `count`
+requests run at once, abandoned ones included; all others wait in order of arrival.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from functools import partial
+from typing import TypeVar, TypeVarTuple
+
+import trio
+
+T = TypeVar("T")
+Args = TypeVarTuple("Args")
+
+GRACE_S = 5.0
+"""How long a cancelled caller waits for a request that changes something."""
+
+
+class Threads:
+    """Runs blocking calls."""
+
+    def __init__(self, count: int) -> None:
+        self.limiter = trio.CapacityLimiter(count)
+
+    async def look(self, function: Callable[[*Args], T], *args: *Args) -> T:
+        """For calls whose result may be thrown away: a cancelled caller leaves at once, the thread ends by itself."""
+        return await trio.to_thread.run_sync(function, *args, abandon_on_cancel=True, limiter=self.limiter)
+
+    async def change(self, function: Callable[[*Args], T], *args: *Args) -> T:
+        """For calls that change something: a cancelled caller waits up to GRACE_S for the request to end, so that what
+        it does next (abort the upload, write the key again) comes after it at the server, too.
+        """
+        ended = trio.Event()
+        tell = partial(trio.lowlevel.current_trio_token().run_sync_soon, ended.set)
+        begun = False
+
+        def work() -> T:
+            nonlocal begun
+            begun = True
+            try:
+                return function(*args)
+            finally:
+                _tell(tell)
+
+        try:
+            return await trio.to_thread.run_sync(work, abandon_on_cancel=True, limiter=self.limiter)
+        except trio.Cancelled:
+            if begun:
+                with trio.move_on_after(GRACE_S, shield=True):
+                    await ended.wait()
+            raise
+
+
+def _tell(tell: Callable[[], object]) -> None:
+    try:
+        tell()
+    except trio.RunFinishedError:
+        pass  # the program has ended meanwhile: nobody is waiting

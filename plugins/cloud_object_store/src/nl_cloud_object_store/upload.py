@@ -1,0 +1,273 @@
+"""Writing an object: small ones in one request, large ones as a multipart upload in bounded memory.
+
+An object appears when its last request succeeds, whole. Whatever ends a multipart upload before (the reader, the
+server, cancellation) is followed by its abort; one that does not succeed at once is left to the sweeper.
+"""
+
+from __future__ import annotations
+
+import functools
+import itertools
+import threading
+from collections.abc import Callable
+
+import trio
+
+from nl.plugin import CHUNK, Reader, UploadMismatchError
+from nl_cloud_object_store.client import (
+    Bytes,
+    ObjectClient,
+    ObjectMissingError,
+    ObjectStoreError,
+    ObjectTooLargeError,
+    UploadGoneError,
+)
+from nl_cloud_object_store.parts import Budget, Reservation, part_size
+from nl_cloud_object_store.retry import RetryPolicy
+from nl_cloud_object_store.sweep import Sweeper
+from nl_cloud_object_store.threads import GRACE_S, Threads
+
+FRESH_STARTS = 2
+"""How often an upload begins again that the server has forgotten."""
+
+
+class Source:
+    """A reader whose end is checked against the size that was promised."""
+
+    def __init__(self, reader: Reader, size: int, name: str) -> None:
+        """`size` -1 means that it is not known; `name` is for messages."""
+        self._reader = reader
+        self.size = size
+        self._name = name
+        self.taken = 0
+        """Bytes so far."""
+        self.ended = False
+        """Whether all bytes have been taken."""
+
+    async def take(self, room: int) -> bytearray:
+        """The next `room` bytes; fewer only at the end.
+
+        Raises what the reader raises, and UploadMismatchError if it does not deliver the bytes that were promised.
+        """
+        data = bytearray()
+        left = room if self.size < 0 else min(room, self.size - self.taken)
+        while left:
+            parts = await self._reader.receive_parts(min(CHUNK, left))
+            if not parts:
+                self.ended = True
+                break
+            for part in parts:
+                data += part
+                left -= len(part)
+        self.taken += len(data)
+        if self.size >= 0:
+            await self._check_end()
+        return data
+
+    async def start_again(self) -> bool:
+        """Goes back to the beginning; False if the reader cannot."""
+        if not self._reader.can_rewind:
+            return False
+        await self._reader.rewind()
+        self.taken = 0
+        self.ended = False
+        return True
+
+    async def _check_end(self) -> None:
+        if self.ended:
+            promised = f"{self.size} bytes were promised"
+            raise UploadMismatchError(f"{self._name}: the upload ended after {self.taken} bytes; {promised}")
+        if self.taken == self.size:
+            if await self._reader.receive_parts(1):
+                raise UploadMismatchError(f"{self._name}: the upload has more than the {self.size} bytes promised")
+            self.ended = True
+
+
+class Multipart:
+    """The thread's side of a multipart upload.
+
+    `create` may still run in a thread when its caller is gone: `give_up` makes that thread abort what it creates.
+    """
+
+    def __init__(self, client: ObjectClient, key: str) -> None:
+        self._client = client
+        self._lock = threading.Lock()
+        self._given_up = False
+        self.key = key
+        self.id: str | None = None
+        self.tags: dict[int, str] = {}
+
+    def create(self) -> None:
+        """Begins the upload."""
+        created = self._client.create_upload(self.key)
+        with self._lock:
+            if not self._given_up:
+                self.id = created
+                return
+        self._client.abort_upload(self.key, created)
+
+    def give_up(self) -> str | None:
+        """No more is wanted; the id of what is to be aborted, if there is something."""
+        with self._lock:
+            self._given_up = True
+            return self.id
+
+    def send(self, number: int, data: Bytes) -> None:
+        """Sends a part, or sends it again."""
+        assert self.id is not None
+        self.tags[number] = self._client.upload_part(self.key, self.id, number, data)
+
+    def complete(self) -> None:
+        """Makes the object of all parts."""
+        assert self.id is not None
+        self._client.complete_upload(self.key, self.id, [self.tags[number] for number in sorted(self.tags)])
+
+
+class Uploader:
+    """Writes objects. All methods raise ObjectStoreError, and what a reader raises as it is."""
+
+    def __init__(
+        self, client: ObjectClient, *, threads: Threads, policy: RetryPolicy, budget: Budget, sweeper: Sweeper,
+        part: int, at_once: int,
+    ) -> None:
+        """`part`: what is larger goes in parts of at least this size (bytes); `at_once`: parts of one upload."""
+        self._client = client
+        self._threads = threads
+        self._policy = policy
+        self._budget = budget
+        self._sweeper = sweeper
+        self._at_once = at_once
+        self.part = part
+        """Objects up to this many bytes go in one request."""
+
+    async def put(self, key: str, data: Bytes, *, replace: bool) -> None:
+        """One request. `data` must not change, even if the caller is cancelled.
+
+        `replace`: the object may have another value, so a cancelled caller waits, lest this one overtakes the next.
+        """
+        hop = self._threads.change if replace else self._threads.look
+        await self._policy.run(lambda: hop(self._client.put, key, data))
+
+    async def write(self, key: str, source: Source, *, replace: bool) -> None:
+        """Everything that the source has. Where the server has lost what it had of the upload, and the source can, it
+        begins again.
+        """
+        for _ in range(FRESH_STARTS):
+            try:
+                return await self._write(key, source, replace=replace)
+            except UploadGoneError:
+                if not await source.start_again():
+                    raise
+        return await self._write(key, source, replace=replace)
+
+    async def _write(self, key: str, source: Source, *, replace: bool) -> None:
+        size = source.size
+        room = size if 0 <= size <= self.part else part_size(size, smallest=self.part, most=self._client.MAX_PARTS)
+        if room > self._client.MAX_PART:
+            raise ObjectTooLargeError(f"{key}: {size} bytes are more than an object can have")
+        held = await self._budget.reserve(room)
+        try:
+            first = await source.take(room)
+            if source.ended:
+                await self.put(key, first, replace=replace)
+            else:
+                await self._multipart(Multipart(self._client, key), source, room=room, first=first, held=held)
+        finally:
+            held.release()
+
+    async def _multipart(
+        self, upload: Multipart, source: Source, *, room: int, first: bytearray, held: Reservation
+    ) -> None:
+        try:
+            await self._policy.run(lambda: self._threads.change(upload.create))
+            await self._send_all(upload, source, room=room, first=first, held=held)
+            await self._complete(upload, source)
+        except BaseException:
+            with trio.move_on_after(GRACE_S, shield=True):
+                await self._abort(upload)
+            raise
+
+    async def _send_all(
+        self, upload: Multipart, source: Source, *, room: int, first: bytearray, held: Reservation
+    ) -> None:
+        """Takes and sends part after part, at most `at_once` under way, the one that is being taken included."""
+        failed: list[Exception] = []
+        places = trio.Semaphore(self._at_once - 1)
+        async with trio.open_nursery() as nursery:
+
+            async def send(number: int, data: bytearray, held: Reservation) -> None:
+                try:
+                    await self._policy.run(lambda: self._threads.change(upload.send, number, data))
+                except ObjectStoreError as error:
+                    failed.append(error)
+                    nursery.cancel_scope.cancel()
+                finally:
+                    held.release()
+                    places.release()
+
+            def start(number: int, data: bytearray, held: Reservation) -> None:
+                nursery.start_soon(send, number, data, held)
+
+            try:
+                start(1, first, held)
+                for number in itertools.count(2):
+                    if source.ended:
+                        break
+                    await places.acquire()
+                    await self._take_and_send(source, room, functools.partial(start, number))
+            except Exception as error:  # noqa: BLE001 - raised below, outside of the nursery that would wrap it
+                failed.append(error)
+                nursery.cancel_scope.cancel()
+        if failed:
+            raise failed[0]
+
+    async def _take_and_send(
+        self, source: Source, room: int, send: Callable[[bytearray, Reservation], None]
+    ) -> None:
+        held = await self._budget.reserve(room)
+        data = bytearray()
+        try:
+            data = await source.take(room)
+        finally:
+            if not data:  # the reader raised, or the last part was full and the size not known beforehand
+                held.release()
+        if data:
+            send(data, held)
+
+    async def _complete(self, upload: Multipart, source: Source) -> None:
+        """The last request. Where its answer is lost, asking again finds no upload, and perhaps the object."""
+        lost = False
+
+        async def attempt() -> None:
+            nonlocal lost
+            try:
+                await self._threads.change(upload.complete)
+            except UploadGoneError:
+                if not lost or not await self._is_there(upload.key, source.taken):
+                    raise
+            except ObjectStoreError:
+                lost = True
+                raise
+
+        await self._policy.run(attempt)
+
+    async def _is_there(self, key: str, size: int) -> bool:
+        try:
+            info = await self._threads.look(self._client.head, key)
+        except ObjectMissingError:
+            return False
+        return info.size == size
+
+    async def _abort(self, upload: Multipart) -> None:
+        id = upload.give_up()
+        if id is None:
+            return
+        done = False
+        try:
+            await self._threads.look(self._client.abort_upload, upload.key, id)
+            done = True
+        except ObjectStoreError:
+            pass  # the sweeper goes on trying
+        finally:
+            if not done:
+                self._sweeper.add(upload.key, id)
