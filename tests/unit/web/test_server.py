@@ -127,12 +127,45 @@ async def test_rubbish_is_refused(rubbish):
     assert answer.startswith(b"HTTP/1.1 4")
 
 
-async def test_silence_ends_the_connection(autojump_clock):
+@pytest.mark.parametrize("answered", [0, 1])
+async def test_a_connection_without_a_request_ends_after_the_time_for_idle_ones(autojump_clock, answered):
     client, server = stream_pair()
-    await HttpServer(ROUTES).serve(server)
-    assert trio.current_time() >= HttpLimits().header_timeout
+    await client.send_all(get("/hello") * answered)
+    with trio.fail_after(100):
+        await HttpServer(ROUTES, limits=HttpLimits(idle_timeout=50, header_timeout=5, stall_timeout=7)).serve(server)
+    assert trio.current_time() == pytest.approx(50, abs=1)
     await client.aclose()
     await trio.aclose_forcefully(server)
+
+
+async def drip(client, data, *, every):
+    """Sends a byte at a time for as long as somebody takes them; when that ended."""
+    try:
+        for at in range(len(data)):
+            await client.send_all(data[at : at + 1])
+            await trio.sleep(every)
+    except trio.BrokenResourceError:
+        pass
+    return trio.current_time()
+
+
+async def test_a_head_that_comes_byte_by_byte_has_the_time_of_one_head_and_no_more(autojump_clock, nursery):
+    client, server = stream_pair()
+    limits = HttpLimits(header_timeout=10, stall_timeout=60, idle_timeout=75, handler_timeout=300)
+    nursery.start_soon(closing(HttpServer(ROUTES, limits=limits).serve, server))
+    assert 10 <= await drip(client, get("/hello", extra="X: " + "x" * 500 + "\r\n"), every=3) < 20
+    await client.aclose()
+
+
+async def test_the_rest_of_a_body_that_nobody_read_is_waited_for_as_long_as_for_a_head(autojump_clock, nursery):
+    client, server = stream_pair()
+    limits = HttpLimits(header_timeout=10, stall_timeout=60, idle_timeout=75, handler_timeout=300)
+    site = HttpServer({"/hello": Route(hello, frozenset({"PUT"}))}, limits=limits)
+    nursery.start_soon(closing(site.serve, server))
+    await client.send_all(get("/hello", "PUT", "Content-Length: 500\r\n"))
+    assert (await client.receive_some()).startswith(b"HTTP/1.1 200")
+    assert 10 <= await drip(client, bytes(500), every=3) < 20
+    await client.aclose()
 
 
 async def test_a_connection_ends_after_its_last_request():
@@ -215,6 +248,18 @@ async def test_a_download_may_take_longer_than_any_timeout_as_long_as_it_moves(a
         answer = b"".join([chunk async for chunk in client])
     assert answer.endswith(b"drop" * 10)
     assert trio.current_time() >= 150
+    await client.aclose()
+
+
+async def test_an_upload_may_take_longer_than_any_timeout_as_long_as_it_moves(autojump_clock):
+    client, server = stream_pair()
+    site = HttpServer(ROUTES, limits=HttpLimits(header_timeout=5, stall_timeout=17, handler_timeout=20))
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(closing(site.serve, server))
+        await client.send_all(get("/echo", "PUT", "Content-Length: 10\r\nConnection: close\r\n"))
+        assert await drip(client, b"0123456789", every=15) >= 150
+        answer = b"".join([chunk async for chunk in client])
+    assert answer.endswith(b"\r\n\r\n0123456789")
     await client.aclose()
 
 
