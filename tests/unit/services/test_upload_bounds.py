@@ -1,5 +1,8 @@
 """Which uploads have to go when there are too many, and in which order."""
 
+import gc
+import weakref
+
 import pytest
 import trio
 import trio.testing
@@ -193,3 +196,18 @@ async def test_one_upload_is_asked_to_go_once(autojump_clock, ending):
 def test_the_one_just_parked_stays_even_where_the_largest_alone_is_beyond_the_bound():
     sessions = UploadSessions(max_parked=64, max_parked_bytes=100)
     assert park(sessions, Parked(5000), Parked(10), Parked(20), Parked(30)) == [1, 2]
+
+
+async def test_an_upload_that_has_made_room_is_forgotten(autojump_clock):
+    slots = UploadSlots(1)
+    silent = Parked(1, waiting_since=-100.0)
+    gone = weakref.ref(silent)
+    await slots.take(silent)
+    with trio.move_on_after(10):
+        await slots.take(Parked(0))
+    assert silent.given_up
+    slots.release(silent)
+    assert (slots.taken, slots.ended) == (0, 1)
+    del silent
+    gc.collect()
+    assert gone() is None
