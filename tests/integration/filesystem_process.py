@@ -114,9 +114,9 @@ class Worker:
 
     async def check_exactness(self) -> None:
         """While nobody may write or evict, the store knows exactly what the folder has."""
-        lock = self.store._committer.lock
-        await lock.acquire()
-        with lock.held():
+        committer = self.store._committer
+        await committer.lock.acquire()
+        with committer.locked():
             if self.store.statistics()["state"] != "exact":
                 return
             self.exact_checks += 1
@@ -126,9 +126,9 @@ class Worker:
                 assert there == (size is not None), f"has says {size} of {digest}, the folder {there}"
 
     async def check_bound(self) -> None:
-        lock = self.store._committer.lock
-        await lock.acquire()
-        with lock.held():
+        committer = self.store._committer
+        await committer.lock.acquire()
+        with committer.locked():
             if self.max_bytes:
                 total = used(self.root)
                 assert total <= self.max_bytes, f"{total} bytes are more than {self.max_bytes}"

@@ -10,9 +10,7 @@ first read.
 from __future__ import annotations
 
 import errno
-import fcntl
 import os
-import signal
 import stat
 from contextlib import suppress
 
@@ -21,13 +19,13 @@ import trio
 from nl.plugin import EMPTY_DIGESTS, SMALL, Digest, InvalidRequestError, UploadMismatchError
 from nl.stores.filesystem.commit import Committer
 from nl.stores.filesystem.copying import copy_bytes
+from nl.stores.filesystem.leases import nobody_writes_to
 from nl.stores.filesystem.oserrors import translate
 from nl.stores.filesystem.verify import Verifier
 from nl.stores.filesystem.writing import TempFile
 
 HASHED_SIZE = 16 * 1024 * 1024
 _MODE = 0o444
-_F_SETSIG = 10
 _READ_FLAGS = os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW | os.O_NONBLOCK
 
 
@@ -71,7 +69,8 @@ class Adopter:
 
     async def _take(self, digest: Digest, name: str, path: str) -> None:
         """Commits a file that was moved to `temp` under `name`, or puts it back."""
-        temp_fd = self._committer.mirror.layout.temp.fd
+        layout = self._committer.mirror.layout
+        temp_fd = layout.temp.fd
         committed = False
         try:
             fd = os.open(name, _READ_FLAGS, dir_fd=temp_fd)
@@ -84,8 +83,8 @@ class Adopter:
                 facts = os.fstat(fd)
                 if is_known:
                     facts = await self._hashed(digest, fd, path)
-                folder, target = self._committer.mirror.layout.place_of(digest)
-                await self._committer.commit(name, folder, target, key=digest, facts=facts, is_known=is_known)
+                folder, target, key = layout.locate(digest)
+                await self._committer.commit(name, folder, target, key=key, facts=facts, is_known=is_known)
                 committed = True
             finally:
                 os.close(fd)
@@ -109,8 +108,8 @@ class Adopter:
                 await self._hashed(digest, copy_fd, path)
             finally:
                 os.close(copy_fd)
-            folder, target = self._committer.mirror.layout.place_of(digest)
-            await self._committer.commit(file.name, folder, target, key=digest, facts=facts)
+            folder, target, key = layout.locate(digest)
+            await self._committer.commit(file.name, folder, target, key=key, facts=facts)
             file.committed = True
         self.copied += 1
 
@@ -140,11 +139,6 @@ def _seal(fd: int) -> bool:
         if facts.st_uid != me:
             os.fchown(fd, me, os.getegid())
         os.fchmod(fd, _MODE)
-        # Were somebody to open it for writing while the lease lasts, this process would get a signal: one that is
-        # ignored by default instead of SIGIO, which kills.
-        fcntl.fcntl(fd, _F_SETSIG, signal.SIGURG)
-        fcntl.fcntl(fd, fcntl.F_SETLEASE, fcntl.F_RDLCK)
-        fcntl.fcntl(fd, fcntl.F_SETLEASE, fcntl.F_UNLCK)
     except OSError:
         return False
-    return os.fstat(fd).st_nlink == 1
+    return nobody_writes_to(fd) and os.fstat(fd).st_nlink == 1

@@ -1,16 +1,16 @@
 """Commits: the short section in which a finished file becomes visible and old ones make room for it.
 
-The section runs under a lock that all processes on the folder share. In it the index is brought up to date, so the sum
-that is compared with `max_bytes` is the sum over all of them, and it stays under it whoever writes.
+The section runs under the lock of the folder (lock.py). In it the index is brought up to date, so the sum that is
+compared with `max_bytes` is the sum over all processes, and it stays under it whoever writes. Where the index is not
+exact (during a scan, without inotify) the sum is the one that all processes keep in the lock's file, and what is
+evicted is the oldest of what is known. No upload waits for a scan, but for a moment when nothing is known yet.
 
-Rules for this file: nothing awaits while the lock is held, so the lock is held for microseconds; waiting for it is
-polling, so a process that was stopped while holding it stalls uploads (and says so), never the loop.
+Rules for this file: nothing awaits while the lock is held, and it is held for microseconds.
 """
 
 from __future__ import annotations
 
-import fcntl
-import logging
+import enum
 import os
 import time
 from collections.abc import Iterator
@@ -18,113 +18,35 @@ from contextlib import contextmanager
 
 import trio
 
-from nl.plugin import Digest, EvictionPolicy, TooLargeError, UnavailableError
-from nl.stores.filesystem.index import Entry
+from nl.plugin import BlobNotFoundError, Digest, EvictionPolicy, ExhaustedError, TooLargeError
 from nl.stores.filesystem.layout import Folder
+from nl.stores.filesystem.leases import nobody_writes_to
+from nl.stores.filesystem.lock import Lock
 from nl.stores.filesystem.mirror import Mirror
-from nl.stores.filesystem.names import IndexKey, name_of
+from nl.stores.filesystem.names import IndexKey, file_name, name_of
+from nl.stores.filesystem.scanning import Scanner
 
-_log = logging.getLogger(__name__)
-
-_SLICE = 64
+SLICE = 64
 """Evictions in one go, before others may run: about a millisecond."""
 _LARGE = 8 * 1024 * 1024
 """Files from this size on take the file system so long to free that a thread does it."""
 _POLITE_PAUSE_S = 0.001
 """Between slices of background eviction, so that uploads of other processes get the lock."""
-_LONGEST_PAUSE_S = 0.001
-_LOCK_WARNING_S = 5.0
-_LOCK_TIMEOUT_S = 60.0
-_SCAN_TIMEOUT_S = 30.0
-_ATIME_SLACK_S = 0.001
-
-
-class Lock:
-    """The lock of a folder, between processes. Taken and given back without an await between."""
-
-    def __init__(self, mirror: Mirror) -> None:
-        self._mirror = mirror
-        self._layout = mirror.layout
-        self._next_to_poll = trio.Lock()  # Of all who wait in this process, the first one polls.
-        self.waits = 0
-
-    def try_lock(self) -> bool:
-        """Takes the lock if nobody has it."""
-        try:
-            fcntl.flock(self._layout.lock_fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            return False
-        return True
-
-    def unlock(self) -> None:
-        """Gives the lock back."""
-        fcntl.flock(self._layout.lock_fd, fcntl.LOCK_UN)
-
-    async def acquire(self) -> None:
-        """Waits for the lock. The caller gives it back before its next await.
-
-        Raises UnavailableError, naming the process that has it, after a minute.
-        """
-        if self.try_lock():
-            return
-        self.waits += 1
-        await self._next_to_poll.acquire()
-        try:
-            await self._poll()
-        finally:
-            self._next_to_poll.release()
-
-    async def _poll(self) -> None:
-        began = trio.current_time()
-        pause, warned = 0.0002, False
-        while not self.try_lock():
-            await trio.sleep(pause)
-            self._mirror.refresh()  # Others may be changing much: the kernel's queue must not run over.
-            pause = min(pause * 2, _LONGEST_PAUSE_S)
-            waited = trio.current_time() - began
-            if waited > _LOCK_TIMEOUT_S:
-                raise UnavailableError(
-                    f"filesystem store {self._layout.name!r}: cannot write: {self._layout.lock_path} has been locked "
-                    f"for {waited:.0f} s by {self._holder()}"
-                )
-            if waited > _LOCK_WARNING_S and not warned:
-                warned = True
-                _log.warning(
-                    "store %s: uploads wait: %s is locked by %s. If that process is stopped, continue or kill it",
-                    self._layout.name, self._layout.lock_path, self._holder(),
-                )  # fmt: skip
-
-    @contextmanager
-    def held(self) -> Iterator[None]:
-        """After `acquire`: gives the lock back at the end of the block."""
-        try:
-            yield
-        finally:
-            self.unlock()
-
-    def _holder(self) -> str:
-        try:
-            inode = str(os.fstat(self._layout.lock_fd).st_ino)
-            with open("/proc/locks", encoding="ascii") as lines:
-                for line in lines:
-                    words = line.split()
-                    if "->" not in words and words[5].rpartition(":")[2] == inode:
-                        return f"process {words[4]}"
-        except (OSError, IndexError):
-            pass
-        return "a process that cannot be seen from here"
+_PATIENCE_S = 1.0
+"""How long after its beginning a scan may make uploads wait that find nothing to evict."""
 
 
 class Committer:
     """Makes files visible and keeps the folder within its policy."""
 
-    def __init__(self, mirror: Mirror, policy: EvictionPolicy) -> None:
+    def __init__(self, mirror: Mirror, scanner: Scanner, policy: EvictionPolicy) -> None:
         self.mirror = mirror
         self.lock = Lock(mirror)
         self.policy = policy
         self.evicted_blobs = 0
         self.evicted_bytes = 0
-        self.spared_blobs = 0
+        self._scanner = scanner
+        self._sum = 0
         self._closing: list[int] = []
         self._is_bounded = bool(policy.max_bytes or policy.max_count)
 
@@ -140,124 +62,166 @@ class Committer:
     def is_intact(self, digest: Digest) -> bool:
         """Whether a blob is there and known to be right, so that it need not be written again; a use of it if so."""
         index = self.mirror.index
-        entry = index.blobs.get(digest)
-        if entry is None or not entry.inode:
+        slot = index.blob(digest)
+        if slot is None or not index.is_known(slot):
             return False
-        folder, name = self.mirror.layout.place_of(digest)
+        folder = self.mirror.layout.blobs
         try:
-            facts = os.stat(name, dir_fd=folder.fd, follow_symlinks=False)
+            facts = os.stat(name_of(digest), dir_fd=folder.fd, follow_symlinks=False)
         except OSError:
             return False
-        if not entry.is_known_as(facts.st_ino, facts.st_mtime_ns, facts.st_size):
+        if not index.is_known_as(slot, inode=facts.st_ino, mtime_ns=facts.st_mtime_ns, size=facts.st_size):
             return False
-        index.touch(digest, entry, time.time())
+        index.touch(slot, time.monotonic())
         return True
 
+    @contextmanager
+    def locked(self) -> Iterator[None]:
+        """After `lock.acquire` or `lock.try_lock`: the index is up to date in the block, and the lock free after it."""
+        try:
+            self.mirror.refresh()
+            self._sum = self.mirror.index.bytes
+            if not self.mirror.is_exact and (told := self.lock.read_sum()) is not None:
+                self._sum = told
+            before = self._sum
+            yield
+            if self.mirror.is_exact or self._sum != before:
+                self.lock.write_sum(self.sum)
+        finally:
+            self.lock.unlock()
+
+    @property
+    def sum(self) -> int:
+        """Bytes that all files count for, as far as is known. While locked."""
+        return self.mirror.index.bytes if self.mirror.is_exact else self._sum
+
     async def commit(
-        self, temp_name: str, folder: Folder, name: str, *, key: IndexKey, facts: os.stat_result, is_known: bool = True
+        self, temp_name: str, folder: Folder, name: str, *, key: IndexKey, facts: os.stat_result,
+        is_known: bool = True, beside: IndexKey | None = None,
     ) -> None:
         """Renames a finished file of `temp` to its place, for which it makes room before.
 
         `facts` is its stat; `is_known` says that its bytes are right (or that its key does not tell what is right).
-        Raises OSError, or ExhaustedError if it cannot fit. *Cancellation*: the file is then still in `temp`.
-        """
-        executables = self.mirror.layout.executables
+        `beside` must stay: the file is a variant of it. Raises OSError, ExhaustedError if it cannot fit,
+        BlobNotFoundError if `beside` has gone. *Cancellation*: the file is then still in `temp`.
+        """  # fmt: skip
         self.refuse_too_large(key, facts.st_size)
-        must_wait = self._is_bounded
-        room = Room(self, self.mirror.index.cost(facts.st_size), replaced=key if folder is not executables else None)
-        temp_fd = self.mirror.layout.temp.fd
+        cost = self.mirror.index.cost(facts.st_size)
+        room = Room(self, cost, count=1 if beside is None else 0, folder=folder, name=name, beside=beside)
+        is_patient = self._is_bounded
         while True:
-            if must_wait and not self.mirror.scanned.is_set():
-                must_wait = await self._is_scanned_in_time()
             if not self.lock.try_lock():
                 await self.lock.acquire()
-            try:
-                self.mirror.refresh()
-                if must_wait and not self.mirror.scanned.is_set():
-                    continue
-                if not self._is_bounded or room.is_made():
-                    os.rename(temp_name, name, src_dir_fd=temp_fd, dst_dir_fd=folder.fd)
-                    entry = Entry(facts.st_size, used=-time.time())
-                    if is_known:
-                        entry.inode, entry.mtime_ns = facts.st_ino, facts.st_mtime_ns
-                    self.mirror.placed(folder, name, key=key, entry=entry)
+            with self.locked():
+                made = room.make() if self._is_bounded else Made.YES
+                if made is Made.NOTHING_KNOWN and not is_patient:
+                    made = Made.YES  # More than max_bytes for a while is better than a client that waits.
+                if made is Made.YES:
+                    self._place(temp_name, folder, name, key=key, facts=facts, is_known=is_known)
                     return
-            finally:
-                self.lock.unlock()
+            if made is Made.NOTHING_KNOWN:
+                is_patient = await self._scanner.progress(patience_s=_PATIENCE_S)
             await trio.lowlevel.checkpoint()
+
+    def _place(
+        self, temp_name: str, folder: Folder, name: str, *, key: IndexKey, facts: os.stat_result, is_known: bool
+    ) -> None:
+        mirror = self.mirror
+        os.rename(temp_name, name, src_dir_fd=mirror.layout.temp.fd, dst_dir_fd=folder.fd)
+        before = mirror.index.bytes
+        inode, mtime_ns = (facts.st_ino, facts.st_mtime_ns) if is_known else (0, 0)
+        mirror.placed(folder, name, key=key, size=facts.st_size, inode=inode, mtime_ns=mtime_ns)
+        self._sum += mirror.index.bytes - before
 
     async def trim(self) -> None:
         """Evicts what the policy does not allow, in slices: after a scan, and now and then for age."""
         room = Room(self, 0, count=0)
         while True:
             await self.lock.acquire()
-            with self.lock.held():
-                self.mirror.refresh()
+            with self.locked():
                 if not self.mirror.is_exact and self.mirror.is_watching:
                     return
-                if room.is_made() and self._expire(_SLICE) < _SLICE:
+                if room.make() is not Made.NOT_YET and self._expire(SLICE) < SLICE:
                     return
             await trio.sleep(_POLITE_PAUSE_S)
 
-    def evict_oldest(self) -> bool:
-        """Deletes the least recently used blob, unless another process used it lately. Under the lock.
+    async def settle(self) -> None:
+        """After a scan: tells all processes what the sum really is."""
+        await self.lock.acquire()
+        with self.locked():
+            self._sum = self.mirror.index.bytes
+            self.lock.write_sum(self._sum)
 
-        Returns False if there is nothing to evict.
-        """
-        oldest = self.mirror.index.oldest()
-        if oldest is None:
-            return self._evict_orphan()
-        key, entry = oldest
-        folder, name = self.mirror.layout.place_of(key)
+    async def delete_empty(self, files: list[tuple[Folder, str]]) -> int:
+        """Deletes files that are still empty; returns how many they were."""
+        count = 0
+        for start in range(0, len(files), SLICE):
+            await self.lock.acquire()
+            with self.locked():
+                for folder, name in files[start : start + SLICE]:
+                    count += self._delete_if_empty(folder, name)
+            await trio.sleep(_POLITE_PAUSE_S)
+        return count
+
+    def _delete_if_empty(self, folder: Folder, name: str) -> bool:
         try:
-            facts = os.stat(name, dir_fd=folder.fd, follow_symlinks=False)
-        except FileNotFoundError:
-            self.mirror.removed(folder, name, key=key)
-            return True
-        if facts.st_atime > abs(entry.used) + _ATIME_SLACK_S:
-            # Somebody else used it: it goes round once more. `used` is now what the file says, so only once.
-            entry.used = -facts.st_atime
-            self.mirror.index.blobs.move_to_end(key)
-            self.spared_blobs += 1
-            return True
-        self.delete(key, facts=facts)
-        self.evicted_blobs += 1
-        self.evicted_bytes += entry.size
+            fd = os.open(name, os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW | os.O_NONBLOCK, dir_fd=folder.fd)
+        except OSError:
+            return False
+        try:
+            # Somebody may be copying files in: theirs are empty at first, too.
+            if os.fstat(fd).st_size or not nobody_writes_to(fd):
+                return False
+        finally:
+            os.close(fd)
+        self._unlink(folder, name, 0)
         return True
 
-    def delete(self, key: IndexKey, *, facts: os.stat_result) -> None:
-        """Deletes a blob and its executable variant. Under the lock."""
-        folder, name = self.mirror.layout.place_of(key)
-        if facts.st_size >= _LARGE and facts.st_nlink == 1 and len(self._closing) < 64:
-            # The blocks are freed when the last descriptor is closed: later, in a thread.
-            try:
-                self._closing.append(os.open(name, os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW, dir_fd=folder.fd))
-            except OSError:
-                pass  # Then it is freed here and now.
-        try:
-            os.unlink(name, dir_fd=folder.fd)
-        except FileNotFoundError:
-            pass
-        self.mirror.removed(folder, name, key=key)
+    def evict_oldest(self, *, beside: IndexKey | None = None) -> bool:
+        """Deletes the least recently used blob, or comes a step nearer to it. Under the lock.
+
+        Returns False if there is nothing (else than `beside`) to evict.
+        """
+        index = self.mirror.index
+        slot = index.oldest()
+        if slot is None:
+            return not index.is_empty or self._evict_orphan()
+        key, size = index.key_at(slot), index.sizes[slot]
+        if key == beside:
+            return False
+        self.delete(key, size)
+        self.evicted_blobs += 1
+        self.evicted_bytes += size
+        return True
+
+    def delete(self, key: IndexKey, size: int) -> None:
+        """Deletes a file of the index, and the executable variant of a blob. Under the lock."""
+        folder, name = self.mirror.layout.place_of(key, size)
+        if size >= _LARGE and len(self._closing) < 64:
+            self._free_later(folder, name)
+        self._unlink(folder, name, size)
         if folder is self.mirror.layout.blobs:
             self.delete_executable(key)
 
     def delete_executable(self, key: IndexKey) -> None:
         """Deletes the executable variant of a blob, if there is one. Under the lock."""
-        if not isinstance(key, str) and key in self.mirror.index.executables:
-            folder, name = self.mirror.layout.executables, name_of(key)
-            try:
-                os.unlink(name, dir_fd=folder.fd)
-            except FileNotFoundError:
-                pass
-            self.mirror.removed(folder, name, key=key)
+        slot = self.mirror.index.executables.get(key)
+        if slot is not None:
+            size = self.mirror.index.sizes[slot]
+            self._unlink(self.mirror.layout.executables, file_name(key, size), size)
 
-    async def rename(self, fd: int, old: Digest, new: Digest) -> None:
+    def moved_away(self, folder: Folder, name: str, *, key: IndexKey, size: int) -> None:
+        """Notes that a file was moved out of the folder, and deletes its variant. Under the lock."""
+        self.mirror.removed(folder, name)
+        self._sum -= self.mirror.index.cost(size)
+        if folder is self.mirror.layout.blobs:
+            self.delete_executable(key)
+
+    async def rename(self, fd: int, old: Digest, new: Digest, *, key: IndexKey) -> None:
         """Gives the file that `fd` is open on, and that is `new`, its name; nothing if it has been replaced."""
         folder = self.mirror.layout.blobs
         await self.lock.acquire()
-        with self.lock.held():
-            self.mirror.refresh()
+        with self.locked():
             ours = os.fstat(fd)
             try:
                 there = os.stat(name_of(old), dir_fd=folder.fd, follow_symlinks=False)
@@ -266,9 +230,10 @@ class Committer:
             if (there.st_ino, there.st_dev) != (ours.st_ino, ours.st_dev):
                 return
             os.rename(name_of(old), name_of(new), src_dir_fd=folder.fd, dst_dir_fd=folder.fd)
-            self.mirror.removed(folder, name_of(old), key=old)
-            entry = Entry(ours.st_size, used=time.time(), inode=ours.st_ino, mtime_ns=ours.st_mtime_ns)
-            self.mirror.placed(folder, name_of(new), key=new, entry=entry)
+            self.mirror.removed(folder, name_of(old))
+            self.mirror.placed(
+                folder, name_of(new), key=key, size=ours.st_size, inode=ours.st_ino, mtime_ns=ours.st_mtime_ns
+            )
 
     async def free_large(self) -> None:
         """Lets go of large files that were evicted."""
@@ -281,9 +246,26 @@ class Committer:
         _close_all(self._closing)
         self._closing.clear()
 
+    def _unlink(self, folder: Folder, name: str, size: int) -> None:
+        try:
+            os.unlink(name, dir_fd=folder.fd)
+        except FileNotFoundError:
+            pass  # Another process was faster, and has taken it off the sum.
+        else:
+            self._sum -= self.mirror.index.cost(size)
+        self.mirror.removed(folder, name)
+
+    def _free_later(self, folder: Folder, name: str) -> None:
+        """Keeps a file open that is about to be deleted: its blocks are freed when that is closed, in a thread."""
+        try:
+            fd = os.open(name, os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW | os.O_NONBLOCK, dir_fd=folder.fd)
+        except OSError:
+            return  # Then it is freed here and now.
+        self._closing.append(fd)
+
     def _evict_orphan(self) -> bool:
-        for digest in self.mirror.index.executables:
-            self.delete_executable(digest)
+        for key in self.mirror.index.executables:
+            self.delete_executable(key)
             return True
         return False
 
@@ -291,55 +273,83 @@ class Committer:
         """Deletes up to `limit` blobs that nobody has used for `max_seconds`; returns how many it looked at."""
         if not self.policy.max_seconds:
             return 0
-        horizon = time.time() - self.policy.max_seconds
+        index = self.mirror.index
+        horizon = time.monotonic() - self.policy.max_seconds
         for count in range(limit):
-            oldest = self.mirror.index.oldest()
-            if oldest is None or abs(oldest[1].used) >= horizon:
+            slot = index.oldest()
+            if slot is None and index.is_empty:
                 return count
-            self.evict_oldest()
+            if slot is not None:
+                if index.used[slot] >= horizon:
+                    return count
+                self.evict_oldest()
         return limit
 
-    async def _is_scanned_in_time(self) -> bool:
-        """Waits until the index is complete, so that there is a sum to keep; False if that takes too long."""
-        with trio.move_on_after(_SCAN_TIMEOUT_S):
-            while not self.mirror.scanned.is_set():
-                await self.mirror.scanned.wait()
-            return True
-        _log.warning(
-            "store %s: listing %s takes more than %d s; uploads go on meanwhile, and max_bytes is kept afterwards",
-            self.mirror.layout.name, self.mirror.layout.content_path, _SCAN_TIMEOUT_S,
-        )  # fmt: skip
-        return False
+
+class Made(enum.Enum):
+    """Whether there is room."""
+
+    YES = enum.auto()
+    NOT_YET = enum.auto()
+    NOTHING_KNOWN = enum.auto()
+    """There is not, and nothing that could be evicted is known: a scan will find something."""
 
 
 class Room:
     """Making room for one file: remembers, from slice to slice, how far down the eviction is to go."""
 
-    def __init__(self, committer: Committer, cost: int, *, count: int = 1, replaced: IndexKey | None = None) -> None:
+    def __init__(
+        self, committer: Committer, cost: int, *, count: int = 1, folder: Folder | None = None, name: str = "",
+        beside: IndexKey | None = None,
+    ) -> None:  # fmt: skip
         self._committer = committer
         self._cost = cost
         self._count = count
-        self._replaced = replaced
-        self._target = -1
+        self._folder = folder
+        self._name = name
+        self._beside = beside
+        self._is_evicting = False
 
-    def is_made(self) -> bool:
-        """Evicts a slice of what is needed; True if the file may now be placed. Under the lock."""
-        index = self._committer.mirror.index
-        policy = self._committer.policy
-        for _ in range(_SLICE):
-            replaced = None if self._replaced is None else index.blobs.get(self._replaced)
-            cost = self._cost - (index.cost(replaced.size) if replaced else 0)
-            count = self._count - (1 if replaced else 0)
-            if policy.max_bytes and self._target < 0 and index.bytes + cost > policy.max_bytes:
-                self._target = max(0, policy.max_bytes - policy.evict_bytes)
-            enough = self._target < 0 or index.bytes + cost <= max(self._target, self._cost)
-            if enough and (not policy.max_count or len(index) + count <= policy.max_count):
-                return True
-            if not self._committer.evict_oldest():
-                break
-        else:
+    def make(self) -> Made:
+        """Evicts a slice of what is needed. Under the lock. Raises ExhaustedError, BlobNotFoundError for `beside`."""
+        committer = self._committer
+        self._refuse_if_not_both_fit()
+        for _ in range(SLICE):
+            if self._is_enough():
+                return Made.YES
+            if not committer.evict_oldest(beside=self._beside):
+                if self._beside is not None:
+                    raise self._no_room()
+                # What could not fit alone has been refused before: the rest of the sum is not known yet.
+                return Made.YES if committer.mirror.is_exact else Made.NOTHING_KNOWN
+        return Made.YES if self._is_enough() else Made.NOT_YET
+
+    def _is_enough(self) -> bool:
+        """Whether the file may be placed: under max_bytes, or once that was exceeded, evict_bytes below it."""
+        committer = self._committer
+        policy, index = committer.policy, committer.mirror.index
+        known = None if self._folder is None else committer.mirror.known_as(self._folder, self._name)
+        replaced = 0 if known is None else index.cost(index.sizes[known[1]])
+        total = committer.sum + self._cost - replaced
+        if policy.max_bytes and total > policy.max_bytes:
+            self._is_evicting = True
+        if self._is_evicting and total > max(policy.max_bytes - policy.evict_bytes, self._cost):
             return False
-        return True  # Nothing is left to evict, and what could not fit alone has been refused before.
+        count = len(index) + (self._count if known is None else 0)
+        return not policy.max_count or count <= policy.max_count
+
+    def _refuse_if_not_both_fit(self) -> None:
+        if self._beside is None:
+            return
+        mirror, limit = self._committer.mirror, self._committer.policy.max_bytes
+        slot = mirror.index.slots.get(self._beside)
+        if slot is None and mirror.is_exact:
+            raise BlobNotFoundError(self._name, mirror.layout.where)
+        if limit and slot is not None and self._cost + mirror.index.cost(mirror.index.sizes[slot]) > limit:
+            raise self._no_room()
+
+    def _no_room(self) -> ExhaustedError:
+        return ExhaustedError(f"{self._committer.mirror.layout.where} has no room for a second file of {self._name}")
 
 
 def _close_all(fds: list[int]) -> None:

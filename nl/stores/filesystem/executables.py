@@ -15,8 +15,7 @@ import trio
 from nl.plugin import SMALL, Digest
 from nl.stores.filesystem.commit import Committer
 from nl.stores.filesystem.copying import copy_bytes
-from nl.stores.filesystem.index import Entry
-from nl.stores.filesystem.names import name_of
+from nl.stores.filesystem.names import index_key, name_of
 from nl.stores.filesystem.quarantine import Quarantine
 from nl.stores.filesystem.verify import Verifier
 from nl.stores.filesystem.writing import TempFile
@@ -36,12 +35,12 @@ class Executables:
         self._threads = threads
         self._running: dict[Digest, trio.Event] = {}
 
-    async def entry_of(
+    async def identity_of(
         self, digest: Digest, opened: Callable[[Digest], Awaitable[tuple[int, os.stat_result]]]
-    ) -> Entry:
-        """The entry of a variant that is there and right. `opened` opens the blob itself, and raises if it is missing.
+    ) -> os.stat_result:
+        """The stat of a variant that is there and right. `opened` opens the blob itself, and raises if it is missing.
 
-        Raises OSError, ExhaustedError.
+        Raises OSError, ExhaustedError if there is no room beside the blob, BlobNotFoundError.
         """
         while True:
             running = self._running.get(digest)
@@ -55,7 +54,7 @@ class Executables:
             del self._running[digest]
             done.set()
 
-    async def _find(self, digest: Digest) -> Entry | None:
+    async def _find(self, digest: Digest) -> os.stat_result | None:
         """The variant that is there, hashed if that is necessary; set aside if it is wrong."""
         mirror = self._committer.mirror
         folder = mirror.layout.executables
@@ -65,21 +64,19 @@ class Executables:
             return None
         try:
             facts = os.fstat(fd)
-            entry = mirror.index.executables.get(digest)
-            if entry is None:
-                entry = Entry(facts.st_size, used=0.0)
-                mirror.index.add_executable(digest, entry)
-            right = await self._verifier.is_right(fd, digest, entry)
+            if mirror.index.executable(digest) is None and facts.st_size == digest.size:
+                mirror.index.add_executable(index_key(digest), facts.st_size)
+            right = await self._verifier.is_right(fd, digest, is_variant=True)
             if right is None or right.st_mode & 0o777 != MODE:
                 await self._quarantine.set_aside(folder, digest, fd)
                 return None
-            return entry
+            return right
         finally:
             os.close(fd)
 
     async def _make(
         self, digest: Digest, opened: Callable[[Digest], Awaitable[tuple[int, os.stat_result]]]
-    ) -> Entry:
+    ) -> os.stat_result:
         fd, before = await opened(digest)
         try:
             layout = self._committer.mirror.layout
@@ -93,10 +90,11 @@ class Executables:
                 if copied != digest.size or os.fstat(fd).st_mtime_ns != before.st_mtime_ns:
                     raise OSError(errno.EIO, f"{digest} was changed while it was copied")
                 facts = file.finish()
+                key = index_key(digest)
                 await self._committer.commit(
-                    file.name, layout.executables, name_of(digest), key=digest, facts=facts
+                    file.name, layout.executables, name_of(digest), key=key, facts=facts, beside=key
                 )
                 file.committed = True
-                return Entry(facts.st_size, used=0.0, inode=facts.st_ino, mtime_ns=facts.st_mtime_ns)
+                return facts
         finally:
             os.close(fd)

@@ -62,10 +62,11 @@ class Layout:
     """Where everything is. `open` before use, `close` after; both block (run them in a thread)."""
 
     def __init__(self, *, content_path: str, temp_path: str, name: str) -> None:
-        content = os.path.abspath(content_path)
+        # The true path: what lies beside it must be the same for all processes, whatever links they come by.
+        content = os.path.realpath(content_path)
         self.name = name
         self.content_path = content
-        self.temp_path = os.path.abspath(temp_path)
+        self.temp_path = os.path.realpath(temp_path)
         self.blobs = Folder(f"{content}/d", names.key_in_blobs)
         self.actions = Folder(f"{content}/a", names.key_in_actions)
         self.texts = Folder(f"{content}/s", names.key_in_texts)
@@ -101,7 +102,7 @@ class Layout:
                 os.makedirs(folder.path, exist_ok=True)
                 folder.fd = os.open(folder.path, _FOLDER_FLAGS)
             self._spread()
-            self.lock_fd = os.open(self.lock_path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o666)
+            self.open_lock_file()
             self._start_session()
             self._adopt_old_layout()
             self._clean_temp()
@@ -139,7 +140,7 @@ class Layout:
             os.makedirs(folder.path, exist_ok=True)
             _replace(folder.fd, os.open(folder.path, _FOLDER_FLAGS))
         self._spread()
-        _replace(self.lock_fd, os.open(self.lock_path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o666))
+        self.open_lock_file()
         if not os.fstat(self._session_fd).st_nlink:
             os.close(self._session_fd)
             self._start_session()
@@ -157,17 +158,33 @@ class Layout:
     def locate(self, key: Key) -> tuple[Folder, str, names.IndexKey]:
         """Folder, file name and index key of a key."""
         if type(key) is Digest:
-            return self.blobs, names.name_of(key), key
+            return self.blobs, names.name_of(key), names.index_key(key)
         if type(key) is ActionKey:
-            return self.actions, names.name_of(key), key
-        name = names.name_of_text(str(key))
-        return self.texts, name, name
+            return self.actions, names.name_of(key), names.index_key(key)
+        return self.texts, names.name_of_text(str(key)), names.index_key(key)
 
-    def place_of(self, key: names.IndexKey) -> tuple[Folder, str]:
-        """Where a key of the index has its file."""
-        if isinstance(key, str):
-            return self.texts, key
-        return self.blobs if names.is_in_blobs(key) else self.actions, names.name_of(key)
+    def place_of(self, key: names.IndexKey, size: int) -> tuple[Folder, str]:
+        """Where a key of the index has its file, which has `size` bytes."""
+        name = names.file_name(key, size)
+        if names.is_in_blobs(key):
+            return self.blobs, name
+        return self.actions if names.is_in_actions(key) else self.texts, name
+
+    def has_lock_file(self) -> bool:
+        """Whether the open lock file is still the one at its path."""
+        try:
+            there, ours = os.stat(self.lock_path), os.fstat(self.lock_fd)
+        except FileNotFoundError:
+            return False
+        return (there.st_ino, there.st_dev) == (ours.st_ino, ours.st_dev)
+
+    def open_lock_file(self) -> None:
+        """Opens the lock file, which is made if it is not there. Raises OSError."""
+        fd = os.open(self.lock_path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o666)
+        if self.lock_fd < 0:
+            self.lock_fd = fd
+        else:
+            _replace(self.lock_fd, fd)
 
     def require_open(self) -> None:
         """Raises InternalError while the store does not run."""

@@ -98,13 +98,14 @@ class Linker:
         mode = EXECUTABLE if executable else _PLAIN
         if not digest.size:
             return _Job(-1, "", path, 0, 0, 0, mode)
-        entry = mirror.index.blobs.get(digest)
-        if entry is not None:
-            mirror.index.touch(digest, entry, time.time())
+        index = mirror.index
+        slot = index.blob(digest)
+        if slot is not None:
+            index.touch(slot, time.monotonic())
         if executable:
-            entry = mirror.index.executables.get(digest)
+            slot = index.executable(digest)
         folder = mirror.layout.executables if executable else mirror.layout.blobs
-        inode, mtime_ns = (0, 0) if entry is None else (entry.inode, entry.mtime_ns)
+        inode, mtime_ns = (0, 0) if slot is None else index.identity(slot)
         return _Job(folder.fd, name_of(digest), path, inode, mtime_ns, digest.size, mode)
 
     async def _link_slowly(self, link: Link) -> bool:
@@ -132,10 +133,9 @@ class Linker:
         """The link to be made, knowing that the blob is right; None if an executable variant cannot be had."""
         if link.executable:
             try:
-                entry = await self._executables.entry_of(link.digest, self._opened)
+                facts = await self._executables.identity_of(link.digest, self._opened)
             except (BlobNotFoundError, ExhaustedError):
                 return None  # Evicted meanwhile, or no room for a second file: but the blob itself is open.
-            return self._job(link)._replace(inode=entry.inode, mtime_ns=entry.mtime_ns)
         return self._job(link)._replace(inode=facts.st_ino, mtime_ns=facts.st_mtime_ns)
 
     async def _copy(self, fd: int, link: Link) -> None:

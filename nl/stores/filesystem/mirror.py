@@ -3,27 +3,23 @@
 An event only says *which name* to look at; what is true of it is asked of the file system. So events may come late,
 doubled or in any order, and the index still ends up right: the last event of a name is read after its last change.
 
-Rules for this file: all of it runs on the loop, except what `_list_piece` does in a thread. While `is_exact` is
-False (no inotify, or a scan is under way) the index is a memory of identities and order only, and callers ask the file
-system for presence.
+Rules for this file: all of it runs on the loop. While `is_exact` is False (no inotify, or a scan is under way) the
+index is a memory of identities and order only, and callers ask the file system for presence.
 """
 
 from __future__ import annotations
 
-import heapq
 import logging
 import os
 import stat
 import time
-from collections.abc import Iterator, Mapping
-from itertools import islice
 
 import trio
 
 from nl.plugin import Digest
-from nl.stores.filesystem.index import Entry, Index
+from nl.stores.filesystem.index import Index
 from nl.stores.filesystem.layout import Folder, Layout
-from nl.stores.filesystem.names import LEGACY, IndexKey, name_of, plain, wrong_size_key
+from nl.stores.filesystem.names import IndexKey, file_name, index_key, is_blob, wrong_size_key
 from nl.stores.filesystem.watch import (
     FOLDER_GONE,
     GONE,
@@ -37,13 +33,6 @@ from nl.stores.filesystem.watch import (
 
 _log = logging.getLogger(__name__)
 
-_PIECE = 2000
-"""Entries that a scan adds to the index before it lets others run: about 3 ms."""
-_SORT_PIECE = 8192
-
-Found = tuple[float, Folder, str, int]
-"""What a scan finds: atime, folder, name, size."""
-
 
 class Mirror:
     """The index, and what keeps it true."""
@@ -55,14 +44,14 @@ class Mirror:
         self.scanned = trio.Event()
         """Set when the index is complete; a new, unset one takes its place when events or the folders are lost."""
         self.scan_wanted = True
+        self.changed_during_scan: set[tuple[Folder, str]] | None = None
+        """While a scan is under way: names that speak for themselves, whatever the scan has found."""
         self.folder_lost = False
+        self.events_lost = False
         self.why_inexact = ""
-        self.scans = 0
         self._watch: Watch | None = None
         self._folders: dict[int, Folder] = {}
         self._expected: dict[tuple[int, str], int] = {}
-        self._changed_during_scan: set[tuple[Folder, str]] | None = None
-        self._events_lost = False
         self._foreign = 0
 
     def start(self) -> None:
@@ -107,71 +96,106 @@ class Mirror:
         while events := watch.read():
             for event in events:
                 self._note(event, dirty)
-        changed = self._changed_during_scan
+        changed = self.changed_during_scan
         for (folder, name), may_exist in dirty.items():
             if changed is not None:
                 changed.add((folder, name))
             self._reconcile(folder, name, may_exist=may_exist)
 
-    def placed(self, folder: Folder, name: str, *, key: IndexKey, entry: Entry) -> None:
-        """Notes that this process has just renamed a file into a folder, while the lock was held."""
+    def placed(self, folder: Folder, name: str, *, key: IndexKey, size: int, inode: int, mtime_ns: int) -> None:
+        """Notes that this process has just renamed a file into a folder, while the lock was held.
+
+        `inode` and `mtime_ns` are its identity if its bytes are known to be right, else 0.
+        """
         if self._watch is not None:
             expected = (folder.watch, name)
             self._expected[expected] = self._expected.get(expected, 0) + 1
-        if self._changed_during_scan is not None:
-            self._changed_during_scan.add((folder, name))
-        if folder is self.layout.executables:
-            self.index.add_executable(key, entry)
-        else:
-            self._forget(folder, key)
-            self.index.add(key, entry)
+        if self.changed_during_scan is not None:
+            self.changed_during_scan.add((folder, name))
+        self.forget(folder, name)
+        slot = self.add(folder, key, size)
+        self.index.know(slot, inode=inode, mtime_ns=mtime_ns)
 
-    def removed(self, folder: Folder, name: str, *, key: IndexKey) -> None:
+    def removed(self, folder: Folder, name: str) -> None:
         """Notes that this process has just removed a file, or found it gone."""
-        if self._changed_during_scan is not None:
-            self._changed_during_scan.add((folder, name))
-        self._forget(folder, key)
+        if self.changed_during_scan is not None:
+            self.changed_during_scan.add((folder, name))
+        self.forget(folder, name)
+
+    def add(self, folder: Folder, key: IndexKey, size: int) -> int:
+        """Adds a file that has just come to the index. Returns its slot."""
+        if folder is self.layout.executables:
+            return self.index.add_executable(key, size)
+        other = self.index.slots.get(key) if is_blob(key) else None
+        if other is not None and self.index.sizes[other] != size:
+            # A file of the same hash and another size: it stays, and stays counted, but cannot be right.
+            left, used = self.index.sizes[other], self.index.used[other]
+            slot = self.index.add_found(wrong_size_key(file_name(key, left)), left, used=used)
+            self.index.order.move(slot, used)
+        return self.index.add(key, size, used=time.monotonic())
+
+    def key_for(self, folder: Folder, name: str, size: int) -> IndexKey | None:
+        """The index key of a file; None if it is not one of ours."""
+        key = folder.key_of(name, size)
+        if folder is not self.layout.blobs or key is None or not is_blob(key):
+            return key
+        other = self.index.slots.get(key)
+        if other is None or self.index.sizes[other] == size:
+            return key
+        # Two files of one hash, each as large as its name says: at most one is right, and both are counted.
+        return wrong_size_key(name)
+
+    def known_as(self, folder: Folder, name: str) -> tuple[IndexKey, int] | None:
+        """Key and slot of what the index has under a file name."""
+        index = self.index
+        if folder is self.layout.blobs or folder is self.layout.executables:
+            digest = Digest.parse_name(name)
+            if digest is None:
+                return None
+            entries = index.slots if folder is self.layout.blobs else index.executables
+            key = index_key(digest)
+            slot = entries.get(key)
+            if slot is not None and index.sizes[slot] == digest.size:
+                return key, slot
+            key = wrong_size_key(name)
+            slot = entries.get(key)
+        else:
+            found = folder.key_of(name, -1)
+            if found is None:
+                return None
+            key, entries = found, index.slots
+            slot = entries.get(key)
+        return None if slot is None else (key, slot)
+
+    def forget(self, folder: Folder, name: str) -> None:
+        """Takes a file out of the index, whichever key it has."""
+        while (known := self.known_as(folder, name)) is not None:
+            if folder is self.layout.executables:
+                self.index.remove_executable(known[0])
+            else:
+                self.index.remove(known[0])
 
     def lose(self) -> None:
         """Forgets everything: the folders have been deleted or replaced under the store."""
         self.stop()
         self.index.clear()
-        self._want_scan()
+        self.want_scan()
         self.folder_lost = False
 
-    async def scan(self) -> None:
-        """Lists the folders and brings the index up to them. A new index is then ordered by atime.
-
-        *Cancellation*: safe; the scan is wanted until it has come to its end.
-        """
-        self.is_exact = False
-        self._events_lost = False
-        self._changed_during_scan = set()
-        try:
-            self.refresh()
-            was_empty = not self.index.blobs
-            seen: set[IndexKey] = set()
-            executables: set[IndexKey] = set()
-            ordered = heapq.merge(*await self._list(), key=_by_atime, reverse=True)
-            while piece := await trio.to_thread.run_sync(_take, ordered):
-                self.refresh()
-                self._merge(piece, seen=seen, executables=executables, oldest_last=was_empty)
-            await self._drop_unseen(seen, executables)
-            await self._delete_orphans()
-            self.refresh()
-            if self.folder_lost or self._events_lost:
-                return  # What was seen proves nothing; the scan stays wanted.
-            self.scan_wanted = False
-            self.is_exact = self._watch is not None
-            self.scans += 1
-            self.scanned.set()
-        finally:
-            self._changed_during_scan = None
-
-    def _want_scan(self) -> None:
+    def want_scan(self) -> None:
+        """The index may not be relied on until a scan has come to its end."""
         self.scan_wanted = True
         if self.scanned.is_set():
             self.scanned = trio.Event()
+
+    def report_foreign(self, folder: Folder, name: str) -> None:
+        """A file that is not of a cache is left alone; the first one is logged."""
+        self._foreign += 1
+        if self._foreign == 1:
+            _log.warning(
+                "store %s: %s/%s is not a file of this cache; it and others like it are left alone and not counted",
+                self.layout.name, folder.path, name,
+            )  # fmt: skip
 
     def _note(self, event: Event, dirty: dict[tuple[Folder, str], bool]) -> None:
         """Sorts one event: the folder's own fate, a file we placed ourselves, or a name to look at."""
@@ -180,10 +204,10 @@ class Mirror:
                 "store %s: more changes than the kernel keeps (fs.inotify.max_queued_events); listing %s anew",
                 self.layout.name, self.layout.content_path,
             )  # fmt: skip
-            self._events_lost = True
+            self.events_lost = True
             self._expected.clear()
             self.is_exact = False
-            self._want_scan()
+            self.want_scan()
             return
         folder = self._folders.get(event.watch)
         if folder is None:
@@ -204,7 +228,7 @@ class Mirror:
 
     def _reconcile(self, folder: Folder, name: str, *, may_exist: bool) -> None:
         """Makes the index say of one name what the file system says."""
-        known = self._known(folder, name)
+        known = self.known_as(folder, name)
         if known is None and not may_exist:
             return
         try:
@@ -212,145 +236,21 @@ class Mirror:
         except OSError:
             facts = None
         if facts is None or not stat.S_ISREG(facts.st_mode):
-            if known is not None:
-                self._forget(folder, known[0])
+            self.forget(folder, name)
             return
-        key = folder.key_of(name, facts.st_size)
         if known is not None:
-            if known[0] == key and known[1].is_known_as(facts.st_ino, facts.st_mtime_ns, facts.st_size):
+            slot = known[1]
+            size, inode, mtime_ns = facts.st_size, facts.st_ino, facts.st_mtime_ns
+            if self.index.is_known_as(slot, inode=inode, mtime_ns=mtime_ns, size=size):
+                self.index.see(slot)
                 return
-            self._forget(folder, known[0])
+            self.forget(folder, name)
+        key = self.key_for(folder, name, facts.st_size)
         if key is None:
-            self._report_foreign(folder, name)
-            return
-        entry = Entry(facts.st_size, used=-time.time())
-        if folder is self.layout.executables:
-            self.index.add_executable(key, entry)
+            self.report_foreign(folder, name)
         else:
-            self.index.add(key, entry)
-
-    def _known(self, folder: Folder, name: str) -> tuple[IndexKey, Entry] | None:
-        """What the index has for a file name."""
-        entries: Mapping[IndexKey, Entry] = self.index.blobs
-        if folder is self.layout.blobs or folder is self.layout.executables:
-            digest = Digest.parse_name(name)
-            candidates: tuple[IndexKey, ...] = () if digest is None else (digest, wrong_size_key(digest))
-            if folder is self.layout.executables:
-                entries = self.index.executables
-        else:
-            key = folder.key_of(name, -1)
-            candidates = () if key is None else (key,)
-        for key in candidates:
-            if (entry := entries.get(key)) is not None:
-                return key, entry
-        return None
-
-    def _forget(self, folder: Folder, key: IndexKey) -> None:
-        if folder is self.layout.executables:
-            self.index.remove_executable(key)
-            return
-        self.index.remove(key)
-        if not isinstance(key, str) and len(key) == 3 and folder is self.layout.blobs:
-            self.index.remove((*key, LEGACY))  # One file, two keys: which of them depends on its size.
-
-    def _merge(self, piece: list[Found], *, seen: set[IndexKey], executables: set[IndexKey], oldest_last: bool) -> None:
-        """Adds what a scan found, latest first; names that have changed since then speak for themselves."""
-        changed = self._changed_during_scan
-        assert changed is not None
-        index = self.index
-        for atime, folder, name, size in piece:
-            key = folder.key_of(name, size)
-            if key is None:
-                self._report_foreign(folder, name)
-            elif folder is self.layout.executables:
-                executables.add(key)
-                if key not in index.executables and (folder, name) not in changed:
-                    index.add_executable(key, Entry(size, used=-atime))
-            else:
-                seen.add(key)
-                if (folder, name) in changed:
-                    continue
-                known = index.blobs.get(key)
-                if known is None:
-                    index.add(key, Entry(size, used=-atime), oldest=oldest_last)
-                elif known.size != size:
-                    index.remove(key)
-                    index.add(key, Entry(size, used=-atime))
-
-    async def _list(self) -> list[list[Found]]:
-        """All files, in pieces that are each sorted by atime, latest first."""
-        pieces: list[list[Found]] = []
-        for folder in self.layout.indexed_folders:
-            with os.scandir(folder.fd) as items:
-                more = True
-                while more:
-                    piece, more = await trio.to_thread.run_sync(_list_piece, folder, items)
-                    pieces.append(piece)
-                    self.refresh()  # So that the kernel's queue does not run over meanwhile.
-        return pieces
-
-    async def _drop_unseen(self, seen: set[IndexKey], executables: set[IndexKey]) -> None:
-        """Forgets what a scan did not find, unless it came after the scan had passed."""
-        changed = self._changed_during_scan
-        assert changed is not None
-        settled: set[IndexKey | None] = {folder.key_of(name, -1) for folder, name in changed}
-        names = [name for folder, name in changed if folder is not self.layout.texts]
-        settled.update(plain(digest) for digest in map(Digest.parse_name, names) if digest is not None)
-        for number, key in enumerate(list(self.index.blobs)):
-            if key not in seen and key not in settled:
-                self.index.remove(key)
-            if number % _PIECE == 0:
-                await trio.lowlevel.checkpoint()
-        for digest in list(self.index.executables):
-            if digest not in executables and digest not in settled:
-                self.index.remove_executable(digest)
-
-    async def _delete_orphans(self) -> None:
-        """Deletes executable variants whose blob is gone: a process died between the two."""
-        folder = self.layout.executables
-        for digest in [digest for digest in self.index.executables if digest not in self.index.blobs]:
-            await trio.lowlevel.checkpoint()
-            self.refresh()
-            if digest in self.index.blobs or digest not in self.index.executables:
-                continue
-            assert not isinstance(digest, str)
-            try:
-                os.unlink(name_of(digest), dir_fd=folder.fd)
-            except FileNotFoundError:
-                pass
-            self.index.remove_executable(digest)
-
-    def _report_foreign(self, folder: Folder, name: str) -> None:
-        self._foreign += 1
-        if self._foreign == 1:
-            _log.warning(
-                "store %s: %s/%s is not a file of this cache; it and others like it are left alone and not counted",
-                self.layout.name, folder.path, name,
-            )  # fmt: skip
+            self.add(folder, key, facts.st_size)
 
     def __repr__(self) -> str:
         state = "exact" if self.is_exact else self.why_inexact or "scanning"
         return f"<Mirror of {self.layout.content_path}: {state}, {self.index!r}>"
-
-
-def _by_atime(found: Found) -> float:
-    return found[0]
-
-
-def _take(ordered: Iterator[Found]) -> list[Found]:
-    return list(islice(ordered, _PIECE))
-
-
-def _list_piece(folder: Folder, items: Iterator[os.DirEntry[str]]) -> tuple[list[Found], bool]:
-    """The next regular files of a folder, sorted by atime, latest first, and whether there may be more. In a thread."""
-    piece: list[Found] = []
-    some = list(islice(items, _SORT_PIECE))
-    for item in some:
-        try:
-            facts = item.stat(follow_symlinks=False)
-        except FileNotFoundError:
-            continue
-        if stat.S_ISREG(facts.st_mode):
-            piece.append((facts.st_atime, folder, item.name, facts.st_size))
-    piece.sort(key=_by_atime, reverse=True)
-    return piece, len(some) == _SORT_PIECE

@@ -1,9 +1,16 @@
-"""File names of keys, and keys of file names. Pure; nothing that a key says can name a file outside of its folder.
+"""File names of keys, and keys of file names: the one place that knows which key is what. Pure.
 
-Digests are `{hash}-{size}` in the folder `d`, as NativeLink has it. Action keys have the same form in a folder `a` of
+Nothing that a key says can name a file outside of its folder. Digests are `{hash}-{size}` in the folder `d`, as
+NativeLink has it (`.blake3` follows where that is the function). Action keys have the same form in a folder `a` of
 their own: in one folder, the file of a blob and that of an action's result could not be told apart. (An action result
-that an older cache left in `d` is still found: its size is not the one in its name. Its key in the index carries the
-tag LEGACY.) Strings are percent-encoded in `s`.
+that an older cache left in `d` is still found: its size is not the one in its name.) Strings are percent-encoded in
+`s`.
+
+The index has a text for each file (`IndexKey`), the shortest for the most frequent:
+
+    {hash}         the blob of a SHA-256 digest       a{file name}    an action result
+    b{hash}        the blob of a BLAKE3 digest        s{file name}    the value of a string key
+                                                      w{file name}    a file in `d` of another size than its name says
 """
 
 from __future__ import annotations
@@ -12,60 +19,70 @@ import hashlib
 import re
 from urllib.parse import quote
 
-from nl.plugin import ActionKey, Digest, DigestFunction, InvalidRequestError
+from nl.plugin import ActionKey, Digest, DigestFunction, InvalidRequestError, Key
 
-LEGACY = "in d"
-"""The tag of keys for files in `d` whose size is not what their name says."""
-
-IndexKey = tuple[str, int, int] | tuple[str, int, int, str] | str
-"""A key as the index has it: the content of a Digest or an ActionKey, or the file name of a string key.
-
-Digests and ActionKeys are equal to the plain tuples that the index keeps, and find them. Plain ones are kept because
-the garbage collector stops looking at those, and there may be millions.
-"""
-_ACTION_TAG = ActionKey("", 0).tag
-_SHA256 = int(DigestFunction.SHA256)
+IndexKey = str
+_HASH_SIZE = 64
+_BLAKE3, _ACTION, _TEXT, _WRONG_SIZE = "b", "a", "s", "w"
+_BLAKE3_SUFFIX = ".blake3"
+_SHA256 = DigestFunction.SHA256
 _MAX_NAME = 255
 _HEX = re.compile(r"[0-9a-f]{64}").fullmatch
 
 
-def name_of(key: tuple[str, int, int] | tuple[str, int, int, str]) -> str:
-    """The file name of a digest or an action key. Raises InvalidRequestError if it is not well-formed."""
-    if not _HEX(key[0]):
-        raise InvalidRequestError(f"invalid digest hash {key[0][:80]!r}: expected 64 lower-case hex digits")
-    return f"{key[0]}-{key[1]}" if key[2] == _SHA256 else f"{key[0]}-{key[1]}.blake3"
+def index_key(key: Key) -> IndexKey:
+    """The key of the index for what is asked for. The size of a digest is not in it: compare that besides."""
+    if type(key) is Digest:
+        return key[0] if key[2] == _SHA256 else _BLAKE3 + key[0]
+    if type(key) is ActionKey:
+        return _ACTION + name_of(key)
+    return _TEXT + name_of_text(str(key))
 
 
-def plain(key: IndexKey) -> IndexKey:
-    """The key as the index keeps it: of types that the garbage collector need not look into."""
-    if isinstance(key, str):
-        return key
-    return (key[0], key[1], int(key[2])) if len(key) == 3 else (key[0], key[1], int(key[2]), key[3])
-
-
-def wrong_size_key(digest: Digest) -> IndexKey:
-    """The index key of a digest's file whose size is not the digest's."""
-    return (digest.hash, digest.size, int(digest.function), LEGACY)
+def wrong_size_key(name: str) -> IndexKey:
+    """The index key of a file in `d` that cannot be the blob that its name says."""
+    return _WRONG_SIZE + name
 
 
 def legacy_action_key(key: ActionKey) -> IndexKey:
     """The index key of an action result among the blobs, where others keep them: its name tells no function."""
-    return (key.hash, key.size, _SHA256, LEGACY)
+    return wrong_size_key(f"{key.hash}-{key.size}")
 
 
 def unmarked_key(digest: Digest) -> IndexKey | None:
     """The index key of a blob whose file name does not tell that its function is not SHA-256, as others name them."""
-    return None if digest.function is DigestFunction.SHA256 else (digest.hash, digest.size, _SHA256)
+    return None if digest.function is _SHA256 else digest.hash
 
 
 def is_blob(key: IndexKey) -> bool:
     """Whether a key is that of a blob with the size that its name says."""
-    return not isinstance(key, str) and len(key) == 3
+    return len(key) == _HASH_SIZE or (len(key) == _HASH_SIZE + 1 and key[0] == _BLAKE3)
 
 
 def is_in_blobs(key: IndexKey) -> bool:
     """Whether a key's file lies among the blobs."""
-    return not isinstance(key, str) and (len(key) == 3 or key[3] == LEGACY)
+    return is_blob(key) or key[0] == _WRONG_SIZE
+
+
+def is_in_actions(key: IndexKey) -> bool:
+    """Whether a key's file lies among the action results."""
+    return key[0] == _ACTION and not is_blob(key)
+
+
+def file_name(key: IndexKey, size: int) -> str:
+    """The name of the file of a key, which has `size` bytes."""
+    if len(key) == _HASH_SIZE:
+        return f"{key}-{size}"
+    if is_blob(key):
+        return f"{key[1:]}-{size}{_BLAKE3_SUFFIX}"
+    return key[1:]
+
+
+def name_of(key: Digest | ActionKey) -> str:
+    """The file name of a digest or an action key. Raises InvalidRequestError if it is not well-formed."""
+    if not _HEX(key[0]):
+        raise InvalidRequestError(f"invalid digest hash {key[0][:80]!r}: expected 64 lower-case hex digits")
+    return f"{key[0]}-{key[1]}" if key[2] == _SHA256 else f"{key[0]}-{key[1]}{_BLAKE3_SUFFIX}"
 
 
 def name_of_text(key: str) -> str:
@@ -89,21 +106,20 @@ def key_in_blobs(name: str, size: int) -> IndexKey | None:
     digest = Digest.parse_name(name)
     if digest is None:
         return None
-    return plain(digest) if digest.size == size else wrong_size_key(digest)
+    return index_key(digest) if digest.size == size else wrong_size_key(name)
 
 
 def key_in_actions(name: str, size: int) -> IndexKey | None:
     """The index key of a file in `a`."""
-    digest = Digest.parse_name(name)
-    return None if digest is None else (*digest[:2], int(digest.function), _ACTION_TAG)
+    return None if Digest.parse_name(name) is None else _ACTION + name
 
 
 def key_in_texts(name: str, size: int) -> IndexKey | None:
     """The index key of a file in `s`: the file name itself, as long names cannot be turned back."""
-    return None if name.startswith(".") else name
+    return None if name.startswith(".") else _TEXT + name
 
 
 def key_in_executables(name: str, size: int) -> IndexKey | None:
     """The key of an executable variant: that of its blob."""
     digest = Digest.parse_name(name)
-    return plain(digest) if digest is not None and digest.size == size else None
+    return index_key(digest) if digest is not None and digest.size == size else None

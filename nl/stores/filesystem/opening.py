@@ -23,7 +23,6 @@ from nl.plugin import (
     TooLargeError,
     clamp,
 )
-from nl.stores.filesystem.index import Entry
 from nl.stores.filesystem.layout import Folder
 from nl.stores.filesystem.mirror import Mirror
 from nl.stores.filesystem.names import IndexKey, legacy_action_key, name_of, wrong_size_key
@@ -62,26 +61,30 @@ class Opener:
         """
         self._mirror.refresh()
         folder, name, index_key = self._layout.locate(key)
-        entry = self._index.blobs.get(index_key)
-        if entry is None or self._presence.max_age_s:
-            folder, index_key, entry = await self._look_harder(key)
+        slot = self._slot(key, index_key)
+        if slot is None or self._presence.max_age_s:
+            folder, index_key = await self._look_harder(key)
         try:
             fd = os.open(name, _READ_FLAGS, dir_fd=folder.fd)
         except FileNotFoundError:
             self._layout.require_open()
-            self._mirror.removed(folder, name, key=index_key)
+            self._mirror.removed(folder, name)
             raise self._missing(key) from None
         except OSError as error:
             self._layout.require_open()
             raise self._translated(error, folder, name, "open") from error
         try:
             facts = os.fstat(fd)
-            if entry is None or entry.size != facts.st_size:
-                entry = Entry(facts.st_size, used=0.0)
-                self._index.add(index_key, entry)
-            if type(key) is Digest and not entry.is_known_as(facts.st_ino, facts.st_mtime_ns, facts.st_size):
+            slot = self._index.slots.get(index_key)
+            if slot is None or self._index.sizes[slot] != facts.st_size:
+                slot = self._mirror.add(folder, index_key, facts.st_size)
+            if type(key) is Digest and not self._index.is_known_as(
+                slot, inode=facts.st_ino, mtime_ns=facts.st_mtime_ns, size=facts.st_size
+            ):
                 facts = await self._verified(key, fd)
-            self._index.touch(index_key, entry, time.time())
+                slot = self._index.slots.get(index_key)
+            if slot is not None:
+                self._index.touch(slot, time.monotonic())
         except OSError as error:
             os.close(fd)
             raise self._translated(error, folder, name, "check") from error
@@ -134,24 +137,27 @@ class Opener:
             raise self._missing(digest)
         return facts
 
-    async def _look_harder(self, key: Key) -> tuple[Folder, IndexKey, Entry | None]:
+    def _slot(self, key: Key, index_key: IndexKey) -> int | None:
+        return self._index.blob(key) if type(key) is Digest else self._index.slots.get(index_key)
+
+    async def _look_harder(self, key: Key) -> tuple[Folder, IndexKey]:
         """Where a key that is not simply in the index may be found. Raises BlobNotFoundError if nowhere."""
-        folder, _, index_key = self._layout.locate(key)
-        entry = self._index.blobs.get(index_key)
-        if entry is None and isinstance(key, ActionKey):
+        folder, name, index_key = self._layout.locate(key)
+        slot = self._slot(key, index_key)
+        if slot is None and isinstance(key, ActionKey):
             legacy = legacy_action_key(key)
-            if (other := self._index.blobs.get(legacy)) is not None:
-                folder, index_key, entry = self._layout.blobs, legacy, other
-        elif entry is None and isinstance(key, Digest):
-            if wrong_size_key(key) in self._index.blobs:
+            if (other := self._index.slots.get(legacy)) is not None:
+                folder, index_key, slot = self._layout.blobs, legacy, other
+        elif slot is None and isinstance(key, Digest):
+            if wrong_size_key(name) in self._index.slots:
                 await self._set_wrong_size_aside(key)
             elif await self._unmarked.mark(key):
-                entry = self._index.blobs.get(index_key)
-        if entry is None and self._mirror.is_exact:
+                slot = self._slot(key, index_key)
+        if slot is None and self._mirror.is_exact:
             raise self._missing(key)
-        if entry is not None and self._presence.is_expired(index_key, entry):
+        if slot is not None and self._presence.is_expired(slot):
             raise self._missing(key)
-        return folder, index_key, entry
+        return folder, index_key
 
     async def _set_wrong_size_aside(self, digest: Digest) -> None:
         """A blob is asked for whose file has another size than its name says: cut short or written to by somebody."""

@@ -3,114 +3,136 @@
 from __future__ import annotations
 
 import os
+import stat
 import time
-from collections import deque
 from collections.abc import Sequence
-from operator import attrgetter
+from operator import itemgetter
 from typing import cast
 
 import trio
 
-from nl.plugin import EMPTY_DIGESTS, ActionKey, Digest, Key
-from nl.stores.filesystem.index import Entry
+from nl.plugin import EMPTY_DIGESTS, ActionKey, Digest, DigestFunction, Key
+from nl.stores.filesystem.clock import Clock
 from nl.stores.filesystem.layout import Folder
 from nl.stores.filesystem.mirror import Mirror
-from nl.stores.filesystem.names import IndexKey, is_blob, legacy_action_key, name_of_text
+from nl.stores.filesystem.names import IndexKey, index_key, legacy_action_key
 from nl.stores.filesystem.oserrors import translate
 from nl.stores.filesystem.unmarked import UnmarkedBlobs
 
-_SIZE_OF = attrgetter("size")
 _INLINE_STATS = 32
+_hash_of, _size_of, _function_of = itemgetter(0), itemgetter(1), itemgetter(2)
 
 
 class Presence:
     """Answers `has`. Blobs that nobody has used for `max_age_s` seconds count as gone; 0 means that age is nothing."""
 
-    def __init__(self, mirror: Mirror, unmarked: UnmarkedBlobs, *, max_age_s: float) -> None:
+    def __init__(self, mirror: Mirror, unmarked: UnmarkedBlobs, clock: Clock, *, max_age_s: float) -> None:
         self._mirror = mirror
         self._layout = mirror.layout
         self._index = mirror.index
         self._unmarked = unmarked
+        self._clock = clock
         self.max_age_s = max_age_s
 
     async def sizes(self, keys: Sequence[Key]) -> list[int | None]:
         """The size of each key's value, None for what is not there."""
-        mirror = self._mirror
-        mirror.refresh()
-        if not mirror.is_exact:
+        self._mirror.refresh()
+        if not self._mirror.is_exact:
             return await self._sizes_on_disk(keys)
-        now = time.time()
-        blobs = self._index.blobs
-        if not self.max_age_s and str not in set(map(type, keys)):
-            found = list(map(blobs.get, keys))
-            if None not in found:  # the common case, a step for all keys at a time: half the time of the loop below
-                entries = cast(list[Entry], found)
-                deque(map(blobs.move_to_end, keys), 0)
-                for present in entries:
-                    present.used = now
-                return list(map(_SIZE_OF, entries))
-        get, touch = blobs.get, blobs.move_to_end
-        sizes: list[int | None] = []
-        append = sizes.append
-        for key in keys:
-            if type(key) is str:
-                key = name_of_text(key)
-            entry = get(key)
-            if entry is None:
-                append(self._size_without_entry(key, now))
-            elif self.max_age_s and self.is_expired(key, entry):
-                append(None)
-            else:
-                entry.used = now
-                touch(key)
-                append(entry.size)
-        return sizes
+        if not self.max_age_s and set(map(type, keys)) == {Digest}:
+            digests = cast("Sequence[Digest]", keys)
+            if set(map(_function_of, digests)) == {DigestFunction.SHA256}:
+                return self._sizes_of_sha256(digests)
+        now = time.monotonic()
+        return [self._size(key, now) for key in keys]
 
-    def is_expired(self, key: IndexKey, entry: Entry) -> bool:
-        """Whether nobody, in any process, has used a blob for `max_age_s`."""
-        horizon = time.time() - self.max_age_s
-        if not self.max_age_s or abs(entry.used) >= horizon:
+    def is_expired(self, slot: int) -> bool:
+        """Whether nobody, in any process, has used a file for `max_age_s`."""
+        if not self.max_age_s:
             return False
-        folder, name = self._layout.place_of(key)
+        horizon = time.monotonic() - self.max_age_s
+        if self._index.last_used(slot) >= horizon:
+            return False
+        folder, name = self._layout.place_of(self._index.key_at(slot), self._index.sizes[slot])
         try:
             facts = os.stat(name, dir_fd=folder.fd, follow_symlinks=False)
         except OSError:
             return True
-        return facts.st_atime < horizon
+        return self._clock.of_file(facts.st_atime) < horizon
 
-    def _size_without_entry(self, key: Key, now: float) -> int | None:
+    def _sizes_of_sha256(self, digests: Sequence[Digest]) -> list[int | None]:
+        """The usual question, thousands at a time: a step of C for all keys, where there is one."""
+        index = self._index
+        slots = list(map(index.slots.get, map(_hash_of, digests)))
+        now = time.monotonic()
+        if None not in slots:
+            found = cast("list[int]", slots)
+            sizes = list(map(index.sizes.__getitem__, found))
+            if sizes == list(map(_size_of, digests)):
+                index.touch_all(found, now)
+                return cast("list[int | None]", sizes)
+        answer: list[int | None] = []
+        present: list[int] = []
+        for digest, slot in zip(digests, slots, strict=True):
+            if slot is not None and index.sizes[slot] == digest[1]:
+                present.append(slot)
+                answer.append(digest[1])
+            else:
+                answer.append(0 if digest in EMPTY_DIGESTS else None)
+        index.touch_all(present, now)
+        return answer
+
+    def _size(self, key: Key, now: float) -> int | None:
+        index = self._index
+        slot = index.blob(key) if type(key) is Digest else index.slots.get(index_key(key))
+        if slot is None:
+            return self._size_under_another_name(key, now)
+        if self.is_expired(slot):
+            return None
+        index.touch(slot, now)
+        return index.sizes[slot]
+
+    def _size_under_another_name(self, key: Key, now: float) -> int | None:
         """For keys that are not in the index under their own name."""
         if key in EMPTY_DIGESTS:
             return 0
         if isinstance(key, ActionKey):
-            legacy = legacy_action_key(key)
-            entry = self._index.blobs.get(legacy)
-            if entry is not None:
-                self._index.touch(legacy, entry, now)
-                return entry.size
+            slot = self._index.slots.get(legacy_action_key(key))
+            if slot is not None:
+                self._index.touch(slot, now)
+                return self._index.sizes[slot]
         return self._unmarked.size_of(key) if isinstance(key, Digest) else None
 
     async def _sizes_on_disk(self, keys: Sequence[Key]) -> list[int | None]:
-        """Asks the file system, because the index may be wrong."""
+        """Asks the file system, because the index may be wrong. What it says is there is then in the index."""
         self._layout.require_open()
         places = [self._layout.locate(key) for key in keys]
         if len(places) <= _INLINE_STATS:
-            sizes = self._stat_all(places)
+            sizes = self._stat_all(keys, places)
         else:
-            sizes = await trio.to_thread.run_sync(self._stat_all, places)
-        now = time.time()
-        for number, (_, _, index_key) in enumerate(places):
-            if sizes[number] is None:
-                sizes[number] = self._size_without_entry(keys[number], now)
-            elif (entry := self._index.blobs.get(index_key)) is not None:
-                self._index.touch(index_key, entry, now)
+            sizes = await trio.to_thread.run_sync(self._stat_all, keys, places)
+        now = time.monotonic()
+        index = self._index
+        changed = self._mirror.changed_during_scan or ()
+        for number, (folder, name, key) in enumerate(places):
+            size = sizes[number]
+            if size is None:
+                sizes[number] = self._size_under_another_name(keys[number], now)
+                continue
+            slot = index.slots.get(key)
+            if slot is None and (folder, name) not in changed:
+                slot = self._mirror.add(folder, key, size)
+            if slot is not None:
+                index.touch(slot, now)
         return sizes
 
-    def _stat_all(self, places: Sequence[tuple[Folder, str, IndexKey]]) -> list[int | None]:
+    def _stat_all(
+        self, keys: Sequence[Key], places: Sequence[tuple[Folder, str, IndexKey]]
+    ) -> list[int | None]:
         """May run in a thread: it looks at files, and at nothing that the loop changes."""
         sizes: list[int | None] = []
-        horizon = time.time() - self.max_age_s if self.max_age_s else 0
-        for folder, name, key in places:
+        horizon = time.monotonic() - self.max_age_s
+        for key, (folder, name, _) in zip(keys, places, strict=True):
             try:
                 facts = os.stat(name, dir_fd=folder.fd, follow_symlinks=False)
             except FileNotFoundError:
@@ -119,6 +141,7 @@ class Presence:
             except OSError as error:
                 path = f"{folder.path}/{name}"
                 raise translate(error, store=self._layout.name, path=path, doing="look at") from error
-            wrong = is_blob(key) and facts.st_size != key[1]
-            sizes.append(None if wrong or facts.st_atime < horizon else facts.st_size)
+            wrong = not stat.S_ISREG(facts.st_mode) or (type(key) is Digest and facts.st_size != key.size)
+            old = self.max_age_s and self._clock.of_file(facts.st_atime) < horizon
+            sizes.append(None if wrong or old else facts.st_size)
         return sizes

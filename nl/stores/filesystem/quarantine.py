@@ -12,7 +12,7 @@ import time
 from nl.plugin import Digest
 from nl.stores.filesystem.commit import Committer
 from nl.stores.filesystem.layout import Folder
-from nl.stores.filesystem.names import name_of
+from nl.stores.filesystem.names import index_key, name_of
 from nl.stores.filesystem.verify import describe_content
 
 _log = logging.getLogger(__name__)
@@ -33,8 +33,7 @@ class Quarantine:
         layout = self._committer.mirror.layout
         name = name_of(digest)
         await self._committer.lock.acquire()
-        with self._committer.lock.held():
-            self._committer.mirror.refresh()
+        with self._committer.locked():
             ours = os.fstat(fd)
             try:
                 there = os.stat(name, dir_fd=folder.fd, follow_symlinks=False)
@@ -44,9 +43,7 @@ class Quarantine:
                 return
             aside = f"{name}.{time.time_ns():x}"
             os.rename(name, aside, src_dir_fd=folder.fd, dst_dir_fd=layout.corrupt.fd)
-            self._committer.mirror.removed(folder, name, key=digest)
-            if folder is layout.blobs:
-                self._committer.delete_executable(digest)
+            self._committer.moved_away(folder, name, key=index_key(digest), size=ours.st_size)
         self.corrupt_blobs += 1
         _log.error(
             "store %s: %s/%s is corrupt: it has %s. It was moved to %s/%s and counts as missing until it is uploaded "

@@ -14,7 +14,8 @@ import trio
 
 from nl.plugin import CHUNK, SMALL, Buffer, CorruptBlobError, Reader
 
-_NO_SUPPORT = (errno.EOPNOTSUPP, errno.ENOSYS, errno.EINVAL)
+NO_NOWAIT = (errno.EOPNOTSUPP, errno.ENOSYS, errno.EINVAL)
+"""What a file system says that cannot tell whether it would have to wait (some FUSE and network ones)."""
 _SMALLEST_BUFFER = 4096
 
 
@@ -37,7 +38,7 @@ class FileAccess:
         except BlockingIOError:
             pass
         except OSError as error:
-            if error.errno not in _NO_SUPPORT or not self.nowait:
+            if error.errno not in NO_NOWAIT or not self.nowait:
                 raise
             self.nowait = 0  # This file system does not know the flag (some FUSE and network ones).
         self.cold_reads += 1

@@ -1,4 +1,4 @@
-"""Recency that lasts: when blobs were used is written to their atime, for restarts and for the other processes.
+"""Recency that lasts: when blobs were used is written to their atime, for restarts. (Among processes: uses.py.)
 
 Only the atime: `utimensat` with UTIME_OMIT leaves the mtime alone, by which changed files are found.
 """
@@ -13,8 +13,8 @@ import time
 
 import trio
 
-from nl.stores.filesystem.commit import Committer
-from nl.stores.filesystem.names import IndexKey
+from nl.stores.filesystem.clock import Clock
+from nl.stores.filesystem.mirror import Mirror
 
 _log = logging.getLogger(__name__)
 
@@ -22,8 +22,6 @@ _UTIME_OMIT = (1 << 30) - 2
 _AT_SYMLINK_NOFOLLOW = 0x100
 _BATCH = 50_000
 """Entries that one flush writes at most (3 us each, in a thread); of more, the most recent are written."""
-_QUIET = 1000
-"""The walk back from the most recent entry ends after so many that were not used since the last flush."""
 
 _libc = ctypes.CDLL(None, use_errno=True)
 
@@ -35,51 +33,43 @@ class _Timespec(ctypes.Structure):
 class Recency:
     """Writes the uses of blobs since the last time to disk."""
 
-    def __init__(self, committer: Committer) -> None:
-        self._committer = committer
+    def __init__(self, mirror: Mirror, clock: Clock) -> None:
+        self._mirror = mirror
+        self._clock = clock
         self._refused = False
-        self._last = 0.0
+        self._last = time.monotonic()
         self.flushed_blobs = 0
 
     async def flush(self) -> None:
         """Writes what was used. *Cancellation*: what was not written yet is forgotten; it is a hint only."""
-        used = self._collect()
-        if used:
-            self.flushed_blobs += len(used)
-            number = await trio.to_thread.run_sync(_write_atimes, used)
-            if number and not self._refused:
-                self._refused = True
-                _log.warning(
-                    "store %s: cannot set access times in %s (%s): which blobs were used last is not kept over a "
-                    "restart. The files should belong to the user that this process runs as",
-                    self._committer.mirror.layout.name, self._committer.mirror.layout.content_path,
-                    os.strerror(number),
-                )  # fmt: skip
-
-    def _collect(self) -> list[tuple[int, bytes, float]]:
-        """(folder, name, time) of the entries that this process used since the last flush, and marks them as known."""
-        found: list[tuple[int, bytes, float]] = []
-        blobs = self._committer.mirror.index.blobs
-        last, self._last = self._last, time.time()
-        quiet = 0
-        for key in reversed(blobs):
-            entry = blobs[key]
-            if entry.used <= 0:
-                if -entry.used < last:
-                    # Not used since: what was is nearer to the end, but for a few that other processes keep alive.
-                    quiet += 1
-                    if quiet > _QUIET:
-                        break
-                continue
-            found.append(self._place(key, entry.used))
-            entry.used = -entry.used
-            if len(found) >= _BATCH:
+        since, self._last = self._last, time.monotonic()
+        left = _BATCH
+        for slots in self._mirror.index.order.used_since(since):
+            await self._write(slots[:left])
+            left -= len(slots)
+            if left <= 0:
                 break
-        return found
 
-    def _place(self, key: IndexKey, used: float) -> tuple[int, bytes, float]:
-        folder, name = self._committer.mirror.layout.place_of(key)
-        return folder.fd, os.fsencode(name), used
+    async def _write(self, slots: list[int]) -> None:
+        if not slots:
+            return
+        used = [self._place(slot) for slot in slots]
+        self.flushed_blobs += len(used)
+        number = await trio.to_thread.run_sync(_write_atimes, used)
+        if number and not self._refused:
+            self._refused = True
+            layout = self._mirror.layout
+            _log.warning(
+                "store %s: cannot set access times in %s (%s): which blobs were used last is not kept over a "
+                "restart. The files should belong to the user that this process runs as",
+                layout.name, layout.content_path, os.strerror(number),
+            )  # fmt: skip
+
+    def _place(self, slot: int) -> tuple[int, bytes, float]:
+        """(folder, name, atime) of a file."""
+        index = self._mirror.index
+        folder, name = self._mirror.layout.place_of(index.key_at(slot), index.sizes[slot])
+        return folder.fd, os.fsencode(name), self._clock.for_file(index.used[slot])
 
 
 def _write_atimes(used: list[tuple[int, bytes, float]]) -> int:

@@ -31,6 +31,7 @@ from nl.plugin import (
     UnavailableError,
 )
 from nl.stores.filesystem.adopting import Adopter
+from nl.stores.filesystem.clock import Clock
 from nl.stores.filesystem.commit import Committer
 from nl.stores.filesystem.executables import Executables
 from nl.stores.filesystem.index import Index
@@ -45,8 +46,10 @@ from nl.stores.filesystem.presence import Presence
 from nl.stores.filesystem.quarantine import Quarantine
 from nl.stores.filesystem.readers import FileAccess
 from nl.stores.filesystem.recency import Recency
+from nl.stores.filesystem.scanning import Scanner
 from nl.stores.filesystem.unmarked import UnmarkedBlobs
 from nl.stores.filesystem.uploading import Uploader
+from nl.stores.filesystem.uses import UseTable
 from nl.stores.filesystem.verify import Verifier
 
 _log = logging.getLogger(__name__)
@@ -75,18 +78,21 @@ class FilesystemStore(Store):
         self.name = context.name
         self._options = options
         self._layout = Layout(content_path=options.content_path, temp_path=options.temp_path, name=self.name)
-        self._index = Index(options.block_size)
+        self._clock = Clock()
+        self._uses = UseTable()
+        self._index = Index(options.block_size, self._uses)
         self._mirror = Mirror(self._layout, self._index)
-        self._committer = Committer(self._mirror, options.eviction_policy)
+        self._scanner = Scanner(self._mirror, self._clock)
+        self._committer = Committer(self._mirror, self._scanner, options.eviction_policy)
         read_threads = trio.CapacityLimiter(_READ_THREADS)
         write_threads = trio.CapacityLimiter(options.max_concurrent_writes or _WRITE_THREADS)
         self._verifier = Verifier(self._index, threads=read_threads)
         self._quarantine = Quarantine(self._committer)
         buffer_size = min(max(options.read_buffer_size, 4096), MAX_WHOLE)
         self._access = FileAccess(buffer_size=buffer_size, threads=read_threads)
-        self._recency = Recency(self._committer)
+        self._recency = Recency(self._mirror, self._clock)
         unmarked = UnmarkedBlobs(self._committer, self._verifier)
-        self._presence = Presence(self._mirror, unmarked, max_age_s=options.eviction_policy.max_seconds)
+        self._presence = Presence(self._mirror, unmarked, self._clock, max_age_s=options.eviction_policy.max_seconds)
         self._opener = Opener(
             self._mirror, self._presence, self._access, verifier=self._verifier, quarantine=self._quarantine,
             unmarked=unmarked,
@@ -127,22 +133,39 @@ class FilesystemStore(Store):
     async def run(self, *, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> None:
         """Opens the folders (ConfigError if they cannot be used), then lists, watches and keeps them in bounds."""
         await trio.to_thread.run_sync(self._layout.open)
-        self._mirror.start()
         try:
-            task_status.started()
-            await self._maintain()
+            await self._share_uses()
+            self._mirror.start()
+            async with trio.open_nursery() as nursery:
+                await nursery.start(self._verifier.run)
+                task_status.started()
+                await self._maintain()
         finally:
             with trio.move_on_after(5, shield=True):
                 await self._recency.flush()
             self._mirror.stop()
             self._committer.close()
+            self._uses.close()
             self._layout.close()
+
+    async def _share_uses(self) -> None:
+        """Joins the other processes on the folder in remembering what was used."""
+        try:
+            await self._committer.lock.acquire()
+        except UnavailableError as error:
+            _log.error("%s", error.message)
+            return
+        try:
+            self._uses.open(self._layout.content_path, store=self.name)
+        finally:
+            self._committer.lock.unlock()
 
     async def _maintain(self) -> None:
         flush_at = trim_at = rescan_at = 0.0
         while True:
             now = trio.current_time()
             try:
+                self._clock.watch()
                 self._mirror.refresh()
                 if self._mirror.folder_lost:
                     await self._repair()
@@ -150,8 +173,7 @@ class FilesystemStore(Store):
                     rescan_at = now + _RESCAN_S
                     self._mirror.scan_wanted = True
                 if self._mirror.scan_wanted:
-                    await self._mirror.scan()
-                    await self._committer.trim()
+                    await self._scan()
                 if now >= trim_at:
                     trim_at = now + _TRIM_S
                     if self._presence.max_age_s:
@@ -166,6 +188,15 @@ class FilesystemStore(Store):
             except UnavailableError as error:
                 _log.error("%s; eviction is tried again", error.message)
             await trio.sleep(_TICK_S)
+
+    async def _scan(self) -> None:
+        await self._scanner.scan()
+        if not self._mirror.scanned.is_set():
+            return
+        await self._committer.settle()
+        if count := await self._committer.delete_empty(self._scanner.empty):
+            _log.info("store %s: deleted %d empty files, as a power cut leaves them", self.name, count)
+        await self._committer.trim()
 
     async def _repair(self) -> None:
         """Somebody deleted or moved the folders: make them anew, know nothing, list them again."""
@@ -190,7 +221,7 @@ class FilesystemStore(Store):
             "written_bytes": self._uploader.written_bytes,
             "evicted_blobs": committer.evicted_blobs,
             "evicted_bytes": committer.evicted_bytes,
-            "spared_blobs": committer.spared_blobs,
+            "kept_for_others": self._index.moved,
             "hashed_blobs": verifier.hashed_blobs,
             "hashed_bytes": verifier.hashed_bytes,
             "corrupt_blobs": self._quarantine.corrupt_blobs,

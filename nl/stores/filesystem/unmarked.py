@@ -11,7 +11,7 @@ import time
 
 from nl.plugin import Digest, DigestFunction
 from nl.stores.filesystem.commit import Committer
-from nl.stores.filesystem.names import name_of, unmarked_key
+from nl.stores.filesystem.names import index_key, name_of, unmarked_key
 from nl.stores.filesystem.verify import Verifier
 
 _READ_FLAGS = os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW | os.O_NONBLOCK
@@ -28,11 +28,11 @@ class UnmarkedBlobs:
         """The size of a file that may be this blob, None if there is none; a use of it."""
         index = self._committer.mirror.index
         key = unmarked_key(digest)
-        entry = None if key is None else index.blobs.get(key)
-        if key is None or entry is None or entry.inode:
-            return None  # known by its inode, it is the SHA-256 blob
-        index.touch(key, entry, time.time())
-        return entry.size
+        slot = None if key is None else index.slots.get(key)
+        if slot is None or index.sizes[slot] != digest.size or index.is_known(slot):
+            return None  # known to be right, it is the SHA-256 blob
+        index.touch(slot, time.monotonic())
+        return digest.size
 
     async def mark(self, digest: Digest) -> bool:
         """Gives the blob its full name if it is there without; whether that was so. Raises OSError."""
@@ -48,7 +48,7 @@ class UnmarkedBlobs:
             if await self._verifier.hashed(fd, digest) is None:
                 await self._verifier.is_right(fd, other)  # remembered: it is not hashed for the next who asks
                 return False
-            await self._committer.rename(fd, other, digest)
+            await self._committer.rename(fd, other, digest, key=index_key(digest))
         finally:
             os.close(fd)
         return True

@@ -18,6 +18,12 @@ async def put_each(store, names):
     return {name: await put(store, name.encode() * 10) for name in names}
 
 
+def forget_uses(place):
+    """As after a restart of the machine."""
+    for table in place.content.glob(".uses-*"):
+        table.unlink()
+
+
 async def left(store, digests):
     sizes = await store.has(list(digests.values()))
     return "".join(name for name, size in zip(digests, sizes, strict=True) if size is not None)
@@ -163,9 +169,10 @@ async def test_eviction_does_not_disturb_an_open_reader(place):
 async def test_what_nobody_used_for_max_seconds_is_gone(place):
     async with place.running() as store:
         digests = await put_each(store, "abc")
-        for name, age in (("a", 1000), ("b", 10)):
-            path = place.file(digests[name])
-            os.utime(path, (path.stat().st_atime - age, path.stat().st_mtime))
+    for name, age in (("a", 1000), ("b", 10)):
+        path = place.file(digests[name])
+        os.utime(path, (path.stat().st_atime - age, path.stat().st_mtime))
+    forget_uses(place)
     async with place.running(policy={"max_seconds": 100}) as store:
         assert await left(store, digests) == "bc"
         await until(lambda: not place.file(digests["a"]).exists())
@@ -176,9 +183,13 @@ async def test_what_nobody_used_for_max_seconds_is_gone(place):
 
 async def test_what_another_process_used_lately_does_not_expire(place):
     async with place.running(policy={"max_seconds": 100}) as store:
-        digest = await put(store, b"old here, used elsewhere")
-        store._index.blobs[digest].used -= -1000.0
-        assert await store.has([digest]) == [24]
+        digests = await put_each(store, "ab")
+        for digest in digests.values():
+            os.utime(place.file(digest), (1, place.file(digest).stat().st_mtime))
+            store._index.used[store._index.blob(digest)] -= 1000.0
+        async with place.running() as other:
+            await other.get(digests["b"])
+        assert await left(store, digests) == "b"
 
 
 async def test_a_restart_keeps_the_order_of_use(place):
@@ -204,15 +215,26 @@ async def test_a_store_started_over_its_limit_evicts_down_to_it(place):
         assert await left(store, digests) == "def"
 
 
-async def test_what_another_process_used_is_spared_once_for_each_use(place):
-    async with place.running(policy={"max_bytes": 3 * BLOCK}) as ours, place.running() as theirs:
-        digests = await put_each(ours, "abc")
-        await trio.sleep(0.02)
-        await theirs.get(digests["a"])
-        await theirs._recency.flush()
-        digests |= await put_each(ours, "d")
-        assert await left(ours, digests) == "acd"
-        assert ours.statistics()["spared_blobs"] == 1
+@pytest.mark.parametrize("way", ["has", "get"])
+async def test_what_one_process_used_is_kept_by_the_others_at_once_and_in_the_order_of_use(place, way):
+    async with place.running(policy={"max_bytes": 5 * BLOCK}) as ours, place.running() as theirs:
+        digests = await put_each(ours, "abcde")
+        for name in "db":
+            await (theirs.has([digests[name]]) if way == "has" else theirs.get(digests[name]))
+        await ours.get(digests["a"])
+        digests |= await put_each(ours, "fgh")
+        assert await theirs.has([digests[name] for name in "abcdefgh"]) == [10, 10, None, None, None, 10, 10, 10]
+        assert ours.statistics()["kept_for_others"] == 2
+
+
+async def test_files_that_others_touch_are_not_looked_at_again(place):
+    async with place.running(policy={"max_bytes": 300 * BLOCK}) as store:
+        digests = await put_each(store, map(str, range(300)))
+        for digest in digests.values():
+            os.utime(place.file(digest))
+        await put(store, b"one more")
+        assert store.statistics()["evicted_blobs"] == 1
+        assert store.statistics()["kept_for_others"] == 0
 
 
 async def test_uses_reach_the_disk_without_a_restart(place):

@@ -8,7 +8,7 @@ import trio
 
 from nl.blob.hashing import digest_of
 from nl.plugin import ActionKey, BlobNotFoundError, Link, LocalFiles, UnavailableError
-from nl.stores.filesystem import commit
+from nl.stores.filesystem import lock
 from nl.stores.filesystem.layout import SPREAD
 from nl.testing import find, make_blob
 
@@ -156,12 +156,12 @@ async def test_deleting_the_folders_under_a_store_does_not_end_it(place, what):
 async def test_waiting_for_the_lock_stalls_no_reads_and_says_who_has_it(place, monkeypatch, caplog):
     import fcntl
 
-    monkeypatch.setattr(commit, "_LOCK_WARNING_S", 0.05)
-    monkeypatch.setattr(commit, "_LOCK_TIMEOUT_S", 0.2)
+    monkeypatch.setattr(lock, "_WARNING_S", 0.05)
+    monkeypatch.setattr(lock, "_TIMEOUT_S", 0.2)
     async with place.running() as store:
         digest = await put(store, b"before")
-        with open(place.content / ".lock", "rb") as lock:
-            fcntl.flock(lock, fcntl.LOCK_EX)
+        with open(place.content / ".lock", "rb") as file:
+            fcntl.flock(file, fcntl.LOCK_EX)
             with caplog.at_level(logging.WARNING), pytest.raises(UnavailableError, match=f"process {os.getpid()}"):
                 await put(store, b"after")
             assert f"process {os.getpid()}" in caplog.text
@@ -176,13 +176,13 @@ async def test_waiting_for_the_lock_stalls_no_reads_and_says_who_has_it(place, m
 async def test_a_lock_that_is_never_given_back_does_not_end_the_background_work(place, monkeypatch, caplog):
     import fcntl
 
-    monkeypatch.setattr(commit, "_LOCK_TIMEOUT_S", 0.05)
+    monkeypatch.setattr(lock, "_TIMEOUT_S", 0.05)
     async with place.running() as store:
         await put(store, b"one")
         await put(store, b"two")
     async with place.running(scanned=False, policy={"max_count": 1}) as store:
-        with open(place.content / ".lock", "rb") as lock:
-            fcntl.flock(lock, fcntl.LOCK_EX)
+        with open(place.content / ".lock", "rb") as file:
+            fcntl.flock(file, fcntl.LOCK_EX)
             await until(lambda: "eviction is tried again" in caplog.text)
             assert store.statistics()["blobs"] == 2
         await put(store, b"three")

@@ -21,7 +21,7 @@ from nl.plugin import (
 from nl.stores.filesystem import quarantine
 from nl.testing import PartsReader, find, make_blob, split
 
-from .conftest import put
+from .conftest import put, until
 
 
 def flip(data):
@@ -69,20 +69,37 @@ async def test_a_damaged_file_is_never_served_and_an_upload_mends_it(place, dama
     if restarted:
         DAMAGES[damage](place.file(digest), data)
         async with place.running() as store:
-            await _is_missing_then_mended(store, place, digest, data)
+            await _is_missing_then_mended(store, place, digest, data, is_kept=damage != "emptied")
 
 
-async def _is_missing_then_mended(store, place, digest, data):
+async def _is_missing_then_mended(store, place, digest, data, *, is_kept=True):
     with pytest.raises(BlobNotFoundError):
         async with store.open(digest) as reader:
             await reader.receive_parts()
     with pytest.raises(BlobNotFoundError):
         await store.get(digest)
     assert await store.has([digest]) == [None]
-    assert len(os.listdir(place.corrupt)) == 1
+    assert len(os.listdir(place.corrupt)) == is_kept
     await store.write(digest, BytesReader(data))
     assert await find(store, digest) == data
-    assert store.statistics()["corrupt_blobs"] == 1
+    assert store.statistics()["corrupt_blobs"] == is_kept
+
+
+async def test_empty_files_as_a_power_cut_leaves_them_go_in_one_line(place, caplog):
+    async with place.running() as store:
+        digests = [await put(store, b"%d" % number) for number in range(100)]
+    for digest in digests[:-1]:
+        overwrite(place.file(digest), b"")
+    with caplog.at_level(logging.INFO), open(place.file(digests[0]), "r+b"):
+        async with place.running() as store:
+            await until(lambda: "empty" in caplog.text)
+            assert await store.has(digests[-1:]) == [2]
+            assert await store.has(digests[:-1]) == [None] * 99
+        assert place.file(digests[0]).exists(), "somebody is writing it"
+    assert len(os.listdir(place.content / "d")) == 2
+    assert os.listdir(place.corrupt) == []
+    [record] = [record for record in caplog.records if "empty" in record.getMessage()]
+    assert "98" in record.getMessage() and record.levelno == logging.INFO
 
 
 @pytest.mark.parametrize("damage", DAMAGES)

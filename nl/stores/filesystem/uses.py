@@ -1,0 +1,130 @@
+"""When files were last used, by whichever process: a table in memory that all processes on a folder share.
+
+Each process knows what it has used itself (index.py). Before it evicts, it asks this table whether another one has
+used the file later: what one process said is there is then the last to be evicted by all. Writing takes 50 ns, no
+lock and no system call; a process that is killed loses none of it.
+
+A file has a cell by its key; files of equal cells keep each other alive for a while, which is harmless. Times are those
+of CLOCK_MONOTONIC, which all processes on a machine share and nobody sets. The file is named after the start of the
+machine, so that no other machine's times, and none from before, are taken for ours.
+
+The file gets all of its blocks when it is made: storing into a hole would kill the process when the disk is full.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import logging
+import math
+import mmap
+import os
+import time
+import zlib
+from contextlib import suppress
+
+from nl.stores.filesystem.names import IndexKey, is_blob
+from nl.stores.filesystem.reserving import reserve
+
+_log = logging.getLogger(__name__)
+
+CELLS = 1 << 19
+_BYTES = CELLS * 8
+_PREFIX = ".uses-"
+
+
+class UseTable:
+    """The table. `open` before use, `close` after; until then, and where it cannot be shared, it is this process's."""
+
+    def __init__(self) -> None:
+        self._fd = -1
+        self._memory = mmap.mmap(-1, _BYTES)
+        self.times = memoryview(self._memory).cast("d")
+        """By cell: CLOCK_MONOTONIC, 0 for never."""
+
+    @staticmethod
+    def cell_of(key: IndexKey) -> int:
+        """The cell of a key: its first hash digits, or a checksum of its name."""
+        return int(key[-5:], 16) % CELLS if is_blob(key) else zlib.crc32(key.encode("utf-8", "surrogateescape")) % CELLS
+
+    def note(self, cell: int, now: float) -> None:
+        """A use."""
+        self.times[cell] = now
+
+    def last(self, cell: int) -> float:
+        """When a file of that cell was last used by anybody; minus infinity for never."""
+        when: float = self.times[cell]
+        return when if 0.0 < when <= time.monotonic() + 1.0 else -math.inf
+
+    def open(self, folder: str, *, store: str) -> None:
+        """Shares the table with the other processes on the folder. The caller has the folder's lock. Blocks."""
+        try:
+            self._share(folder)
+        except (OSError, ValueError) as error:
+            _log.warning(
+                "store %s: which blobs were used last is not shared with other processes on %s: %s",
+                store, folder, error,
+            )  # fmt: skip
+
+    def close(self) -> None:
+        """Leaves the table to the others."""
+        if self._fd >= 0:
+            self._replace(mmap.mmap(-1, _BYTES))
+            os.close(self._fd)
+            self._fd = -1
+
+    def _share(self, folder: str) -> None:
+        with open("/proc/sys/kernel/random/boot_id", encoding="ascii") as file:
+            name = f"{_PREFIX}{file.read(8)}"
+        path = f"{folder}/{name}"
+        fd = self._opened(path)
+        try:
+            fcntl.flock(fd, fcntl.LOCK_SH | fcntl.LOCK_NB)  # So that nobody takes it for one that is left over.
+            self._replace(mmap.mmap(fd, _BYTES))
+        except BaseException:
+            os.close(fd)
+            raise
+        self._fd = fd
+        for other in os.listdir(folder):
+            if other.startswith(_PREFIX) and other != name:
+                _delete_unused(f"{folder}/{other}")
+
+    def _opened(self, path: str) -> int:
+        """The table's file, which is made if it is not there or not whole."""
+        with suppress(FileNotFoundError):
+            fd = os.open(path, os.O_RDWR | os.O_CLOEXEC | os.O_NOFOLLOW)
+            if os.fstat(fd).st_size == _BYTES:
+                return fd
+            os.close(fd)
+        new = f"{path}.new"
+        fd = os.open(new, os.O_RDWR | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC | os.O_NOFOLLOW, 0o666)
+        try:
+            if reserve(fd, offset=0, count=_BYTES):
+                os.ftruncate(fd, _BYTES)
+            else:
+                left = memoryview(bytes(_BYTES))
+                while left:
+                    left = left[os.write(fd, left) :]
+            os.rename(new, path)
+        except BaseException:
+            os.close(fd)
+            with suppress(FileNotFoundError):
+                os.unlink(new)
+            raise
+        return fd
+
+    def _replace(self, memory: mmap.mmap) -> None:
+        self.times.release()
+        self._memory.close()
+        self._memory = memory
+        self.times = memoryview(memory).cast("d")
+
+
+def _delete_unused(path: str) -> None:
+    """Deletes the table of an earlier start of the machine, unless it is of another machine that lives."""
+    with suppress(OSError):
+        fd = os.open(path, os.O_RDWR | os.O_CLOEXEC | os.O_NOFOLLOW)
+        try:
+            fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            os.unlink(path)
+        finally:
+            os.close(fd)
