@@ -52,6 +52,7 @@ from nl.storage.concurrent import for_each
 from nl.storage.context import StoreContext
 from nl.storage.contract import MAX_WHOLE, SMALL, Store, Traits
 from nl.storage.eviction import LruIndex
+from nl.storage.partition import PartitionedStore
 from nl.storage.removals import RemovalFeed, RemovalFeeds
 from nl.storage.wrapper import StoreWrapper
 
@@ -60,9 +61,9 @@ __all__ = [
     "BytesReader", "ConfigError", "CorruptBlobError", "Count", "DeadlineError", "Deletes", "Digest", "DigestFunction",
     "Discards", "Duration", "EncodedBlobs", "EncodedReader", "Encoding", "EvictionPolicy", "ExhaustedError", "Flag",
     "Hasher", "InternalError", "InvalidRequestError", "Key", "Link", "LocalFiles", "LruIndex", "NlError",
-    "NotFoundError", "Opened", "Options", "PermissionDeniedError", "Pins", "RangeError", "Reader", "RemovalFeed",
-    "RemovalFeeds", "Removals", "ScanPage", "Scans", "SecretText", "Size", "SliceReader", "SpoolingReader", "Store",
-    "StoreContext", "StoreName", "StoreSpec", "StoreWrapper", "Tee", "Text", "TooLargeError", "Traits",
-    "UnavailableError", "UploadMismatchError", "VerifyingReader", "check_bytes", "clamp", "digest_of", "for_each",
-    "hash_bytes", "key_text", "new_hasher", "open_file", "read_all", "slice_bytes",
+    "NotFoundError", "Opened", "Options", "PartitionedStore", "PermissionDeniedError", "Pins", "RangeError", "Reader",
+    "RemovalFeed", "RemovalFeeds", "Removals", "ScanPage", "Scans", "SecretText", "Size", "SliceReader",
+    "SpoolingReader", "Store", "StoreContext", "StoreName", "StoreSpec", "StoreWrapper", "Tee", "Text",
+    "TooLargeError", "Traits", "UnavailableError", "UploadMismatchError", "VerifyingReader", "check_bytes", "clamp",
+    "digest_of", "for_each", "hash_bytes", "key_text", "new_hasher", "open_file", "read_all", "slice_bytes",
 ]

@@ -1,0 +1,242 @@
+"""The `existence_cache` kind: remembers what a store far away has, so that asking again costs no trip.
+
+Only a yes is remembered. It is forgotten when the backend says that the blob has gone (`Removals`), when reading it
+finds nothing, and after a while in any case where the backend cannot say so: an upload is never left out because of
+what is remembered there (`Traits.authoritative`). What is answered from memory is a use all the same: the backend is
+told of it in batches.
+"""
+
+from __future__ import annotations
+
+import logging
+import time
+from collections.abc import AsyncIterator, Callable, Iterator, Mapping, Sequence
+from contextlib import asynccontextmanager, contextmanager
+from dataclasses import field, replace
+from functools import cached_property
+from typing import Final, TypeVar, cast
+
+import trio
+
+from nl.plugin import (
+    EMPTY_DIGESTS,
+    BlobNotFoundError,
+    BlobSizeLimit,
+    Buffer,
+    CorruptBlobError,
+    Deletes,
+    Digest,
+    EvictionPolicy,
+    Key,
+    LruIndex,
+    NlError,
+    Options,
+    Pins,
+    Reader,
+    RemovalFeed,
+    Removals,
+    Scans,
+    StoreContext,
+    StoreSpec,
+    StoreWrapper,
+    Traits,
+)
+
+C = TypeVar("C")
+_log = logging.getLogger(__name__)
+ENTRY_BYTES: Final = 400
+"""What a remembered digest takes (measured, CPython 3.11)."""
+DEFAULT_MAX_COUNT: Final = 1_000_000
+UNTOLD_S: Final = 60.0
+"""For how long a yes is believed if nobody says that blobs go, and the config does not say for how long."""
+TOUCH_S: Final = 1.0
+"""How often the backend hears of uses."""
+_MAX_TOUCHES: Final = 100_000
+
+
+class ExistenceCacheOptions(Options):
+    """Remembers which blobs the store behind it has.
+
+    For stores that are far away. One that cannot say what leaves it (an object store) is asked again after a minute,
+    or `max_seconds`.
+    """
+
+    EXAMPLE = (
+        '{ existence_cache: { backend: { ref_store: { name: "SHARED" } }, eviction_policy: { max_seconds: "30s" } } }'
+    )
+
+    backend: StoreSpec
+    """The store asked for what is not remembered."""
+    eviction_policy: EvictionPolicy = field(default_factory=EvictionPolicy)
+    """How much is remembered (without `max_bytes` and `max_count`, a million digests), and for how long a yes is
+    believed, counted from when it was learnt."""
+
+
+class ExistenceCacheStore(StoreWrapper):
+    """See the module. Values under keys that are not digests can change, and are not remembered."""
+
+    Options = ExistenceCacheOptions
+
+    def __init__(
+        self, options: ExistenceCacheOptions, context: StoreContext, *, clock: Callable[[], float] = time.monotonic
+    ) -> None:
+        super().__init__(context.child(options.backend))
+        self._name = context.name
+        self._policy = options.eviction_policy
+        self._clock = clock
+        self._touched: dict[Key, None] = {}
+        self._hits = 0
+        self._misses = 0
+        self._withdrawn = 0
+
+    @cached_property
+    def _feed(self) -> RemovalFeed | None:
+        """News from the backend; known only when the stores run, as the backend may be a reference to a later one."""
+        removals = self.backend.capability(Removals)
+        return None if removals is None else removals.watch_removals()
+
+    @cached_property
+    def _known(self) -> LruIndex[Key, int]:
+        """The sizes of what is there."""
+        policy = self._policy
+        if not policy.max_bytes and not policy.max_count:
+            policy = replace(policy, max_count=DEFAULT_MAX_COUNT)
+        if self._feed is None and not policy.max_seconds:
+            policy = replace(policy, max_seconds=UNTOLD_S)
+        return LruIndex(policy, clock=self._clock)
+
+    @property
+    def traits(self) -> Traits:
+        backend = self.backend.traits
+        return replace(backend, authoritative=backend.authoritative and self._feed is not None)
+
+    async def run(self, *, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> None:
+        self._catch_up()  # from here on it is told of removals, before it has learnt anything
+        task_status.started()
+        try:
+            while True:
+                await trio.sleep(TOUCH_S)
+                await self._flush()
+        finally:
+            with trio.move_on_after(5, shield=True):
+                await self._flush()
+
+    async def has(self, keys: Sequence[Key]) -> list[int | None]:
+        self._catch_up()
+        peek = self._known.peek
+        sizes: list[int | None] = [peek(key) for key in keys]
+        if self.backend.traits.tracks_use:
+            self._touched.update((key, None) for key, size in zip(keys, sizes, strict=True) if size is not None)
+            if len(self._touched) > _MAX_TOUCHES:
+                await self._flush()
+        unknown = [at for at, size in enumerate(sizes) if size is None]
+        self._hits += len(keys) - len(unknown)
+        self._misses += len(unknown)
+        if unknown:
+            for at, size in zip(unknown, await self.backend.has([keys[at] for at in unknown]), strict=True):
+                sizes[at] = size
+                if size is not None:
+                    self._learn(keys[at], size)
+        return sizes
+
+    async def get(self, key: Key) -> Buffer:
+        with self._learning_of_absence(key):
+            data = await self.backend.get(key)
+        self._learn(key, len(data))
+        return data
+
+    async def get_many(self, keys: Sequence[Key]) -> list[Buffer | NlError]:
+        found = await self.backend.get_many(keys)
+        for key, data in zip(keys, found, strict=True):
+            if not isinstance(data, NlError):
+                self._learn(key, len(data))
+            elif isinstance(data, (BlobNotFoundError, CorruptBlobError)):
+                self._forget(key)
+        return found
+
+    @asynccontextmanager
+    async def open(self, key: Key, *, offset: int = 0, length: int | None = None) -> AsyncIterator[Reader]:
+        with self._learning_of_absence(key):
+            async with self.backend.open(key, offset=offset, length=length) as reader:
+                if isinstance(key, Digest):
+                    self._learn(key, key.size)
+                yield reader
+
+    async def put(self, key: Key, data: Buffer) -> None:
+        await self.backend.put(key, data)
+        self._learn(key, len(data))
+
+    async def put_many(self, blobs: Sequence[tuple[Key, Buffer]]) -> list[NlError | None]:
+        failed = await self.backend.put_many(blobs)
+        for (key, data), error in zip(blobs, failed, strict=True):
+            if error is None:
+                self._learn(key, len(data))
+        return failed
+
+    async def write(self, key: Key, reader: Reader) -> None:
+        await self.backend.write(key, reader)
+        if isinstance(key, Digest):
+            self._learn(key, key.size)
+
+    def capability(self, kind: type[C]) -> C | None:
+        if kind is Deletes and self.backend.capability(Deletes) is not None:
+            return cast("C", self)
+        return self.backend.capability(kind) if kind in (BlobSizeLimit, Removals, Scans, Pins) else None
+
+    async def delete(self, keys: Sequence[Key]) -> None:
+        """See `Deletes`."""
+        deletes = self.backend.capability(Deletes)
+        assert deletes is not None
+        try:
+            await deletes.delete(keys)
+        finally:
+            for key in keys:
+                self._forget(key)
+
+    def statistics(self) -> Mapping[str, int | float | str]:
+        return {
+            "remembered": len(self._known),
+            "hits": self._hits,
+            "misses": self._misses,
+            "withdrawn": self._withdrawn,
+            "told_of_removals": "yes" if self._feed is not None else "no",
+        }
+
+    def _catch_up(self) -> None:
+        """Forgets what the backend has lost since the last question."""
+        feed = self._feed
+        if feed is None:
+            return
+        gone = feed.take()
+        if gone is None:
+            self._withdrawn += len(self._known)
+            for key in list(self._known):
+                self._known.discard(key)
+        else:
+            for key in gone:
+                self._forget(key)
+
+    def _learn(self, key: Key, size: int) -> None:
+        if isinstance(key, Digest) and key not in EMPTY_DIGESTS:
+            self._known.insert(key, size, size=ENTRY_BYTES)
+
+    def _forget(self, key: Key) -> None:
+        self._withdrawn += self._known.discard(key) is not None
+        self._touched.pop(key, None)
+
+    @contextmanager
+    def _learning_of_absence(self, key: Key) -> Iterator[None]:
+        try:
+            yield
+        except (BlobNotFoundError, CorruptBlobError):
+            self._forget(key)
+            raise
+
+    async def _flush(self) -> None:
+        """Tells the backend of the uses since the last time."""
+        touched, self._touched = self._touched, {}
+        if touched:
+            try:
+                await self.backend.touch(list(touched))
+            except NlError as error:
+                _log.info("%s: the backend could not be told of %d uses: %s", self._name, len(touched), error)

@@ -1,0 +1,242 @@
+"""What is remembered, what makes it be forgotten, and that nobody is told of what has gone."""
+
+import pytest
+import trio
+
+from nl.plugin import (
+    ActionKey,
+    BlobNotFoundError,
+    BytesReader,
+    CorruptBlobError,
+    Deletes,
+    EvictionPolicy,
+    Opened,
+    Removals,
+    UnavailableError,
+    digest_of,
+)
+from nl.stores.existence_cache import UNTOLD_S, ExistenceCacheOptions, ExistenceCacheStore
+from nl.stores.memory import MemoryOptions, MemoryStore
+from nl.testing import BareContext, StoreConformance, drain, started
+
+ONE, TWO = digest_of(b"1"), digest_of(b"2")
+
+
+class Backend(MemoryStore):
+    """Counts trips and touches; `tells` is whether it says what leaves it."""
+
+    def __init__(self, context, *, tells=True, **policy):
+        super().__init__(MemoryOptions(eviction_policy=EvictionPolicy(**policy)), context)
+        self.tells = tells
+        self.asked = []
+        self.touched = []
+
+    async def has(self, keys):
+        self.asked += keys
+        return await super().has(keys)
+
+    async def touch(self, keys):
+        self.touched += keys
+
+    def capability(self, kind):
+        return None if kind is Removals and not self.tells else super().capability(kind)
+
+
+class Clock:
+    now = 1000.0
+
+    def __call__(self):
+        return self.now
+
+
+def make(context, backend, *, clock=None, **policy):
+    options = ExistenceCacheOptions(backend=context.spec(backend), eviction_policy=EvictionPolicy(**policy))
+    return ExistenceCacheStore(options, context, **({} if clock is None else {"clock": clock}))
+
+
+class TestExistenceCacheConformance(StoreConformance):
+    def make_store(self, context, folder):
+        return make(context, Backend(context))
+
+
+class TestExistenceCacheWithoutNewsConformance(StoreConformance):
+    def make_store(self, context, folder):
+        return make(context, Backend(context, tells=False))
+
+
+async def test_what_is_known_costs_no_trip():
+    context = BareContext()
+    backend = Backend(context)
+    await backend.put(ONE, b"1")
+    store = make(context, backend)
+    assert await store.has([ONE, TWO]) == [1, None]
+    assert await store.has([ONE, TWO]) == [1, None]
+    assert backend.asked == [ONE, TWO, TWO]  # only a yes is remembered
+
+
+@pytest.mark.parametrize("way", ["put", "put_many", "write", "get", "get_many", "open"])
+async def test_whatever_shows_that_a_blob_is_there_is_remembered(way):
+    context = BareContext()
+    backend = Backend(context)
+    store = make(context, backend)
+    if way in {"get", "get_many", "open"}:
+        await backend.put(ONE, b"1")
+    if way == "open":
+        async with store.open(ONE) as reader:
+            await drain(reader)
+    else:
+        arguments = {"put": (ONE, b"1"), "put_many": ([(ONE, b"1")],), "write": (ONE, BytesReader(b"1")),
+                     "get": (ONE,), "get_many": ([ONE],)}[way]  # fmt: skip
+        await getattr(store, way)(*arguments)
+    assert await store.has([ONE]) == [1]
+    assert backend.asked == []
+
+
+async def test_what_the_backend_evicts_is_never_said_to_be_there():
+    context = BareContext()
+    backend = Backend(context, max_count=3)
+    async with started(make(context, backend), context) as store:
+        digests = [digest_of(b"%d" % number) for number in range(50)]
+        for number, digest in enumerate(digests):
+            await store.put(digest, b"%d" % number)
+            sizes = await store.has(digests)
+            assert sizes == await backend.has(digests)
+            assert sum(size is not None for size in sizes) == min(number + 1, 3)
+
+
+async def test_an_answer_that_was_on_its_way_when_the_blob_went_is_not_believed_afterwards():
+    context = BareContext()
+
+    class Slow(Backend):
+        async def has(self, keys):
+            sizes = await super().has(keys)
+            await self.delete(keys)
+            return sizes
+
+    backend = Slow(context)
+    await backend.put(ONE, b"1")
+    store = make(context, backend)
+    await store.has([TWO])
+    assert await store.has([ONE]) == [1]  # which was true when it was asked
+    assert await store.has([ONE]) == [None]
+
+
+async def test_a_backend_that_lost_track_has_everything_forgotten():
+    context = BareContext()
+    backend = Backend(context)
+    store = make(context, backend)
+    await store.put(ONE, b"1")
+    backend._removals.lost_track()
+    assert await store.has([ONE]) == [1]
+    assert backend.asked == [ONE]
+
+
+async def test_without_news_a_yes_is_believed_for_a_while_only_and_no_upload_is_left_out_for_it():
+    context, clock = BareContext(), Clock()
+    backend = Backend(context, tells=False)
+    store = make(context, backend, clock=clock)
+    assert not store.traits.authoritative
+    await store.put(ONE, b"1")
+    await backend.delete([ONE])
+    for _ in range(3):  # asking does not make it live longer
+        clock.now += UNTOLD_S / 3
+        assert await store.has([ONE]) == [1]
+    clock.now += 1
+    assert await store.has([ONE]) == [None]
+
+
+async def test_with_news_it_is_as_exact_as_its_backend():
+    context = BareContext()
+    assert make(context, Backend(context)).traits.authoritative
+
+
+@pytest.mark.parametrize("way", ["get", "get_many", "open", "corrupt"])
+async def test_reading_what_has_gone_makes_it_forgotten(way):
+    context = BareContext()
+
+    class Rotten(Backend):
+        def open(self, key, *, offset=0, length=None):
+            def find():
+                raise CorruptBlobError(f"{key} is not what it was")
+
+            return Opened(find) if way == "corrupt" else super().open(key, offset=offset, length=length)
+
+    backend = Rotten(context, tells=False)
+    store = make(context, backend)
+    await store.put(ONE, b"1")
+    await backend.delete([ONE])
+    assert await store.has([ONE]) == [1]
+    if way == "get_many":
+        [error] = await store.get_many([ONE])
+        assert isinstance(error, BlobNotFoundError)
+    else:
+        with pytest.raises((BlobNotFoundError, CorruptBlobError)):
+            if way == "get":
+                await store.get(ONE)
+            else:
+                async with store.open(ONE):
+                    pass
+    assert await store.has([ONE]) == [None]
+
+
+async def test_what_can_change_is_not_remembered():
+    context = BareContext()
+    backend = Backend(context, tells=False)
+    store = make(context, backend)
+    action = ActionKey(*ONE)
+    for key in (action, "name"):
+        await store.put(key, b"value")
+        await backend.put(key, b"longer value")
+    assert await store.has([action, "name"]) == [12, 12]
+
+
+async def test_memory_is_bounded_without_any_policy(monkeypatch):
+    monkeypatch.setattr("nl.stores.existence_cache.DEFAULT_MAX_COUNT", 3)
+    context = BareContext()
+    store = make(context, Backend(context))
+    for number in range(10):
+        await store.put(digest_of(b"%d" % number), b"%d" % number)
+    assert store.statistics()["remembered"] == 3
+
+
+async def test_the_backend_hears_in_batches_of_what_was_used(autojump_clock):
+    context = BareContext()
+    backend = Backend(context)
+    async with started(make(context, backend), context) as store:
+        await store.put_many([(ONE, b"1"), (TWO, b"2")])
+        for _ in range(5):
+            await store.has([ONE])
+        assert backend.touched == []
+        await trio.sleep(1.5)
+        assert backend.touched == [ONE]
+        await store.has([TWO])
+    assert backend.touched == [ONE, TWO]  # also what was used just before the end
+
+
+async def test_a_backend_that_cannot_be_told_of_uses_stops_nothing(autojump_clock):
+    context = BareContext()
+
+    class Away(Backend):
+        async def touch(self, keys):
+            raise UnavailableError("away")
+
+    async with started(make(context, Away(context)), context) as store:
+        await store.put(ONE, b"1")
+        for _ in range(3):
+            assert await store.has([ONE]) == [1]
+            await trio.sleep(1.5)
+
+
+async def test_what_is_deleted_through_it_is_forgotten_even_if_that_fails():
+    context = BareContext()
+
+    class Failing(Backend):
+        async def delete(self, keys):
+            await super().delete(keys)
+            raise UnavailableError("the answer was lost")
+
+    store = make(context, Failing(context, tells=False))
+    await store.put(ONE, b"1")
+    with pytest.raises(UnavailableError):
+        await store.capability(Deletes).delete([ONE])
+    assert await store.has([ONE]) == [None]
