@@ -268,6 +268,32 @@ async def test_who_is_cancelled_while_there_is_no_room_hands_its_turn_on(nursery
     nursery.cancel_scope.cancel()
 
 
+async def test_who_waits_for_room_finds_out_that_the_connection_is_lost(nursery):
+    outbox = Outbox(Slow(inline=False), on_room=lambda: None)
+    outbox.nursery = nursery
+    outbox.add(bytes(HIGH_WATER))
+    outbox.flush_soon()
+    ends = []
+
+    async def acquire():
+        with pytest.raises(TransportLost):
+            await outbox.acquire()
+        ends.append("turn")
+
+    async def room():
+        await outbox.wait_room()
+        ends.append("room")
+
+    for waiter in (acquire, acquire, room):
+        nursery.start_soon(waiter)
+        await wait_all_tasks_blocked()
+    assert not ends
+    outbox.lose()
+    await wait_all_tasks_blocked()
+    assert sorted(ends) == ["room", "turn", "turn"]
+    nursery.cancel_scope.cancel()
+
+
 async def test_another_writer_that_waits_in_vain_is_no_progress(nursery):
     """Else calls that expire one after another keep a connection whose peer reads nothing."""
     transport = Slow(inline=True)

@@ -14,6 +14,7 @@ from nl.rpc.channel import Channel
 from nl.rpc.errors import NotProcessed
 from nl.rpc.options import ChannelOptions
 from nl.rpc.origin import Endpoint
+from nl.rpc.pool import AddressStatistics, Pool
 from tests.wire.raw_server import RawConnection, trailers
 
 
@@ -332,6 +333,15 @@ async def test_statistics_count_the_calls_of_connections_that_have_ended(autojum
         (counts,) = channel.statistics().addresses.values()
         assert (counts.attempts, counts.failures, counts.connections) == (3, 0, 1)
         assert counts.calls >= 4  # one that had left when its connection was lost counts as well, and came again
+
+
+async def test_of_addresses_that_are_gone_those_without_a_connection_are_forgotten_beyond_a_bound(nursery):
+    pool = Pool([], options(), nursery)
+    for number in range(300):
+        pool._counts[str(number)] = AddressStatistics(connections=number % 2)
+    pool._forget_counts({"0", "2"})
+    assert set(pool.statistics().addresses) == {"0", "2"} | {str(each) for each in range(300) if each >= 92 or each % 2}
+    assert len(pool.statistics().addresses) == 256
 
 
 def test_tls_is_never_left_out_in_silence():
