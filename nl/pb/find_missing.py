@@ -10,7 +10,6 @@ from __future__ import annotations
 import re
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
-from operator import add
 from typing import Final
 
 from nl.pb import codec, reapi
@@ -22,7 +21,7 @@ _Found = tuple[str, str, str]
 
 # A digest in field 2, its bytes as latin-1 text: (its length, the hash, the size with its tag). The length is that of
 # a hash with its tag and length (66) and of a size that is left out when it is 0 and takes 2 to 10 bytes otherwise.
-_PATTERN = re.compile("\x12([BD-L])\n@(.{64})((?:\x10[\x80-\xff]{0,8}[\x00-\x7f])?)", re.DOTALL)
+_PATTERN = re.compile("\x12([BD-L])\n@(.{64})(\x10[\x80-\xff]{0,8}+[\x00-\x7f]|)", re.DOTALL)
 _FIND = _PATTERN.findall
 _AT_ONCE: Final = 1024 * 1024
 _FIXED: Final = 68
@@ -30,19 +29,20 @@ _HEX: Final = b"0123456789abcdef"
 _MAX_SIZES: Final = 65_536
 
 
-class _Sizes(dict[str, int]):
-    """From length and size field, as text, to the size; -1 if they do not belong together. Computed once each."""
+class _Sizes(dict[tuple[str, str], int]):
+    """From length and size field, as text, to the size, computed once each; KeyError if they do not belong together."""
 
-    def __missing__(self, key: str) -> int:
+    def __missing__(self, key: tuple[str, str]) -> int:
+        length, text = key
+        tail = text.encode("latin-1")
+        size = 0
+        if tail:
+            size, _ = read_varint(tail, 2, tail[1]) if tail[1] > 127 else (tail[1], 2)
+        if ord(length) != _FIXED - 2 + len(tail) or size >= 1 << 63:
+            raise KeyError(key)
         if len(self) >= _MAX_SIZES:
             self.clear()
-        tail = key[1:].encode("latin-1")
-        size = 0
-        if ord(key[0]) != _FIXED - 2 + len(tail):
-            size = -1
-        elif tail:
-            size, _ = read_varint(tail, 2, tail[1]) if tail[1] > 127 else (tail[1], 2)
-        self[key] = size = size if size < 1 << 63 else -1
+        self[key] = size
         return size
 
 
@@ -108,13 +108,16 @@ def _plain(data: bytes) -> FindMissingRequest | None:
     text = str(data, "latin-1")
     found: list[_Found] = _FIND(text, start) if end <= _AT_ONCE else _find_in_steps(text, start)
     lengths, names, tails = zip(*found, strict=True) if found else ((), (), ())
-    sizes = list(map(_SIZES.__getitem__, map(add, lengths, tails)))
+    try:
+        sizes = list(map(_SIZES.__getitem__, zip(lengths, tails, strict=True)))
+    except KeyError:
+        return None
     # Matches do not overlap: that their lengths add up to all bytes means that nothing lies between them.
     left = end - start - _FIXED * len(found) - sum(map(len, tails))
     function = 0
     if left == 2 and data[-2] == 0x18 and data[-1] < 128:
         function, left = data[-1], 0
-    if left or (sizes and min(sizes) < 0) or not _are_hex(names):
+    if left or not _are_hex(names):
         return None
     try:
         name = str(instance, "utf-8")

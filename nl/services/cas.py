@@ -12,7 +12,6 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import aclosing
 from dataclasses import dataclass
-from functools import partial
 from itertools import repeat
 
 import grpclib.const
@@ -75,8 +74,11 @@ class CasService:
         request = await receive_decoded(stream, decode_find_missing)
         store = self._instances.get(stream, request.instance_name, Right.READ_CAS).store
         function = parse_function(request.digest_function)
-        make = _make_digest if request.is_plain else _parse_triple  # the codec has checked what is plain
-        digests = list(map(make, zip(request.hashes, request.sizes, repeat(function), strict=False)))
+        triples = zip(request.hashes, request.sizes, repeat(function), strict=False)
+        if request.is_plain:  # the codec has checked them all
+            digests = list(map(_make_digest, repeat(Digest), triples))
+        else:
+            digests = list(map(_parse_triple, triples))
         sizes = await store.has(digests) if len(digests) <= _HAS_AT_ONCE else await _has_many(store, digests)
         await stream.send_parts(request.missing(sizes).encode_parts())
 
@@ -182,7 +184,7 @@ class CasService:
             _PREFIX + "SpliceBlob": handler(self.splice_blob, unary, reapi.SpliceBlobRequest, reapi.SpliceBlobResponse),
         }
 
-_make_digest: Callable[[_Triple], Digest] = partial(tuple.__new__, Digest)
+_make_digest: Callable[[type[Digest], _Triple], Digest] = tuple.__new__
 
 
 def _parse_triple(triple: _Triple) -> Digest:

@@ -1,5 +1,8 @@
 """Memory goes back to the kernel once a server has grown and no longer grows."""
 
+import subprocess
+import sys
+
 import pytest
 
 from nl.rpc import arena
@@ -49,3 +52,30 @@ def test_it_knows_what_the_process_has_in_memory():
     block = bytearray(64 * MIB)
     block[::4096] = b"x" * len(block[::4096])
     assert 60 * MIB < resident_bytes() - before < 70 * MIB
+
+
+_REQUESTS = """
+import resource, trio
+from nl.server.memory import MemoryReturner
+
+def faults_of_a_request():
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
+    pieces = [b"x" * 700_000 for _ in range(4)]
+    del pieces
+    return resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before
+
+async def main():
+    async with trio.open_nursery() as nursery:
+        await nursery.start(MemoryReturner().run)
+        faults = [faults_of_a_request() for _ in range(20)]
+        print(sorted(faults)[10])
+        nursery.cancel_scope.cancel()
+
+trio.run(main)
+"""
+
+
+@pytest.mark.skipif(MemoryReturner()._tune is None, reason="needs glibc's mallopt")
+def test_what_a_large_request_has_freed_is_there_for_the_next_one():
+    run = subprocess.run([sys.executable, "-c", _REQUESTS], capture_output=True, text=True, check=True)
+    assert int(run.stdout) < 100, "700 pages were taken and given back for each"
