@@ -557,7 +557,7 @@ def _fault_of_data(stream: Stream, *, length: int, payload: int, ended: bool) ->
     """What is wrong with a DATA frame of a live stream, apart from the connection's window."""
     if stream.recv_closed:
         return ErrorCode.STREAM_CLOSED
-    if length > stream.recv_window.left:
+    if length > max(stream.recv_window.left, 0):  # an empty one needs no window (RFC 9113, section 6.9.1)
         return ErrorCode.FLOW_CONTROL_ERROR
     content = stream.content_left
     if content is not None and (payload > content or (ended and payload != content)):

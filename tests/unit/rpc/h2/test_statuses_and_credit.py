@@ -293,3 +293,16 @@ def test_late_data_with_padding_on_a_stream_that_we_have_reset_loses_no_credit_e
         side.feed(fr.frame(fr.DATA, fr.PADDED, 1, b"\x64" + b"payload" + bytes(100)))
     window = side.h2.recv_window
     assert window.left + window.owed == window.size
+
+
+@pytest.mark.parametrize("left", [0, -1])
+def test_the_end_of_a_request_needs_no_window_also_where_ours_has_become_smaller_meanwhile(left):
+    side = Side()
+    [stream, other] = side.open(1, 3)
+    stream.recv_window.left = other.recv_window.left = left
+    side.feed(fr.frame(fr.DATA, fr.END_STREAM, 1), fr.frame(fr.DATA, fr.END_STREAM, 3, b"x"))
+    assert [frame for frame in side.frames() if frame[0] == fr.RST_STREAM] == [
+        (fr.RST_STREAM, 3, fr.U32.pack(ErrorCode.FLOW_CONTROL_ERROR))
+    ]
+    assert stream.recv_closed
+    assert stream.reset_code is None
