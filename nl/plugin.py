@@ -16,7 +16,19 @@ from nl.blob.slice import Opened, SliceReader, clamp, slice_bytes
 from nl.blob.spool import SpoolingReader
 from nl.blob.tee import Tee
 from nl.blob.verify import VerifyingReader, check_bytes
-from nl.config.types import Count, Duration, EvictionPolicy, Flag, Options, SecretText, Size, StoreName, StoreSpec, Text
+from nl.config.types import (
+    Count,
+    Duration,
+    EvictionPolicy,
+    Flag,
+    Options,
+    SecretText,
+    ServerAddress,
+    Size,
+    StoreName,
+    StoreSpec,
+    Text,
+)
 from nl.errors import (
     BlobNotFoundError,
     ConfigError,
@@ -57,13 +69,13 @@ from nl.storage.removals import RemovalFeed, RemovalFeeds
 from nl.storage.wrapper import StoreWrapper
 
 __all__ = [
-    "CHUNK", "EMPTY_DIGESTS", "MAX_WHOLE", "SMALL", "ActionKey", "BlobNotFoundError", "BlobSizeLimit", "Buffer",
-    "BytesReader", "ConfigError", "CorruptBlobError", "Count", "DeadlineError", "Deletes", "Digest", "DigestFunction",
-    "Discards", "Duration", "EncodedBlobs", "EncodedReader", "Encoding", "EvictionPolicy", "ExhaustedError", "Flag",
-    "Hasher", "InternalError", "InvalidRequestError", "Key", "Link", "LocalFiles", "LruIndex", "NlError",
+    "ActionKey", "BlobNotFoundError", "BlobSizeLimit", "Buffer", "BytesReader", "CHUNK", "ConfigError",
+    "CorruptBlobError", "Count", "DeadlineError", "Deletes", "Digest", "DigestFunction", "Discards", "Duration",
+    "EMPTY_DIGESTS", "EncodedBlobs", "EncodedReader", "Encoding", "EvictionPolicy", "ExhaustedError", "Flag", "Hasher",
+    "InternalError", "InvalidRequestError", "Key", "Link", "LocalFiles", "LruIndex", "MAX_WHOLE", "NlError",
     "NotFoundError", "Opened", "Options", "PartitionedStore", "PermissionDeniedError", "Pins", "RangeError", "Reader",
-    "RemovalFeed", "RemovalFeeds", "Removals", "ScanPage", "Scans", "SecretText", "Size", "SliceReader",
-    "SpoolingReader", "Store", "StoreContext", "StoreName", "StoreSpec", "StoreWrapper", "Tee", "Text",
+    "RemovalFeed", "RemovalFeeds", "Removals", "SMALL", "ScanPage", "Scans", "SecretText", "ServerAddress", "Size",
+    "SliceReader", "SpoolingReader", "Store", "StoreContext", "StoreName", "StoreSpec", "StoreWrapper", "Tee", "Text",
     "TooLargeError", "Traits", "UnavailableError", "UploadMismatchError", "VerifyingReader", "check_bytes", "clamp",
     "digest_of", "for_each", "hash_bytes", "key_text", "new_hasher", "open_file", "read_all", "slice_bytes",
 ]

@@ -43,6 +43,7 @@ _SCALARS: dict[Any, tuple[Callable[[Raw, Mapping[str, str]], Any], str]] = {
     t.SecretText: (values.expand, "text"),
     t.StoreName: (values.expand, "the name of a store"),
     t.SchedulerName: (values.expand, "the name of a scheduler"),
+    t.ServerAddress: (values.expand, "an address such as grpc://host:port"),
     str: (lambda raw, env: values.literal(raw), "text"),
     t.Count: (values.count, "a whole number"),
     int: (values.count, "a whole number"),

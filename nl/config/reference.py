@@ -43,6 +43,7 @@ _WORDS: dict[Any, str] = {
     t.Count: "number", int: "number", t.Size: "size", t.Duration: "duration",
     t.SignedDuration: "duration, or a negative number", t.Milliseconds: "milliseconds, or a duration as text",
     float: "number", bool: "flag", t.StoreName: "store name", t.SchedulerName: "scheduler name", t.StoreSpec: "store",
+    t.ServerAddress: "address",
     SchedulerSpec: "scheduler", NamedStore: "[named store](#stores)", NamedScheduler: "[named scheduler](#schedulers)",
 }
 

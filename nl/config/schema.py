@@ -26,6 +26,7 @@ SCALARS: dict[Any, Schema] = {
     t.SecretText: _TEXT,
     t.StoreName: {"type": "string", "minLength": 1},
     t.SchedulerName: {"type": "string", "minLength": 1},
+    t.ServerAddress: _TEXT,
     str: _TEXT,
     t.Count: {"anyOf": [
         {"type": "integer", "minimum": 0},

@@ -27,6 +27,7 @@ if TYPE_CHECKING:
     Milliseconds = int
     StoreName = str
     SchedulerName = str
+    ServerAddress = str
 else:
 
     class Text(str):
@@ -55,6 +56,13 @@ else:
 
     class SchedulerName(Text):
         """The name of a scheduler in the top-level `schedulers`. That it exists is checked when the config is read."""
+
+        __slots__ = ()
+
+    class ServerAddress(Text):
+        """Where another server is (`grpc://host:port`). That it does not lead back to the store that has it is checked
+        when the config is read.
+        """
 
         __slots__ = ()
 
@@ -109,9 +117,9 @@ class Options:
 
     * A field without a default is required; unknown keys are refused; null counts as absent where there is a default.
     * Types: Text, SecretText, str (taken literally), Count, Size, Duration, Flag, float, StoreSpec (a child store,
-      written inline as `{ kind: {...} }`), StoreName (a store defined elsewhere), Literal["a", "b"], `X | None`,
-      `tuple[X, ...]` (default `()`), `Mapping[str, X]` (default `field(default_factory=dict)`) and other Options
-      subclasses (default an instance, as they are frozen).
+      written inline as `{ kind: {...} }`), StoreName (a store defined elsewhere), ServerAddress, Literal["a", "b"],
+      `X | None`, `tuple[X, ...]` (default `()`), `Mapping[str, X]` (default `field(default_factory=dict)`) and
+      other Options subclasses (default an instance, as they are frozen).
     * A field called `global_` is written `global` in the config. `Annotated[X, Alias("old")]` accepts an older key.
     * `check` may refuse combinations.
     * `EXAMPLE` may hold a JSON5 snippet for the reference.

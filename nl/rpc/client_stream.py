@@ -178,8 +178,9 @@ class ClientStream:
                 await self._pause(exc)
         call = self._call
         assert call is not None
-        block = call.connection.address.origin.head(self._name)
-        fields = self._fields
+        origin = call.connection.address.origin
+        block = origin.head(self._name)
+        fields = origin.with_credentials(self._fields)
         if self._expires is not None:
             fields = [(b"grpc-timeout", encode_timeout(self._expires - trio.current_time())), *fields]
         if self._retries:

@@ -33,6 +33,16 @@ class Endpoint:
     compression: str | None = None
     """`gzip`: requests are packed."""
     max_streams: int | None = None
+    authorization: Callable[[], str | None] | None = None
+    """Asked for each call: the `authorization` of those that bring none themselves. No other endpoint gets it."""
+    connect_timeout: float | None = None
+    tcp_keepalive: float | None = None
+    keepalive_interval: float | None = None
+    keepalive_timeout: float | None = None
+
+
+_OWN = ("max_streams", "connect_timeout", "tcp_keepalive", "keepalive_interval", "keepalive_timeout")
+"""What an endpoint may say otherwise than the channel."""
 
 
 class Origin:
@@ -63,8 +73,9 @@ class Origin:
             options,
             authority=authority,
             send_compression=endpoint.compression or options.send_compression,
-            max_streams=endpoint.max_streams or options.max_streams,
+            **{name: value for name in _OWN if (value := getattr(endpoint, name)) is not None},
         )
+        self._authorization = endpoint.authorization
         self._start = hpack.METHOD_POST + (hpack.SCHEME_HTTP if self.tls is None else hpack.SCHEME_HTTPS)
         self._fixed = self._fixed_fields()
 
@@ -83,6 +94,14 @@ class Origin:
     def head(self, method: str) -> bytes:
         """The header block of a request, up to what differs from call to call."""
         return self._start + hpack.encode_path(method.encode()) + self._fixed
+
+
+    def with_credentials(self, fields: list[tuple[bytes, bytes]]) -> list[tuple[bytes, bytes]]:
+        """A call's headers with the endpoint's `authorization`, if it has one and the call has not."""
+        value = self._authorization() if self._authorization is not None else None
+        if value is None or any(name == b"authorization" for name, _ in fields):
+            return fields
+        return [*fields, (b"authorization", value.encode("ascii"))]
 
 
 def _check_name(host: str) -> None:

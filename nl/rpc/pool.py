@@ -101,7 +101,7 @@ class Subchannel:
         self._pool.names_are_stale = True
 
     async def _connect(self) -> None:
-        timeout = self._pool.options.connect_timeout
+        timeout = max(address.origin.options.connect_timeout for address in self.addresses)
         try:
             with trio.fail_after(timeout):
                 self.connection = await race(
@@ -143,7 +143,8 @@ class Pool:
         self._resolved_at = float("-inf")
         self._change = trio.lowlevel.ParkingLot()
         self._waiting = 0
-        self._keepalive_interval = options.keepalive_interval
+        self._calm = 1.0
+        """How many times as long as they should the pauses between PINGs are: servers have asked for it."""
         self._counts: dict[str, AddressStatistics] = {}
         self._closed = False
 
@@ -285,8 +286,8 @@ class Pool:
             await connection.run()
         finally:
             self.connections.discard(connection)
-            if connection.told_to_calm and self._keepalive_interval is not None:
-                self._keepalive_interval *= 2  # as gRFC A8 has it: servers may allow a PING in five minutes
+            if connection.told_to_calm:
+                self._calm *= 2  # as gRFC A8 has it: servers may allow a PING in five minutes
             counts.connections -= 1
             counts.calls += connection.calls
             self.changed()
@@ -334,17 +335,18 @@ class Pool:
     def sweep(self) -> None:
         """Called every now and then: keepalive and stalls of every connection; names that may have changed."""
         now = trio.current_time()
-        options = self.options
         for connection in list(self.connections):
+            options = connection.options
+            interval = options.keepalive_interval if connection.h2.streams else None
             reason = connection.check(
                 now,
-                interval=self._keepalive_interval if connection.h2.streams else None,
+                interval=interval * self._calm if interval is not None else None,
                 timeout=options.keepalive_timeout,
                 stall=options.stall_timeout,
             )
             if reason is not None:
                 connection.give_up(reason)
-        interval = options.resolve_interval
+        interval = self.options.resolve_interval
         if interval is not None and self.connections and now - self._resolved_at >= interval:
             self._names.start(self._nursery)
 

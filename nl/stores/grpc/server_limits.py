@@ -1,0 +1,80 @@
+"""What the server takes, as it says itself (GetCapabilities): asked for at the first need, and again now and then."""
+
+from __future__ import annotations
+
+import logging
+from dataclasses import dataclass
+from math import inf
+from typing import Final
+
+import trio
+from grpclib.const import Status
+
+from nl.pb import reapi
+from nl.pb.codec import encode
+from nl.stores.grpc.failures import Failure
+from nl.stores.grpc.methods import CAPABILITIES
+from nl.stores.grpc.remote import Remote, Retrying
+
+_log = logging.getLogger(__name__)
+MESSAGE_BYTES: Final = 4 * 1024 * 1024
+"""The largest message that a gRPC peer takes by default."""
+DEFAULT_BATCH_BYTES: Final = MESSAGE_BYTES - 64 * 1024
+"""For a server that does not say: a message, less what stands in it beside the blobs."""
+REFRESH_S: Final = 600.0
+"""A server may be replaced by one of another opinion."""
+
+
+@dataclass(frozen=True, slots=True)
+class Limits:
+    """What a server takes."""
+
+    batch_bytes: int = DEFAULT_BATCH_BYTES
+    """The blobs of a batch together."""
+    blob_bytes: int = 0
+    """The largest blob; 0: any."""
+
+
+class ServerLimits:
+    """The limits of one server. `get` costs a call at the first time, and every REFRESH_S."""
+
+    def __init__(self, remote: Remote) -> None:
+        self.known = Limits()
+        self._remote = remote
+        self._expires = -inf
+        self._asking = trio.Lock()
+
+    async def get(self) -> Limits:
+        """The limits. Raises what stands in the way of asking, but for a server that does not answer this question."""
+        if trio.current_time() < self._expires:
+            return self.known
+        async with self._asking:
+            if trio.current_time() >= self._expires:
+                self.known = await self._ask()
+                self._expires = trio.current_time() + REFRESH_S
+        return self.known
+
+    async def _ask(self) -> Limits:
+        retrying = Retrying(self._remote, CAPABILITIES)
+        while True:
+            try:
+                return await ask_once(self._remote)
+            except Failure as failure:
+                if failure.status in (Status.UNIMPLEMENTED, Status.NOT_FOUND, Status.INVALID_ARGUMENT):
+                    _log.warning("%s; %d bytes a batch are assumed", retrying.error_of(failure), DEFAULT_BATCH_BYTES)
+                    return Limits()
+                await retrying.failed(failure)
+
+
+async def ask_once(remote: Remote, *, timeout_s: float | None = None) -> Limits:
+    """What the server says now. Raises Failure."""
+    request = encode(reapi.GetCapabilitiesRequest(instance_name=remote.instance))
+    reply: reapi.ServerCapabilities = await remote.ask_once(CAPABILITIES, [request], timeout_s=timeout_s)
+    cache = reply.cache_capabilities
+    if cache is None:
+        return Limits()
+    batch = cache.max_batch_total_size_bytes
+    return Limits(
+        batch_bytes=min(batch, DEFAULT_BATCH_BYTES) if batch > 0 else DEFAULT_BATCH_BYTES,
+        blob_bytes=max(cache.max_cas_blob_size_bytes, 0),
+    )
