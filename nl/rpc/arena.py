@@ -123,7 +123,7 @@ class Inbox:
     def kept_bytes(self) -> int:
         """Memory of buffers that is kept beyond the bytes that streams hold in them."""
         current = self.current
-        kept = sum(ARENA_SIZE - arena.held for arena in self.retired)
+        kept = sum(ARENA_SIZE - arena.held for arena in self.retired) if self.retired else 0
         return kept + (ARENA_SIZE - current.held if current is not None else 0)
 
     def close(self) -> None:

@@ -50,7 +50,7 @@ class Call(Stream):
         self.encoding: str | None = None
         self.blocked_since: float | None = None
         self.pinned = 0
-        """Bytes of a message that is here in part, or not sent yet: only the peer can end this."""
+        """Bytes of a message that is here in part, or not sent yet: only the peer can end this. Set by `pin`."""
         self._reader: trio.lowlevel.Task | None = None
         self._window_waiter: trio.lowlevel.Task | None = None
         self._unacknowledged: list[Chunk] = []
@@ -73,6 +73,16 @@ class Call(Stream):
     def head(self) -> bytes:
         """The frames that must go before the first message, or nothing if they are out."""
         return b""
+
+    # -- what is held for the peer -----------------------------------------------------------------------------------
+
+    def pin(self, count: int) -> None:
+        """So many bytes of a message are in memory now, and only the peer's reading or writing will free them."""
+        connection = self.connection
+        connection.pinned += count - self.pinned
+        self.pinned = count
+        if count:
+            connection.on_pinned()
 
     # -- waking ------------------------------------------------------------------------------------------------------
 
@@ -183,7 +193,7 @@ class Call(Stream):
         compressed, length = prefix
         joined = await self._joined(length)
         data: Buffer = await unpack(joined, max_bytes=self.max_message_size) if compressed else memoryview(joined)
-        self.pinned = 0
+        self.pin(0)
         return data
 
     async def receive_body(self) -> MessageBody | None:
@@ -196,7 +206,7 @@ class Call(Stream):
         compressed, length = prefix
         if compressed:
             data = await unpack(await self._joined(length), max_bytes=self.max_message_size)
-            self.pinned = 0
+            self.pin(0)
             return WholeBody(data)
         self._body = Body(self, length)
         return self._body
@@ -207,7 +217,7 @@ class Call(Stream):
         while len(joined) < length:
             for part in await self._views(length - len(joined)):
                 joined += part
-            self.pinned = len(joined)
+            self.pin(len(joined))
             self.acknowledge()
         return joined
 
@@ -329,7 +339,7 @@ class Call(Stream):
         cutter = messages.Cutter(parts)
         piece = PIECE if outbox.transport.inline else QUEUED_PIECE
         while cutter.left:
-            self.pinned = cutter.left
+            self.pin(cutter.left)
             await self.wait_send_credit()
             try:
                 await outbox.acquire()
@@ -350,7 +360,7 @@ class Call(Stream):
             except trio.Cancelled:
                 self.refund(frames.unsent)
                 raise
-        self.pinned = 0
+        self.pin(0)
         self._sent(end_stream=end_stream)
 
     def _sent(self, *, end_stream: bool) -> None:

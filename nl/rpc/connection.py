@@ -28,7 +28,10 @@ LINGER_S = 0.3
 class Connection(NoRole):
     """See the module's docstring. Also the `Role` behind its HTTP/2 state."""
 
-    __slots__ = ("__weakref__", "born", "h2", "heard", "inbox", "nursery", "outbox", "ping_sent", "reader", "transport")
+    __slots__ = (
+        "__weakref__", "born", "h2", "heard", "inbox", "nursery", "outbox", "ping_sent", "pinned", "reader",
+        "transport",
+    )  # fmt: skip
 
     def __init__(self, transport: Transport, limits: Limits, *, client: bool = False) -> None:
         self.transport = transport
@@ -38,6 +41,8 @@ class Connection(NoRole):
         self.inbox = Inbox()
         self.born = self.heard = self.outbox.progress = self.h2.now = trio.current_time()
         self.ping_sent: float | None = None
+        self.pinned = 0
+        """Bytes of its calls' messages that are here in part, or not sent yet."""
         self.nursery: trio.Nursery | None = None
 
     @property
@@ -86,9 +91,16 @@ class Connection(NoRole):
 
     # -- time and the end ----------------------------------------------------------------------------------------
 
+    def on_pinned(self) -> None:
+        """More is pinned than before."""
+
     def held_bytes(self) -> int:
-        """What is here for this peer, and only its reading, writing or going will free: counted, not kept count of."""
-        return self.outbox.size + self.inbox.kept_bytes() + sum(stream.held for stream in self.h2.streams.values())
+        """What is here for this peer, and only its reading, writing or going will free, in a few steps.
+
+        DATA that is not consumed yet is what its window lacks, and that of a frame whose rest is on its way.
+        """
+        window = self.h2.recv_window
+        return self.outbox.size + self.inbox.kept_bytes() + self.pinned + window.size - window.left - window.owed
 
     def check(self, now: float, *, interval: float | None, timeout: float, stall: float) -> str | None:
         """Called every now and then: sends keepalive PINGs; why this connection should be given up, or None."""

@@ -80,6 +80,12 @@ class Outbox:
         self._room.unpark_all()
         self._turns.unpark_all()
 
+    def drop(self) -> None:
+        """Loses the connection, and what is queued with it."""
+        self.lose()
+        self.queue.clear()
+        self.size = 0
+
     # -- small things --------------------------------------------------------------------------------------------
 
     def add(self, data: bytes) -> None:

@@ -18,6 +18,7 @@ from nl.rpc import frames as fr
 from nl.rpc.accepting import accept_forever
 from nl.rpc.connection import LINGER_S
 from nl.rpc.contract import TransportLost
+from nl.rpc.held import Held
 from nl.rpc.leaving import Leaving
 from nl.rpc.live_tls import LiveContext
 from nl.rpc.method import Service, table_of
@@ -30,8 +31,6 @@ from nl.rpc.transport_stream import TransportStream
 
 log = logging.getLogger(__name__)
 _SWEEP_S = 1.0
-_CLOSE_WATCH_S = 0.05
-"""How often connections are looked at while they hold more than half of what they may."""
 _SWEPT_AT_ONCE = 64
 """Connections: well under a millisecond."""
 _LIKE_PREFACE = b"PRI * "
@@ -65,7 +64,8 @@ class Server:
         self._methods = table_of(services)
         self._http1 = http1
         self._connections: set[ServerConnection] = set()
-        self._others: dict[TransportStream, trio.CancelScope] = {}
+        self._others: set[_Other] = set()
+        self._held = Held(self.options.max_held)
         self._accepting: trio.CancelScope | None = None
         self._changed = trio.Event()
         self._accepted = 0
@@ -108,8 +108,8 @@ class Server:
             await self._wait_empty()
         for connection in list(self._connections):
             connection.cancel_calls()
-        for scope in self._others.values():
-            scope.cancel()
+        for other in self._others:
+            other.scope.cancel()
         with trio.move_on_after(1.0):
             await self._wait_empty()
         for connection in list(self._connections):
@@ -133,14 +133,15 @@ class Server:
             "accepted": self._accepted,
             "streams": sum(len(each.h2.streams) for each in self._connections),
             "held_bytes": sum(each.held_bytes() for each in self._connections)
-            + sum(each.held for each in self._others),
+            + sum(each.held_bytes() for each in self._others),
         }
 
     async def _sweep(self) -> None:
         swept = trio.current_time()
         while True:
-            is_near = self._end_the_largest() > self.options.max_held // 2
-            await trio.sleep(_CLOSE_WATCH_S if is_near else _SWEEP_S)
+            with trio.move_on_at(swept + _SWEEP_S):
+                await self._held.wait_over()
+                self._held.look()
             if trio.current_time() - swept >= _SWEEP_S:
                 swept = trio.current_time()
                 await self._sweep_connections()
@@ -152,27 +153,6 @@ class Server:
                 connection.sweep(trio.current_time())
             if not number % _SWEPT_AT_ONCE:
                 await trio.lowlevel.checkpoint()
-
-    def _end_the_largest(self) -> int:
-        """Keeps all connections together within `max_held`; how much they hold.
-
-        Ending is the one remedy that cannot deadlock: who waits for the rest of a message, or for its peer to read,
-        gives nothing back by being held up.
-        """
-        held: list[tuple[int, Callable[[str], None]]] = []
-        for connection in self._connections:
-            held.append((connection.held_bytes(), connection.give_up))
-        for stream, scope in self._others.items():
-            held.append((stream.held, partial(_give_up, stream, scope)))
-        total = sum(count for count, _ in held)
-        if total > self.options.max_held:
-            held.sort(key=lambda each: each[0], reverse=True)
-            for count, give_up in held:
-                if total <= self.options.max_held:
-                    break
-                give_up(f"the server holds too much for its clients, {count} bytes of it for this one")
-                total -= count
-        return total
 
     def _let_an_idle_one_go(self) -> bool:
         now = trio.current_time()
@@ -231,7 +211,9 @@ class Server:
         return transport, first
 
     async def _http2(self, transport: Transport) -> None:
-        connection = ServerConnection(transport, self._methods, options=self.options, outcomes=self.outcomes)
+        connection = ServerConnection(
+            transport, self._methods, options=self.options, outcomes=self.outcomes, held=self._held
+        )
         self._connections.add(connection)
         try:
             await connection.run()
@@ -242,14 +224,16 @@ class Server:
         """What is not HTTP/2. A preface that went wrong gets no answer that its sender could not read."""
         stream = TransportStream(transport, leaving=self.leaving)
         with trio.CancelScope() as scope:
-            self._others[stream] = scope
+            other = _Other(stream, scope, self._held)
+            self._others.add(other)
             try:
                 if self._http1 is not None and not first.startswith(_LIKE_PREFACE):
                     await self._http1(stream, first)
                 else:
                     await _turn_away(transport)
             finally:
-                del self._others[stream]
+                self._others.discard(other)
+                self._held.leave(other)
                 transport.close()
 
 
@@ -271,6 +255,21 @@ async def _turn_away(transport: Transport) -> None:
         await transport.linger()
 
 
-def _give_up(stream: TransportStream, scope: trio.CancelScope, reason: str) -> None:
-    log.warning("%s: %s", stream.peer, reason)
-    scope.cancel()
+class _Other:
+    """A connection that is not HTTP/2."""
+
+    def __init__(self, stream: TransportStream, scope: trio.CancelScope, held: Held) -> None:
+        self._stream = stream
+        self.scope = scope
+        self.counted = 0
+        held.enter(self)
+        stream.on_held = partial(held.count, self)
+
+    def held_bytes(self) -> int:
+        """See `Holder`."""
+        return self._stream.held
+
+    def give_up(self, reason: str) -> None:
+        """See `Holder`."""
+        log.warning("%s: %s", self._stream.peer, reason)
+        self.scope.cancel()

@@ -186,9 +186,9 @@ class ServerCall(Call):
         length = sum(map(len, parts))
         compressed = self.accepts_gzip and self._packs and length >= self.connection.options.compress_from
         if compressed:
-            self.pinned = length
+            self.pin(length)
             parts = (await pack(parts, length=length),)
-            self.pinned = 0
+            self.pin(0)
             length = len(parts[0])
         if not self.definition.server_streaming:
             if self._reply is not None or self._reply_sent:
@@ -236,8 +236,8 @@ class ServerCall(Call):
         if size > window or size > h2.send_window or self.connection.outbox.size >= HIGH_WATER:
             if self.send_credit > 0 and self.connection.outbox.size < HIGH_WATER:
                 self._send_beginning(reply, self.send_credit)
-            self.pinned = len(self._reply or b"")
             self.connection.hold_back(self, outcome, metadata)
+            self.pin(len(self._reply or b""))
         elif outcome is OK and metadata is None and not self.headers_sent and not self.accepts_gzip:
             # nearly every unary call: headers, message and trailers as one buffer
             self.window_delta -= size
@@ -285,7 +285,8 @@ class ServerCall(Call):
         """The call is answered: what is counted, given back and freed then."""
         self.outcome = outcome
         self._reply = None
-        self.pinned = 0
+        if self.pinned:
+            self.pin(0)
         self.send_closed = True
         h2 = self.h2
         if self.scope is not None and not self.handler_done:
@@ -315,7 +316,7 @@ class ServerCall(Call):
     def drop_reply(self) -> None:
         """Forgets a reply that was held back: the connection ends."""
         self._reply = None
-        self.pinned = 0
+        self.pin(0)
 
     def on_window(self) -> None:
         """Wakes the sending task, or sends the reply that has waited for credit."""
@@ -329,7 +330,7 @@ class ServerCall(Call):
         if self.outcome is None:
             self.outcome = _RESET
             self._reply = None
-            self.pinned = 0
+            self.pin(0)
             self.connection.on_call_over(_RESET)
         self.connection.forget_held_back(self)
         if self.scope is not None:

@@ -24,6 +24,7 @@ from nl.rpc.connection import LINGER_S, Connection
 from nl.rpc.contract import TransportLost
 from nl.rpc.frames import ConnectionFault, ErrorCode
 from nl.rpc.h2.stream import Stream
+from nl.rpc.held import Held
 from nl.rpc.hpack import Field
 from nl.rpc.leader import step
 from nl.rpc.metadata import decode_timeout
@@ -46,6 +47,8 @@ _HINT = " (pages and metrics are served over HTTP/1.1)"
 _CONTENT_TYPES = frozenset((b"application/grpc", b"application/grpc+proto"))
 _CONTENT_TYPE_PREFIXES = (b"application/grpc;", b"application/grpc+proto;")
 _DRAIN_PING = b"nl-drain"
+_UNREAD = 32_768
+"""Bytes that wait to be sent to a client, behind which no last word will reach it in time."""
 _CANCELLED_AT_ONCE = 64
 """Handlers of a connection that has ended: about a millisecond."""
 _LOOK_S = 0.02
@@ -60,8 +63,8 @@ class ServerConnection(Connection):
     """See the module's docstring. `run` is its whole life."""
 
     __slots__ = (
-        "_fault", "_heavy", "_leaving", "_more", "_need_room", "_over", "_ready", "_running", "_turns", "draining",
-        "held_back", "idle_since", "methods", "options", "outcomes",
+        "_fault", "_heavy", "_held", "_leaving", "_more", "_need_room", "_over", "_ready", "_running", "_turns",
+        "counted", "draining", "held_back", "idle_since", "methods", "options", "outcomes",
     )  # fmt: skip
 
     def __init__(
@@ -71,12 +74,17 @@ class ServerConnection(Connection):
         *,
         options: ServerOptions,
         outcomes: dict[int, int] | None = None,
+        held: Held | None = None,
     ) -> None:
         super().__init__(transport, options.limits)
         self.options = options
         self.methods = methods
         self.outcomes: dict[int, int] = {} if outcomes is None else outcomes
         """Calls that have ended, by their status; the server's own table."""
+        self.counted = 0
+        self._held = held or Held(options.max_held)
+        """What all connections of the server hold."""
+        self._held.enter(self)
         self.idle_since = self.born
         self.draining = False
         self._leaving = False
@@ -106,7 +114,9 @@ class ServerConnection(Connection):
                 nursery.start_soon(self._lead)
             self.nursery = self.outbox.nursery = None
             if self._fault is not None:
-                await self.say_goodbye(self._fault.code, self._fault.reason)
+                self._forget_calls()  # what they hold may be needed now, not when the client has been told
+                if not self.lost:
+                    await self.say_goodbye(self._fault.code, self._fault.reason)
             elif self.draining and not self.lost:
                 await self.say_goodbye(ErrorCode.NO_ERROR, "bye")
         finally:
@@ -114,12 +124,19 @@ class ServerConnection(Connection):
 
     def close(self) -> None:
         """See `Connection.close`."""
+        self._forget_calls()
+        self._held.leave(self)
+        super().close()
+
+    def _forget_calls(self) -> None:
+        """No handler runs any more, and nobody is answered."""
         for stream in self.h2.streams.values():
             if isinstance(stream, ServerCall) and stream.outcome is None:
                 self.on_call_over(_GONE)
         for table in (self._ready, self._running, self.held_back, self._need_room):
             table.clear()
-        super().close()
+        self.h2.end()
+        self.inbox.close()
 
     # -- the leader ------------------------------------------------------------------------------------------------
 
@@ -191,6 +208,7 @@ class ServerConnection(Connection):
 
     async def _read_and_run(self, scope: trio.CancelScope) -> ServerCall | None:
         ready, outbox, adopt, turns = self._ready, self.outbox, self._adopt, self._turns
+        streams, held = self.h2.streams, self._held
         now = began = time.perf_counter()
         while True:
             outbox.corked = True
@@ -206,6 +224,10 @@ class ServerConnection(Connection):
             outbox.corked = False
             if outbox.queue:
                 outbox.flush()
+            if not (ready or self._more):
+                self.rest()
+            if (streams or outbox.size or self.counted) and held.count(self):
+                held.look()
             if ready:
                 await turns.wait()
                 began = time.perf_counter()
@@ -215,7 +237,6 @@ class ServerConnection(Connection):
                 await trio.lowlevel.checkpoint()
                 await trio.lowlevel.checkpoint()
             else:
-                self.rest()
                 await self.transport.wait_readable()
             began = time.perf_counter()
             if self._heavy and began > turns.until:
@@ -266,6 +287,8 @@ class ServerConnection(Connection):
                 raise rest from None
         finally:
             call.end_receiving()
+            if call.pinned and call not in self.held_back:  # of a message that it has not finished
+                call.pin(0)
             if call.scope is None and not self.h2.streams:
                 self.after_call()
 
@@ -413,19 +436,25 @@ class ServerConnection(Connection):
         self._leave()
 
     def held_bytes(self) -> int:
-        """See `Connection.held_bytes`; also messages that are here in part, and replies that wait to be sent."""
-        streams = self.h2.streams.values()
-        pinned = sum(stream.pinned for stream in streams if isinstance(stream, ServerCall))
-        return super().held_bytes() + pinned + CALL_COST * len(streams) + TASK_COST * len(self._running)
+        """See `Connection.held_bytes`; also what the calls themselves take."""
+        return super().held_bytes() + CALL_COST * len(self.h2.streams) + TASK_COST * len(self._running)
+
+    def on_pinned(self) -> None:
+        """A handler holds more than before."""
+        self._held.count(self)
 
     def give_up(self, reason: str) -> None:
-        """Ends the connection because it costs too much; the client is told so."""
+        """Ends the connection because it costs too much; the client is told so if it reads what it gets."""
         if self._fault is None:
             log.warning("%s: %s", self.transport.peer, reason)
         self._fault = ConnectionFault(ErrorCode.ENHANCE_YOUR_CALM, reason)
         for call in list(self.held_back):  # the memory is needed now, not when the goodbye has been said
             self.forget_held_back(call)
             call.drop_reply()
+        for stream in self.h2.streams.values():
+            stream.discard()
+        if self.outbox.size > _UNREAD:
+            self.outbox.drop()
         self._leave()
 
     def cancel_calls(self, outcome: Outcome = _SHUTDOWN) -> None:
@@ -444,6 +473,7 @@ class ServerConnection(Connection):
 
     def sweep(self, now: float) -> None:
         """Called about once a second by the server."""
+        self._held.count(self)
         options = self.options
         reason = self.check(
             now,

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import trio
 
 from nl.blob.reader import Buffer
@@ -20,8 +22,19 @@ class TransportStream(trio.abc.Stream):
         self._transport = transport
         self.leaving = leaving or Leaving()
         """Begins when the server wants its connections to end."""
-        self.held = 0
+        self._held = 0
+        self.on_held: Callable[[], object] = _nothing
+        """Called when `held` has changed."""
+
+    @property
+    def held(self) -> int:
         """Bytes that whoever serves this has in memory for the peer, for the bound that all connections share."""
+        return self._held
+
+    @held.setter
+    def held(self, count: int) -> None:
+        self._held = count
+        self.on_held()
 
     @property
     def peer(self) -> str:
@@ -70,3 +83,7 @@ class TransportStream(trio.abc.Stream):
             pass  # it has gone first
         finally:
             self._transport.close()
+
+
+def _nothing() -> None:
+    pass

@@ -6,6 +6,9 @@ from grpclib.exceptions import GRPCError
 
 from nl.errors import FieldViolation, NotFoundError, PreconditionError, RetryAfter, Violation
 
+POURED = bytes(1 << 20)
+"""What Pour sends again and again."""
+
 
 class RawService:
     def __init__(self):
@@ -60,13 +63,12 @@ class RawService:
 
     async def pour(self, stream):
         await stream.recv_message()
-        block = bytes(1 << 20)
         self.poured = 0
         try:
             while True:
                 await stream.wait_send_credit()
-                await stream.send_parts([block])
-                self.poured += len(block)
+                await stream.send_parts([POURED])
+                self.poured += len(POURED)
         finally:
             self.finished.set()
 

@@ -326,7 +326,7 @@ async def test_two_hundred_slow_readers_cost_little_memory(service):
             clients.append(client)
         for client in clients:
             await client.until(fr.DATA, sid=1)
-        # each handler of this service holds a block of 1 MiB of zeros, which the kernel gives no memory to
+        # all handlers of this service send the same block of 1 MiB
         assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before < 100_000
 
 

@@ -3,6 +3,7 @@
 import struct
 
 import pytest
+import trio
 from trio.testing import wait_all_tasks_blocked
 
 from nl.rpc import frames as fr
@@ -82,3 +83,48 @@ async def test_what_is_held_is_what_is_there_and_nothing_in_the_end(service):
             await client.send(fr.rst_stream(sid, ErrorCode.CANCEL))
         await wait_all_tasks_blocked()
         assert connection.held_bytes() == 0
+
+
+class Watch(trio.abc.Instrument):
+    """The most that a server's connections have held at the beginning of any turn of the loop."""
+
+    def __init__(self, server):
+        self.server = server
+        self.most = 0
+
+    def after_io_wait(self, timeout):
+        self.most = max(self.most, self.server.statistics()["held_bytes"])
+
+
+async def test_the_bound_is_kept_at_all_times_not_only_when_somebody_looks(service):
+    """Thirty clients at once ask for 100 KB each, three hundred times, and read nothing of it."""
+    options = ServerOptions(max_held=16 * MIB)
+    async with serving(service, options=options) as (server, port):
+        watch = Watch(server)
+        trio.lowlevel.add_instrument(watch)
+        wide = {Setting.INITIAL_WINDOW_SIZE: fr.MAX_WINDOW}
+        clients = [await RawClient.connect(port, settings=wide) for _ in range(30)]
+        await wait_all_tasks_blocked()
+        for client in clients:
+            calls = (headers(sid, "Echo") + message(sid, bytes(12_000)) for sid in range(1, 601, 2))
+            await client.send(fr.window_update(0, 1 << 30), *calls)
+        await wait_all_tasks_blocked()
+        trio.lowlevel.remove_instrument(watch)
+        assert server.statistics()["http2_connections"] < 30
+        assert 14 * MIB < watch.most < options.max_held * 1.1
+
+
+async def test_a_client_that_is_given_up_frees_its_calls_before_it_has_been_told(service):
+    """It may take its time to read the goodbye."""
+    options = ServerOptions(max_held=4 * MIB)
+    async with serving(service, options=options) as (server, port):
+        greedy = await RawClient.connect(port)
+        for sid in range(1, 13, 2):
+            await half_a_message(greedy, sid, sent=MIB, announced=2 * MIB)
+        with trio.fail_after(5):
+            while sum(server.outcomes.values()) < 3:
+                await trio.lowlevel.checkpoint()
+        [connection] = server._connections
+        assert not connection.h2.streams
+        assert connection.held_bytes() < 2 * ARENA_SIZE
+        await is_told_to_calm_down(greedy)
