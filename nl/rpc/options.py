@@ -52,7 +52,7 @@ class ServerOptions:
     max_held: int = 1 << 30
     """Bytes that all connections together may hold for their peers: DATA that nobody has consumed yet, messages that
     have arrived in part, replies that a peer does not take. Beyond it the connection that holds the most is ended, and
-    the next, until it is enough; what arrives within a second may be on top of it."""
+    the next, until it is enough. A thirtieth, and what is read in one turn of the loop, may be on top of it."""
     tls: ssl.SSLContext | LiveContext | None = None
     authenticate: Authenticate | None = None
     """None: everybody may do everything."""
