@@ -222,7 +222,7 @@ async def test_a_call_is_held_until_the_store_is_done_with_its_buffers_but_not_f
     class Stuck:
         async def write(self, digest, reader):
             await reader.receive_parts()
-            await trio.sleep_forever()
+            await trio.sleep(100 * RELEASE_GRACE_S)  # for ever, but for a test that is to fail and not to hang
 
     async with trio.open_nursery() as nursery:
         nursery.start_soon(session.run, Stuck())
