@@ -119,9 +119,7 @@ def _arms(field: Field, *, is_view: bool, views: frozenset[str]) -> list[tuple[i
     if field.repeated and field.wire_type != 2:
         lines, value = _scalar(field)
         listed = [*_LENGTH, "while i < e:", *_indented([*lines, f"{var}.append({value})"])]
-        if field.kind in FIXED:  # `end` bounds a value, so a list that does not divide evenly must be found first
-            listed.insert(len(_LENGTH), f"if n % {_size(field)}: raise DecodeError('truncated')")
-        listed.append("if i != e: raise DecodeError('truncated')")
+        listed.append("if i != e: raise DecodeError('truncated')")  # `end` bounds its values, this the list
         return [(field.packed_tag, listed), (field.tag, [*lines, f"{var}.append({value})"])]
     if field.repeated and field.kind == MESSAGE:
         return [(field.tag, _message_run(field))]
