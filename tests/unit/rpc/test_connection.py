@@ -1,5 +1,8 @@
 """The parts put together, without a socket: what has been read is looked at, whenever buffers are put away."""
 
+import trio
+from trio.testing import wait_all_tasks_blocked
+
 from nl.rpc import frames as fr
 from nl.rpc.arena import COMPACT_AFTER_S
 from nl.rpc.connection import Connection
@@ -48,4 +51,27 @@ async def test_frames_that_wait_for_their_turn_outlive_their_buffer():
     while more:
         more = connection.pump()
     assert connection.h2.send_window == fr.DEFAULT_WINDOW + 1000 * count
+    connection.close()
+
+
+class Slow(Once):
+    """What it is given leaves at the second attempt, as where a writer task is needed."""
+
+    async def send(self, data):
+        return len(data)
+
+
+async def test_a_writer_task_that_has_nothing_to_do_ends_at_the_second_look_and_comes_again_for_more(nursery):
+    connection = Connection(Slow(b""), Limits())
+    outbox = connection.outbox
+    outbox.nursery = nursery
+    for _ in range(2):
+        outbox.add(fr.ping(b"12345678"))
+        outbox.flush()
+        await wait_all_tasks_blocked()
+        assert outbox.size == 0
+        for left in (1, 0):
+            assert connection.check(trio.current_time(), interval=None, timeout=9, stall=9) is None
+            await wait_all_tasks_blocked()
+            assert len(nursery.child_tasks) == left
     connection.close()
