@@ -19,6 +19,7 @@ import trio
 from nl.plugin import EMPTY_DIGESTS, SMALL, Digest, InvalidRequestError, UploadMismatchError
 from nl.stores.filesystem.commit import Committer
 from nl.stores.filesystem.copying import copy_bytes
+from nl.stores.filesystem.disk_space import ATTEMPTS, DiskSpace
 from nl.stores.filesystem.leases import nobody_writes_to
 from nl.stores.filesystem.oserrors import translate
 from nl.stores.filesystem.verify import Verifier
@@ -32,9 +33,12 @@ _READ_FLAGS = os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW | os.O_NONBLOCK
 class Adopter:
     """Takes files over."""
 
-    def __init__(self, committer: Committer, verifier: Verifier, *, threads: trio.CapacityLimiter) -> None:
+    def __init__(
+        self, committer: Committer, verifier: Verifier, space: DiskSpace, *, threads: trio.CapacityLimiter
+    ) -> None:
         self._committer = committer
         self._verifier = verifier
+        self._space = space
         self._threads = threads
         self.adopted = 0
         self.copied = 0
@@ -48,6 +52,7 @@ class Adopter:
         if digest in EMPTY_DIGESTS or self._committer.is_intact(digest):
             return
         self._committer.refuse_too_large(digest, digest.size)
+        self._space.refuse_to_keep(digest, path)
         layout = self._committer.mirror.layout
         try:
             name = layout.temp_name()
@@ -98,10 +103,7 @@ class Adopter:
         layout = self._committer.mirror.layout
         _require_file(digest, fd, path)
         with TempFile(layout) as file:
-            if digest.size <= SMALL:
-                copy_bytes(fd, file.fd, digest.size)
-            else:
-                await trio.to_thread.run_sync(copy_bytes, fd, file.fd, digest.size, limiter=self._threads)
+            await self._copy_bytes(digest, fd, file)
             facts = file.finish()
             copy_fd = os.open(file.name, _READ_FLAGS, dir_fd=layout.temp.fd)
             try:
@@ -112,6 +114,23 @@ class Adopter:
             await self._committer.commit(file.name, folder, target, key=key, facts=facts)
             file.committed = True
         self.copied += 1
+
+    async def _copy_bytes(self, digest: Digest, fd: int, file: TempFile) -> None:
+        for _ in range(ATTEMPTS):
+            try:
+                await self._copy_once(digest, fd, file)
+            except OSError as error:
+                if not await self._space.make_room(error, digest.size):
+                    raise
+            else:
+                return
+        await self._copy_once(digest, fd, file)
+
+    async def _copy_once(self, digest: Digest, fd: int, file: TempFile) -> None:
+        if digest.size <= SMALL:
+            copy_bytes(fd, file.fd, digest.size)
+        else:
+            await trio.to_thread.run_sync(copy_bytes, fd, file.fd, digest.size, limiter=self._threads)
 
     async def _hashed(self, digest: Digest, fd: int, path: str) -> os.stat_result:
         """The stat of an open file whose bytes have just been hashed. Raises UploadMismatchError."""

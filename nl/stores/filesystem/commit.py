@@ -177,6 +177,18 @@ class Committer:
         self._unlink(folder, name, 0)
         return True
 
+    async def evict_some(self, size: int | None = None) -> bool:
+        """Evicts a slice of blobs, or as many as have `size` bytes if those are fewer. False if there are none."""
+        freed = self.evicted_bytes + size if size is not None else None
+        await self.lock.acquire()
+        with self.locked():
+            for _ in range(SLICE):
+                if freed is not None and self.evicted_bytes >= freed:
+                    break
+                if not self.evict_oldest():
+                    return False
+        return True
+
     def evict_oldest(self, *, beside: IndexKey | None = None) -> bool:
         """Deletes the least recently used blob, or comes a step nearer to it. Under the lock.
 

@@ -132,13 +132,18 @@ class Layout:
             os.close(self.lock_fd)
             self.lock_fd = -1
 
+    def is_in_place(self) -> bool:
+        """Whether the open folders of the index are still those at their paths."""
+        return all(map(_is_at_its_path, self.indexed_folders))
+
     def reopen(self) -> None:
         """Makes folders anew that somebody has deleted. Descriptors keep their numbers, so that nobody loses them."""
         for path in (self.content_path, self.temp_path):
             os.makedirs(path, exist_ok=True)
         for folder in (*self.indexed_folders, self.temp, self.corrupt):
-            os.makedirs(folder.path, exist_ok=True)
-            _replace(folder.fd, os.open(folder.path, _FOLDER_FLAGS))
+            if not _is_at_its_path(folder):
+                os.makedirs(folder.path, exist_ok=True)
+                _replace(folder.fd, os.open(folder.path, _FOLDER_FLAGS))
         self._spread()
         self.open_lock_file()
         if not os.fstat(self._session_fd).st_nlink:
@@ -150,10 +155,15 @@ class Layout:
         number = next(self._numbers)
         folder = f"{number % SPREAD:02x}"
         if folder not in self._made:
-            with suppress(FileExistsError):
-                os.mkdir(folder, dir_fd=self.temp.fd)
-            self._made.add(folder)
+            self.make_temp_folder(folder)
         return f"{folder}/{self._session}-{number:x}"
+
+    def make_temp_folder(self, name: str) -> None:
+        """Makes the folder that a name in `temp` begins with. Raises OSError."""
+        folder = name.partition("/")[0]
+        with suppress(FileExistsError):
+            os.mkdir(folder, dir_fd=self.temp.fd)
+        self._made.add(folder)
 
     def locate(self, key: Key) -> tuple[Folder, str, names.IndexKey]:
         """Folder, file name and index key of a key."""
@@ -306,6 +316,14 @@ class Layout:
             else:
                 dead[session] = fd
         return living, dead
+
+
+def _is_at_its_path(folder: Folder) -> bool:
+    try:
+        there, ours = os.stat(folder.path), os.fstat(folder.fd)
+    except OSError:
+        return False
+    return (there.st_ino, there.st_dev) == (ours.st_ino, ours.st_dev)
 
 
 def _replace(fd: int, by: int) -> None:

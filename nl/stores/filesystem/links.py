@@ -31,7 +31,7 @@ _INLINE = 8
 """So many links are made on the loop (10 us each); more of them in a thread."""
 _BATCH = 256
 _PLAIN = 0o444
-_CANNOT_LINK = (errno.EMLINK, errno.EXDEV, errno.EPERM, errno.EOPNOTSUPP)
+_CANNOT_LINK = (errno.EXDEV, errno.EPERM, errno.EOPNOTSUPP)
 _CALLERS_FAULT = (errno.ENOENT, errno.EEXIST, errno.ENOTDIR, errno.EISDIR, errno.ENAMETOOLONG)
 
 Opened = Callable[[Digest], Awaitable[tuple[int, os.stat_result]]]
@@ -42,6 +42,7 @@ class _Outcome(enum.Enum):
     NOT_THERE = enum.auto()
     NOT_KNOWN = enum.auto()
     CANNOT = enum.auto()
+    TOO_MANY = enum.auto()
 
 
 class _Job(NamedTuple):
@@ -67,6 +68,7 @@ class Linker:
         self._opened = opened
         self._threads = threads
         self._has_warned = False
+        self._has_warned_of_many = False
         self.linked = 0
         self.copied = 0
 
@@ -122,6 +124,8 @@ class Linker:
                 return True
             if outcome is _Outcome.CANNOT and job is not None:
                 self._warn_of_copies(link.path)
+            elif outcome is _Outcome.TOO_MANY:
+                self._warn_of_many_links(link.digest)
             await self._copy(fd, link)
             return True
         except OSError as error:
@@ -157,6 +161,15 @@ class Linker:
                 layout.name, layout.content_path, path,
             )  # fmt: skip
 
+    def _warn_of_many_links(self, digest: Digest) -> None:
+        if not self._has_warned_of_many:
+            self._has_warned_of_many = True
+            _log.warning(
+                "store %s: %s has as many hard links as its file system allows (ext4: 65,000): it is copied for "
+                "further inputs, until actions that have it as an input end. Other file systems (XFS) allow more",
+                self._committer.mirror.layout.name, digest,
+            )  # fmt: skip
+
     def _translated(self, error: OSError, path: str) -> NlError:
         at = error.filename2 or path
         at = at if isinstance(at, str) else path
@@ -182,6 +195,8 @@ def _link(job: _Job) -> _Outcome:
     except FileNotFoundError:
         return _Outcome.NOT_THERE
     except OSError as error:
+        if error.errno == errno.EMLINK:
+            return _Outcome.TOO_MANY
         if error.errno in _CANNOT_LINK:
             return _Outcome.CANNOT
         raise

@@ -12,7 +12,8 @@ class FilesystemOptions(Options):
 
     In `content_path`, blobs lie in `d` and action results in `a`: an action and a blob may have the same digest. A
     folder that NativeLink has filled can be taken over: action results that it has put into `d` are still found there.
-    Files that turn out to be wrong are moved to `{content_path}.corrupt`, at most 64 of them and 256 MiB.
+    Files that turn out to be wrong are moved to `{content_path}.corrupt`, at most 64 of them, 256 MiB, and a twentieth
+    of `max_bytes`.
     """
 
     EXAMPLE = """{
@@ -33,6 +34,10 @@ class FilesystemOptions(Options):
     """The most bytes that one read of a large blob takes from its file, and so what one reader holds in memory."""
     eviction_policy: EvictionPolicy = field(default_factory=EvictionPolicy)
     """When blobs are deleted; without it, never."""
+    min_free: Size | None = None
+    """Bytes of the disk that stay free, by default a hundredth of it and at most 1 GiB. Only a store that has at least
+    half of what is used on the disk evicts for it, so that a cache does not shrink to nothing when others fill the
+    disk: uploads are refused then."""
     block_size: Size = 4096
     """Each file counts as a multiple of this many bytes against `max_bytes`, as it does on the disk."""
     max_concurrent_writes: Count = 0

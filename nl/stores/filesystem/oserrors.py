@@ -25,12 +25,15 @@ _BROKEN = {
 }
 
 
-def translate(error: OSError, *, store: str, path: str, doing: str) -> NlError:
-    """What the failure of `doing` something ("write", "read") with `path` means for the caller of the store."""
+def translate(error: OSError, *, store: str, path: str, doing: str, advice: str = "") -> NlError:
+    """What the failure of `doing` something ("write", "read") with `path` means for the caller of the store.
+
+    `advice` is what is known better than the error says it.
+    """
     number = error.errno or 0
     where = f"filesystem store {store!r}: cannot {doing} {path}"
     if number in _FULL:
-        return ExhaustedError(f"{where}: {_FULL[number]}")
+        return ExhaustedError(f"{where}: {advice or _FULL[number]}")
     if number in _BROKEN:
         return UnavailableError(f"{where}: {_BROKEN[number]}")
     return InternalError(f"{where}: {error.strerror or error}")

@@ -6,8 +6,8 @@ executables.py, adopting.py. Memory of use: recency.py.
 
 What it promises beyond the contract: never a wrong byte (what is not known to be right is hashed before it is served);
 several processes on one folder see the same blobs and together stay under `max_bytes`. What it does not: survive a
-power cut with everything acknowledged (nothing is fsynced; what is torn is found by its hash). On a full disk it
-refuses uploads rather than delete what it has acknowledged.
+power cut with everything acknowledged (nothing is fsynced; what is torn is found by its hash). On a
+disk that others have filled it refuses uploads rather than delete what it has acknowledged (disk_space.py).
 """
 
 from __future__ import annotations
@@ -33,6 +33,7 @@ from nl.plugin import (
 from nl.stores.filesystem.adopting import Adopter
 from nl.stores.filesystem.clock import Clock
 from nl.stores.filesystem.commit import Committer
+from nl.stores.filesystem.disk_space import DiskSpace
 from nl.stores.filesystem.executables import Executables
 from nl.stores.filesystem.index import Index
 from nl.stores.filesystem.layout import Layout
@@ -97,11 +98,12 @@ class FilesystemStore(Store):
             self._mirror, self._presence, self._access, verifier=self._verifier, quarantine=self._quarantine,
             unmarked=unmarked,
         )
-        self._uploader = Uploader(self._committer, threads=write_threads, flushes=options.evict_page_cache)
+        self._space = DiskSpace(self._committer, min_free=options.min_free)
+        self._uploader = Uploader(self._committer, self._space, threads=write_threads, flushes=options.evict_page_cache)
         executables = Executables(self._committer, self._verifier, self._quarantine, threads=write_threads)
         self._local_files = StoredFiles(
             Linker(self._committer, executables, self._opener.opened, threads=write_threads),
-            Adopter(self._committer, self._verifier, threads=write_threads),
+            Adopter(self._committer, self._verifier, self._space, threads=write_threads),
         )
 
     async def has(self, keys: Sequence[Key]) -> list[int | None]:
@@ -178,6 +180,7 @@ class FilesystemStore(Store):
                     trim_at = now + _TRIM_S
                     if self._presence.max_age_s:
                         await self._committer.trim()
+                await self._space.keep_reserve()
                 await self._committer.free_large()
                 if now >= flush_at:
                     flush_at = now + _FLUSH_S
@@ -199,11 +202,15 @@ class FilesystemStore(Store):
         await self._committer.trim()
 
     async def _repair(self) -> None:
-        """Somebody deleted or moved the folders: make them anew, know nothing, list them again."""
+        """Somebody deleted or moved folders: make them anew; know nothing, and list them, if files were in them."""
         _log.error(
             "store %s: a folder of %s was deleted or moved while in use; the store goes on with what is there now",
             self.name, self._layout.content_path,
         )  # fmt: skip
+        if await trio.to_thread.run_sync(self._layout.is_in_place):
+            await trio.to_thread.run_sync(self._layout.reopen)
+            self._mirror.folder_lost = False
+            return
         self._mirror.lose()
         await trio.to_thread.run_sync(self._layout.reopen)
         self._mirror.start()
@@ -222,6 +229,7 @@ class FilesystemStore(Store):
             "evicted_blobs": committer.evicted_blobs,
             "evicted_bytes": committer.evicted_bytes,
             "kept_for_others": self._index.moved,
+            "made_room_on_disk": self._space.made_room,
             "hashed_blobs": verifier.hashed_blobs,
             "hashed_bytes": verifier.hashed_bytes,
             "corrupt_blobs": self._quarantine.corrupt_blobs,

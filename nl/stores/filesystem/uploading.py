@@ -8,6 +8,7 @@ import trio
 
 from nl.plugin import EMPTY_DIGESTS, SMALL, Buffer, Digest, Key, NlError, Reader, UploadMismatchError
 from nl.stores.filesystem.commit import Committer
+from nl.stores.filesystem.disk_space import ATTEMPTS, DiskSpace
 from nl.stores.filesystem.layout import Folder
 from nl.stores.filesystem.names import IndexKey
 from nl.stores.filesystem.oserrors import translate
@@ -17,9 +18,10 @@ from nl.stores.filesystem.writing import DiskPace, Gatherer, TempFile, drain
 class Uploader:
     """Takes values in. `flushes`: large ones are written through to the disk and leave the page cache."""
 
-    def __init__(self, committer: Committer, *, threads: trio.CapacityLimiter, flushes: bool) -> None:
+    def __init__(self, committer: Committer, space: DiskSpace, *, threads: trio.CapacityLimiter, flushes: bool) -> None:
         self._committer = committer
         self._mirror = committer.mirror
+        self._space = space
         self._layout = committer.mirror.layout
         self._threads = threads
         self._flushes = flushes
@@ -40,14 +42,17 @@ class Uploader:
                 return
         self._committer.refuse_too_large(key, size)
         try:
-            with TempFile(self._layout) as file:
-                if size <= SMALL:
-                    file.append((data,))
-                else:
-                    await trio.to_thread.run_sync(file.append, (data,), limiter=self._threads)
+            with await self._temp_file(size) as file:
+                try:
+                    if size <= SMALL:
+                        file.append((data,))
+                    else:
+                        await trio.to_thread.run_sync(file.append, (data,), limiter=self._threads)
+                except OSError as error:
+                    await self._gatherer(file).resume((data,), written=file.size, error=error)
                 await self._commit(file, folder, name, index_key)
         except OSError as error:
-            raise self._failed(error, folder, name) from error
+            raise self._failed(error, folder, name, size) from error
 
     async def write(self, key: Key, reader: Reader) -> None:
         """See Store.write."""
@@ -62,16 +67,29 @@ class Uploader:
             _require_size(key, await drain(reader))
             return
         try:
-            with TempFile(self._layout, expected=expected) as file:
+            with await self._temp_file(expected) as file:
                 await self._receive(reader, file)
                 if type(key) is Digest:
                     _require_size(key, file.size)
                 await self._commit(file, folder, name, index_key)
         except OSError as error:
-            raise self._failed(error, folder, name) from error
+            raise self._failed(error, folder, name, max(expected, 0)) from error
+
+    async def _temp_file(self, expected: int) -> TempFile:
+        """A new file for so many bytes, -1 if that is not known. Raises OSError."""
+        for _ in range(ATTEMPTS):
+            try:
+                return TempFile(self._layout, expected=expected)
+            except OSError as error:
+                if not await self._space.make_room(error, max(expected, 0)):
+                    raise
+        return TempFile(self._layout, expected=expected)
+
+    def _gatherer(self, file: TempFile) -> Gatherer:
+        return Gatherer(file, pace=self._pace, threads=self._threads, make_room=self._space.make_room)
 
     async def _receive(self, reader: Reader, file: TempFile) -> None:
-        gatherer = Gatherer(file, pace=self._pace, threads=self._threads)
+        gatherer = self._gatherer(file)
         limit = self._committer.policy.max_bytes
         try:
             while parts := await reader.receive_parts(gatherer.wants):
@@ -86,16 +104,25 @@ class Uploader:
 
     async def _commit(self, file: TempFile, folder: Folder, name: str, index_key: IndexKey) -> None:
         facts = file.finish()
-        await self._committer.commit(file.name, folder, name, key=index_key, facts=facts)
+        for attempt in range(ATTEMPTS):
+            try:
+                await self._committer.commit(file.name, folder, name, key=index_key, facts=facts)
+                break
+            except OSError as error:
+                if not await self._space.make_room_for_name(error, attempt=attempt):
+                    raise
+        else:
+            await self._committer.commit(file.name, folder, name, key=index_key, facts=facts)
         file.committed = True
         self.written_blobs += 1
         self.written_bytes += facts.st_size
 
-    def _failed(self, error: OSError, folder: Folder, name: str) -> NlError:
+    def _failed(self, error: OSError, folder: Folder, name: str, size: int) -> NlError:
         self._layout.require_open()
         if error.errno == errno.ENOENT:
             self._mirror.folder_lost = True  # `temp_path` is not watched; the next tick makes it anew.
-        return translate(error, store=self._layout.name, path=f"{folder.path}/{name}", doing="write")
+        advice = self._space.advice(error, size)
+        return translate(error, store=self._layout.name, path=f"{folder.path}/{name}", doing="write", advice=advice)
 
 
 def _require_size(digest: Digest, size: int) -> None:

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import os
 import time
-from collections.abc import Sequence
+from collections.abc import Awaitable, Callable, Sequence
 from contextlib import suppress
 from types import TracebackType
 
@@ -35,6 +35,8 @@ _MAX_GATHERED = 8 * 1024 * 1024
 """Bytes gathered by all uploads of a store from which on each writes little at a time: stalled ones keep theirs ..."""
 _FOR_A_THREAD = 2 * SMALL
 """... but not so little that it would be written on the spot: the disk is slow then."""
+_ATTEMPTS = 5
+"""How often a write has room made for it on a full disk before it fails."""
 _MAX_PARTS = 512
 """Below IOV_MAX (1024)."""
 _MODE = 0o444
@@ -52,9 +54,12 @@ class TempFile:
         self.committed = False
         self._folder_fd = layout.temp.fd
         self._mode = mode
-        self.fd = os.open(
-            self.name, os.O_CREAT | os.O_EXCL | os.O_WRONLY | os.O_CLOEXEC, mode, dir_fd=self._folder_fd
-        )
+        flags = os.O_CREAT | os.O_EXCL | os.O_WRONLY | os.O_CLOEXEC
+        try:
+            self.fd = os.open(self.name, flags, mode, dir_fd=self._folder_fd)
+        except FileNotFoundError:
+            layout.make_temp_folder(self.name)  # A cleaner has deleted it, as it was empty.
+            self.fd = os.open(self.name, flags, mode, dir_fd=self._folder_fd)
 
     def __enter__(self) -> TempFile:
         return self
@@ -66,6 +71,11 @@ class TempFile:
         if not self.committed:
             with suppress(FileNotFoundError):  # If somebody wiped the folder, what brought us here is the better news.
                 os.unlink(self.name, dir_fd=self._folder_fd)
+
+    @property
+    def missing(self) -> int:
+        """Bytes that are still expected of a large file."""
+        return max(0, self._expected - self.size)
 
     def append(self, parts: Sequence[Buffer]) -> None:
         """Writes all parts, on the spot."""
@@ -141,6 +151,10 @@ class DiskPace:
             self.is_fast = self._fast_in_a_row >= _FAST_IN_A_ROW
 
 
+MakeRoom = Callable[[OSError, int], Awaitable[bool]]
+"""After an error, and with so many bytes to go: whether it is worth another try."""
+
+
 class Gatherer:
     """Writes what a reader hands out: on the spot while the disk's pace allows, else collected until it is worth a
     thread.
@@ -149,7 +163,10 @@ class Gatherer:
     (`bytes`, and views of it).
     """
 
-    def __init__(self, file: TempFile, *, pace: DiskPace, threads: trio.CapacityLimiter) -> None:
+    def __init__(
+        self, file: TempFile, *, pace: DiskPace, threads: trio.CapacityLimiter, make_room: MakeRoom
+    ) -> None:
+        self._make_room = make_room
         self._file = file
         self._pace = pace
         self._threads = threads
@@ -181,18 +198,41 @@ class Gatherer:
         if gathered > SMALL:
             await self._write(parts, gathered)
         elif gathered:
-            self._file.append(parts)
+            before = self._file.size
+            try:
+                self._file.append(parts)
+            except OSError as error:
+                await self.resume(parts, written=self._file.size - before, error=error)
 
     def forget(self) -> None:
         """Drops what is gathered: it is written, or will never be."""
         self._pace.gathered -= self._gathered
         self._parts, self._gathered = [], 0
 
+    async def resume(self, parts: Sequence[Buffer], *, written: int, error: OSError) -> None:
+        """Goes on after an error, of which `written` bytes are unaffected, if room can be made. Raises OSError."""
+        for _ in range(_ATTEMPTS):
+            parts = _without_first(parts, written)
+            if not await self._make_room(error, max(self._file.missing, sum(map(len, parts)))):
+                raise error
+            before = self._file.size
+            try:
+                await trio.to_thread.run_sync(self._append, parts, limiter=self._threads)
+            except OSError as again:
+                error, written = again, self._file.size - before
+            else:
+                return
+        raise error
+
     async def _write(self, parts: Sequence[Buffer], count: int) -> None:
-        if not self._pace.is_fast:
-            self._pace.note(await trio.to_thread.run_sync(self._append, parts, limiter=self._threads))
-            return
-        self._pace.note(self._append(parts))
+        before = self._file.size
+        try:
+            if not self._pace.is_fast:
+                self._pace.note(await trio.to_thread.run_sync(self._append, parts, limiter=self._threads))
+                return
+            self._pace.note(self._append(parts))
+        except OSError as error:
+            await self.resume(parts, written=self._file.size - before, error=error)
         self._since_turn += count
         if self._since_turn >= PIECE:
             self._since_turn = 0
@@ -211,6 +251,16 @@ async def drain(reader: Reader) -> int:
     while parts := await reader.receive_parts(PIECE):
         total += sum(map(len, parts))
     return total
+
+
+def _without_first(parts: Sequence[Buffer], count: int) -> list[Buffer]:
+    """The parts without their first `count` bytes."""
+    left: list[Buffer] = []
+    for part in parts:
+        if count < len(part):
+            left.append(memoryview(part)[count:] if count else part)
+        count = max(0, count - len(part))
+    return left
 
 
 def _is_lasting(part: Buffer) -> bool:

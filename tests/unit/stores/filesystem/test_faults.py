@@ -2,6 +2,9 @@
 
 import errno
 import os
+import shutil
+import subprocess
+from contextlib import suppress
 
 import pytest
 import trio
@@ -21,17 +24,18 @@ from nl.plugin import (
 from nl.stores.filesystem.oserrors import translate
 from nl.testing import FailingReader, PartsReader, find, make_blob, split
 
-from .conftest import Place, put
+from .conftest import Place, put, until
 from .test_names_and_layout import mount as mount  # a fixture
 
 
 @pytest.mark.parametrize("way", ["put", "write", "adopt"])
-async def test_a_full_disk_is_exhausted_loses_nothing_and_goes_on(tmp_path, mount, way):
+async def test_a_disk_that_others_fill_is_exhausted_loses_nothing_and_goes_on(tmp_path, mount, way):
     place = Place(tmp_path)
     place.content, place.temp = mount / "content", mount / "temp"
     async with place.running() as store:
-        kept = {await put(store, data): data for data in (make_blob(500_000, seed=seed) for seed in range(3))}
-        data = make_blob(1_500_000)
+        kept = {await put(store, data): data for data in (make_blob(150_000, seed=seed) for seed in range(3))}
+        (mount / "junk").write_bytes(bytes(800_000))
+        data = make_blob(1_200_000)
         digest = digest_of(data)
 
         async def upload():
@@ -52,26 +56,147 @@ async def test_a_full_disk_is_exhausted_loses_nothing_and_goes_on(tmp_path, moun
             assert await store.get(each) == content
         small = await put(store, b"small ones still fit")
         assert await store.get(small) == b"small ones still fit"
-        for each in list(kept)[:2]:
-            place.file(each).unlink()
-        if way != "adopt":
-            await upload()
-            assert await store.get(digest) == data
+        (mount / "junk").unlink()
+        await upload()
+        assert await store.get(digest) == data
+        assert store.statistics()["evicted_blobs"] == 0
 
 
-async def test_a_full_disk_refuses_small_blobs_too(tmp_path, mount):
+@pytest.mark.parametrize("way", ["put", "write", "copied output"])
+async def test_a_disk_that_the_store_itself_has_filled_gets_room_by_eviction(tmp_path, mount, way):
     place = Place(tmp_path)
     place.content, place.temp = mount / "content", mount / "temp"
     async with place.running() as store:
-        written = {}
-        with pytest.raises(ExhaustedError, match="the disk is full"):
-            for number in range(3000):
-                data = b"%d" % number * 500
-                written[await put(store, data)] = data
-        assert 100 < len(written) < 3000
-        for digest, data in written.items():
-            assert await store.get(digest) == data
+        digests = []
+        for seed in range(20):
+            data = make_blob(300_000, seed=seed)
+            digests.append(digest_of(data))
+            if way == "put":
+                await store.put(digests[-1], data)
+            elif way == "write":
+                await store.write(digests[-1], PartsReader(split(data, 30_000)))
+            else:
+                (place.inputs / "out").write_bytes(data)
+                await store.capability(LocalFiles).adopt_file(digests[-1], str(place.inputs / "out"))
+            assert await store.get(digests[-1]) == data
+        sizes = await store.has(digests)
+        count = len(sizes) - sizes.count(None)
+        assert count >= 4 and sizes[-count:] == [300_000] * count, "the least recently used went first"
         assert place.temp_files() == []
+
+
+async def test_small_blobs_make_room_for_small_blobs(tmp_path, mount):
+    place = Place(tmp_path)
+    place.content, place.temp = mount / "content", mount / "temp"
+    async with place.running() as store:
+        for number in range(1500):
+            data = b"%d" % number * 500
+            assert await store.get(await put(store, data)) == data
+        assert store.statistics()["evicted_blobs"] > 100
+
+
+async def test_a_reserve_stays_free_on_a_disk_that_the_store_fills(tmp_path, mount):
+    place = Place(tmp_path)
+    place.content, place.temp = mount / "content", mount / "temp"
+
+    def free():
+        facts = os.statvfs(mount)
+        return facts.f_bavail * facts.f_frsize
+
+    async with place.running(min_free=1_000_000) as store:
+        digests = [await put(store, make_blob(100_000, seed=seed)) for seed in range(19)]
+        await until(lambda: free() >= 1_000_000)
+        assert await store.has(digests[-5:]) == [100_000] * 5
+        before = store.statistics()["evicted_blobs"]
+        (mount / "junk").write_bytes(bytes(free() - 8192))
+        digest = await put(store, b"a little")
+        await trio.sleep(0.6)
+        assert await store.has([digest]) == [8]
+        assert store.statistics()["evicted_blobs"] == before, "it does not shrink for what others write"
+
+
+async def test_an_output_that_fills_the_disk_is_not_kept(tmp_path, mount):
+    place = Place(tmp_path)
+    place.content, place.temp = mount / "content", mount / "temp"
+    async with place.running() as store:
+        kept = await put(store, b"input")
+        path = mount / "out"
+        facts = os.statvfs(mount)
+        data = bytes(facts.f_bavail * facts.f_frsize)
+        path.write_bytes(data)
+        with pytest.raises(ExhaustedError, match="it fills the disk"):
+            await store.capability(LocalFiles).adopt_file(digest_of(data), str(path))
+        assert path.exists(), "it is the caller's to remove"
+        path.unlink()
+        assert await store.get(kept) == b"input"
+        await put(store, b"the next one")
+
+
+async def test_inodes_are_told_from_bytes(tmp_path):
+    mount = tmp_path / "mount"
+    mount.mkdir()
+    options = "size=20m,nr_inodes=300"
+    if os.geteuid() or subprocess.call(["mount", "-t", "tmpfs", "-o", options, "tmpfs", str(mount)]):
+        pytest.skip("NOT TESTED: mounting a tmpfs needs root and CAP_SYS_ADMIN")
+    try:
+        place = Place(tmp_path)
+        place.content, place.temp = mount / "content", mount / "temp"
+        async with place.running() as store:
+            for number in range(400):
+                await put(store, b"%d" % number)
+            assert store.statistics()["evicted_blobs"] > 100
+        for digest in os.listdir(place.content / "d"):
+            (place.content / "d" / digest).unlink()
+        (mount / "junk").mkdir()
+        async with place.running() as store:
+            with suppress(OSError):
+                for number in range(300):
+                    (mount / "junk" / str(number)).touch()
+            with pytest.raises(ExhaustedError, match="no inodes left"):
+                await put(store, b"one more")
+    finally:
+        subprocess.check_call(["umount", "-l", str(mount)])
+
+
+async def test_a_folder_that_takes_no_more_names_gets_room_by_eviction(place, monkeypatch):
+    """As ext4 does when one of the blocks of a folder's index is full: some names still find a place."""
+    real, refused = os.rename, 0
+
+    def rename(source, target, **folders):
+        nonlocal refused
+        if len(os.listdir(place.content / "d")) >= 200 and target[:1] in "02468":
+            refused += 1
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+        real(source, target, **folders)
+
+    async with place.running() as store:
+        monkeypatch.setattr(os, "rename", rename)
+        for number in range(300):
+            await put(store, b"%d" % number)
+        assert refused and 100 <= len(os.listdir(place.content / "d")) <= 300
+        monkeypatch.setattr(store._space, "_evict", lambda files: trio.lowlevel.checkpoint())
+        with pytest.raises(ExhaustedError, match="one more name"):
+            for number in range(300, 1000):
+                await put(store, b"%d" % number)
+
+
+@pytest.mark.parametrize("what", ["a folder of temp", "temp/d", "temp"])
+async def test_a_cleaner_of_temporary_files_fails_no_upload_for_long_and_forgets_no_hash(place, what):
+    async with place.running() as store:
+        digests = [await put(store, b"%d" % number) for number in range(100)]
+        if what == "a folder of temp":
+            for folder in (place.temp / "d").iterdir():
+                folder.rmdir()
+            await put(store, b"at once")
+        else:
+            shutil.rmtree(place.temp if what == "temp" else place.temp / "d")
+            with pytest.raises(UnavailableError, match="made again"):
+                await put(store, b"after a moment")
+            await until(lambda: (place.temp / "d").exists() and not store._mirror.folder_lost)
+            await put(store, b"after a moment")
+        for number, digest in enumerate(digests):
+            assert await store.get(digest) == b"%d" % number
+        assert store.statistics()["hashed_blobs"] == 0
 
 
 @pytest.mark.parametrize(

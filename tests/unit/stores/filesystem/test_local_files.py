@@ -68,8 +68,11 @@ async def test_files_of_a_restarted_store_are_hashed_before_they_are_linked(plac
 
 
 @pytest.mark.parametrize("executable", [False, True])
-@pytest.mark.parametrize("number", [errno.EMLINK, errno.EXDEV, errno.EPERM])
-async def test_what_cannot_be_linked_is_copied(place, monkeypatch, caplog, number, executable):
+@pytest.mark.parametrize(
+    ("number", "advice"),
+    [(errno.EMLINK, "as many hard links"), (errno.EXDEV, "one file system"), (errno.EPERM, "one file system")],
+)
+async def test_what_cannot_be_linked_is_copied(place, monkeypatch, caplog, number, advice, executable):
     def link(*args, **kwargs):
         raise OSError(number, os.strerror(number))
 
@@ -83,7 +86,8 @@ async def test_what_cannot_be_linked_is_copied(place, monkeypatch, caplog, numbe
             with open(each.path, "rb") as file:
                 assert file.read() == data
             assert stat.S_IMODE(os.stat(each.path).st_mode) == (0o555 if executable else 0o444)
-        assert "inputs are copied" in caplog.text
+        [record] = [record for record in caplog.records if record.levelname == "WARNING"]
+        assert advice in record.getMessage()
 
 
 async def test_inputs_on_another_file_system_are_copied(place, mount):
@@ -113,14 +117,18 @@ async def test_a_blob_evicted_while_it_is_linked_is_linked_or_missing(place, mon
         assert await files.link_files([linked(place, digest, "b")]) == [digest]
 
 
-async def test_no_room_for_a_variant_ends_in_a_copy(place):
-    data = make_blob(8192)
-    async with place.running(policy={"max_bytes": 8192}) as store:
+@pytest.mark.parametrize("size", [3 * 4096, 4 * 4096])
+async def test_no_room_for_a_variant_ends_in_a_copy_and_evicts_nobody(place, size):
+    data = make_blob(size)
+    async with place.running(policy={"max_bytes": 4 * 4096}) as store:
         digest = await put(store, data)
+        others = [] if size > 3 * 4096 else [await put(store, b"another")]
         assert await store.capability(LocalFiles).link_files([linked(place, digest, "tool", executable=True)]) == []
         assert (place.inputs / "tool").read_bytes() == data
         assert stat.S_IMODE((place.inputs / "tool").stat().st_mode) == 0o555
-        assert place.used() <= 8192
+        assert place.used() <= 4 * 4096
+        assert await store.has([digest, *others]) == [size, *[7 for _ in others]]
+        assert store.statistics()["executables"] == 0
 
 
 # Files taken over

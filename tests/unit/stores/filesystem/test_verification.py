@@ -65,7 +65,7 @@ async def test_a_damaged_file_is_never_served_and_an_upload_mends_it(place, dama
         await store.put(digest, data)
         if not restarted:
             DAMAGES[damage](place.file(digest), data)
-            await _is_missing_then_mended(store, place, digest, data)
+            await _is_missing_then_mended(store, place, digest, data, is_kept=damage != "emptied")
     if restarted:
         DAMAGES[damage](place.file(digest), data)
         async with place.running() as store:
@@ -288,12 +288,25 @@ async def test_the_folder_of_corrupt_files_is_bounded(place, monkeypatch):
             with pytest.raises(BlobNotFoundError):
                 await store.get(digest)
         assert len(os.listdir(place.corrupt)) == 5
-        monkeypatch.setattr(quarantine, "MAX_BYTES", 14)
+        monkeypatch.setattr(store._quarantine, "_max_bytes", 14)
         digest = await put(store, b"blob 8")
         overwrite(place.file(digest), flip(b"blob 8"))
         with pytest.raises(BlobNotFoundError):
             await store.get(digest)
         assert len(os.listdir(place.corrupt)) == 2
+
+
+async def test_a_corrupt_file_too_large_to_be_kept_is_deleted_and_corrupt_ones_are_a_twentieth_at_most(place, caplog):
+    async with place.running(policy={"max_bytes": 40 * 4096}) as store:
+        for size in (3 * 4096, 2 * 4096, 1 * 4096, 4000):
+            data = make_blob(size)
+            digest = await put(store, data)
+            overwrite(place.file(digest), flip(data))
+            with pytest.raises(BlobNotFoundError):
+                await store.get(digest)
+            assert not place.file(digest).exists()
+        assert sum(file.stat().st_size for file in place.corrupt.iterdir()) == 4096 + 4000
+        assert "deleted, too large" in caplog.text
 
 
 async def test_what_was_mended_meanwhile_is_not_set_aside(place):
