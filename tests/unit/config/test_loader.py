@@ -84,8 +84,11 @@ def test_a_worker_with_a_fast_and_a_slow_store():
     local = config.workers[0].local
     assert local.worker_api_endpoint.address == ("scheduler", 50061, False)
     assert local.platform_properties["cpu_count"].query_cmd == "nproc"
-    assert local.upload_action_result.ac_store == "REMOTE_AC"
-    assert config.store("WORKER_FAST_SLOW_STORE").options.slow.options.name == "REMOTE"
+    assert local.upload_action_result.ac_store == "GRPC_LOCAL_AC_STORE"
+    assert config.store("WORKER_FAST_SLOW_STORE").options.slow.options.name == "GRPC_LOCAL_STORE"
+    remote = config.store("GRPC_LOCAL_STORE").options
+    assert [str(each.target) for each in remote.endpoints] == ["127.0.0.1:50051"]
+    assert remote.store_type == "cas"
 
 
 # --------------------------------------------------------------------------------------------------------- older forms
