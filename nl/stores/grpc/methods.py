@@ -37,3 +37,10 @@ QUERY_WRITE = Method(_STREAM + "QueryWriteStatus", bytestream.QueryWriteStatusRe
 GET_RESULT = Method(_REAPI + "ActionCache/GetActionResult", bytes, "read_ac")
 UPDATE_RESULT = Method(_REAPI + "ActionCache/UpdateActionResult", bytes, "write_ac")
 CAPABILITIES = Method(_REAPI + "Capabilities/GetCapabilities", reapi.ServerCapabilities, "any right")
+REPEATABLE = frozenset(
+    each.path
+    for each in (
+        FIND_MISSING, BATCH_READ, BATCH_UPDATE, READ, WRITE, QUERY_WRITE, GET_RESULT, UPDATE_RESULT, CAPABILITIES
+    )
+)  # fmt: skip
+"""Those that do no harm if the server runs them twice: all."""

@@ -15,7 +15,9 @@ from nl.plugin import ConfigError, Count, Duration, Flag, Options, SecretText, S
 from nl.rpc.metadata import encode_fields
 from nl.rpc.retry import RetryPolicy
 from nl.rpc.target import Target, parse_target
+from nl.stores.grpc.methods import REPEATABLE
 
+_MAX_PAUSE_S = 30.0
 _TOKEN = re.compile("[!-~]+")
 Code = Literal[
     "Cancelled", "Unknown", "InvalidArgument", "DeadlineExceeded", "NotFound", "AlreadyExists", "PermissionDenied",
@@ -48,7 +50,12 @@ class GrpcRetry(Options):
         """The same as the channel has it."""
         codes = frozenset(_status(name) for name in self.retry_on_errors)
         return RetryPolicy(
-            max_retries=self.max_retries, delay=2 * self.delay, max_delay=30.0, jitter=self.jitter / 2, codes=codes
+            max_retries=self.max_retries,
+            delay=2 * self.delay,
+            max_delay=_MAX_PAUSE_S,
+            jitter=self.jitter / 2,
+            codes=codes,
+            methods=REPEATABLE,
         )
 
 
