@@ -1,4 +1,4 @@
-"""A CAS server, a scheduler and a worker, each in a process of its own, over `grpc` stores: NativeLink's usual topology.
+"""A CAS server, a scheduler and a worker, each a process, over `grpc` stores: NativeLink's usual topology.
 
 The scheduler's and the worker's configs are those that users have, but for ports and folders.
 """

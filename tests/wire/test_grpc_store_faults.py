@@ -406,7 +406,8 @@ async def test_keys_of_the_other_sort_are_refused(server: ForeignServer) -> None
     digest = digest_of(b"x")
     async with remote_cas(server.port) as blobs, remote_cas(server.port, kind="ac") as results:
         for store, key in ((blobs, ActionKey(*digest)), (blobs, "a name"), (results, digest), (results, "a name")):
-            for attempt in (store.has([key]), store.get(key), store.put(key, b"x"), store.write(key, BytesReader(b"x"))):
+            reader = BytesReader(b"x")
+            for attempt in (store.has([key]), store.get(key), store.put(key, b"x"), store.write(key, reader)):
                 with pytest.raises(InvalidRequestError, match="store_type"):
                     await attempt
             with pytest.raises(InvalidRequestError):
