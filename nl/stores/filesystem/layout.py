@@ -75,6 +75,8 @@ class Layout:
         self.corrupt = Folder(f"{content}.corrupt", lambda name, size: None)
         self.lock_path = f"{content}/.lock"
         self.lock_fd = -1
+        self._lock_file = (0, 0)
+        """Which file that is: nobody else's gets this inode while it is open."""
         self.is_open = False
         self._session = ""
         self._session_fd = -1
@@ -170,7 +172,8 @@ class Layout:
         if type(key) is Digest:
             return self.blobs, names.name_of(key), names.index_key(key)
         if type(key) is ActionKey:
-            return self.actions, names.name_of(key), names.index_key(key)
+            name = names.name_of(key)
+            return self.actions, name, names.key_of_result(name)
         return self.texts, names.name_of_text(str(key)), names.index_key(key)
 
     def place_of(self, key: names.IndexKey, size: int) -> tuple[Folder, str]:
@@ -183,10 +186,10 @@ class Layout:
     def has_lock_file(self) -> bool:
         """Whether the open lock file is still the one at its path."""
         try:
-            there, ours = os.stat(self.lock_path), os.fstat(self.lock_fd)
+            there = os.stat(self.lock_path)
         except FileNotFoundError:
             return False
-        return (there.st_ino, there.st_dev) == (ours.st_ino, ours.st_dev)
+        return (there.st_ino, there.st_dev) == self._lock_file
 
     def open_lock_file(self) -> None:
         """Opens the lock file, which is made if it is not there. Raises OSError."""
@@ -195,6 +198,8 @@ class Layout:
             self.lock_fd = fd
         else:
             _replace(self.lock_fd, fd)
+        facts = os.fstat(self.lock_fd)
+        self._lock_file = (facts.st_ino, facts.st_dev)
 
     def require_open(self) -> None:
         """Raises InternalError while the store does not run."""

@@ -35,8 +35,13 @@ def index_key(key: Key) -> IndexKey:
     if type(key) is Digest:
         return key[0] if key[2] == _SHA256 else _BLAKE3 + key[0]
     if type(key) is ActionKey:
-        return _ACTION + name_of(key)
+        return key_of_result(name_of(key))
     return _TEXT + name_of_text(str(key))
+
+
+def key_of_result(name: str) -> IndexKey:
+    """The index key of an action result, by its file name."""
+    return _ACTION + name
 
 
 def wrong_size_key(name: str) -> IndexKey:
