@@ -18,7 +18,7 @@ TURN_S = 0.004
 LITTLE_S = 0.0005
 """What a connection may always do in a turn: half a dozen small requests, and certainly one."""
 AT_ONCE = 4
-"""How many of those who wait go on in one turn: each has work for a part of it at least."""
+"""How many of those who wait may go on in one turn: the first does in any case, the others if it leaves them time."""
 
 
 class Turns(trio.abc.Instrument):
@@ -27,27 +27,33 @@ class Turns(trio.abc.Instrument):
     def __init__(self) -> None:
         self.until = 0.0
         """When the budget of this turn is used up, by `time.perf_counter`."""
+        self._went = False
+        """Whether one that had waited has gone on in this turn."""
         self._due = 0
-        """Tasks that go on in the next turn. While some stand in line, these are AT_ONCE."""
+        """Tasks that go on as soon as a turn has time for them. While some stand in line, these are AT_ONCE."""
         self._line: dict[trio.lowlevel.Task, None] = {}
 
     def after_io_wait(self, timeout: float) -> None:
         """trio's: a turn begins."""
         self.until = time.perf_counter() + TURN_S
+        self._went = False
 
     async def wait(self) -> None:
-        """Until the caller may go on: in the next turn, or behind those who have waited longer.
+        """Until the caller may go on: in the next turn, or with those who have waited longer.
 
         *Cancellation*: gives up the place for the next one.
         """
-        if self._due < AT_ONCE:
+        must_yield = self._due < AT_ONCE
+        if must_yield:
             self._due += 1
-            try:
-                await trio.lowlevel.checkpoint()
-            finally:
-                self._begin()
         else:
             await self._stand_in_line()
+        try:
+            while must_yield or (self._went and time.perf_counter() > self.until):
+                must_yield = False
+                await trio.lowlevel.checkpoint()
+            self._went = True
+        finally:
             self._begin()
 
     async def _stand_in_line(self) -> None:
@@ -63,7 +69,7 @@ class Turns(trio.abc.Instrument):
     def _begin(self) -> None:
         """One of those who were due goes on, or does not want to any more."""
         self._due -= 1
-        while self._line and self._due < AT_ONCE:
+        if self._line and self._due < AT_ONCE:
             task = next(iter(self._line))
             del self._line[task]
             self._due += 1

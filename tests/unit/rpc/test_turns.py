@@ -38,16 +38,23 @@ async def test_a_turn_has_a_budget_from_its_beginning_on():
     assert time.perf_counter() < turns.until
 
 
-async def test_who_is_alone_waits_for_one_turn(count):
-    turns = Turns()
+async def test_who_is_alone_waits_for_one_turn(count, turns):
     for _ in range(3):
         before = count.turn
         await turns.wait()
         assert count.turn == before + 1
 
 
-async def test_those_who_wait_go_on_in_their_order_some_in_each_turn(nursery, count):
-    turns, asked, went, number = Turns(), [], [], 5 * AT_ONCE
+@pytest.fixture
+def turns():
+    """Turns that never end, whatever else the machine does."""
+    turns = Turns()
+    turns.until = float("inf")
+    return turns
+
+
+async def test_those_who_wait_go_on_in_their_order_some_in_each_turn(nursery, count, turns):
+    asked, went, number = [], [], 5 * AT_ONCE
 
     async def one(name):
         asked.append(name)
@@ -66,8 +73,8 @@ async def test_those_who_wait_go_on_in_their_order_some_in_each_turn(nursery, co
     assert list(by_turn.values()) == groups  # within a turn, the order is trio's
 
 
-async def test_one_that_always_wants_more_lets_the_others_go_first(nursery):
-    turns, went = Turns(), []
+async def test_one_that_always_wants_more_lets_the_others_go_first(nursery, turns):
+    went = []
 
     async def greedy():
         while len(went) < 10:
@@ -88,9 +95,9 @@ async def test_one_that_always_wants_more_lets_the_others_go_first(nursery):
 
 
 @pytest.mark.parametrize("first", [0, AT_ONCE])
-async def test_who_is_cancelled_keeps_nobody_from_going_on(nursery, first):
+async def test_who_is_cancelled_keeps_nobody_from_going_on(nursery, turns, first):
     """Neither one that is due in the next turn, nor one that stands in line."""
-    turns, went, scopes = Turns(), [], []
+    went, scopes = [], []
 
     async def one():
         with trio.CancelScope() as scope:
@@ -107,3 +114,19 @@ async def test_who_is_cancelled_keeps_nobody_from_going_on(nursery, first):
     assert set(went) == set(scopes) - set(scopes[first : first + AT_ONCE])
     with trio.fail_after(5):
         await turns.wait()
+
+
+async def test_of_those_who_wait_one_goes_on_in_a_turn_that_it_uses_up(nursery, count):
+    turns, went = turns_of_this_run(), []
+
+    async def one():
+        await turns.wait()
+        went.append(count.turn)
+        time.sleep(2 * TURN_S)
+
+    for _ in range(2 * AT_ONCE):
+        nursery.start_soon(one)
+    with trio.fail_after(10):
+        while len(went) < 2 * AT_ONCE:
+            await trio.lowlevel.checkpoint()
+    assert len(set(went)) == len(went)
