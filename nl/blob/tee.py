@@ -1,8 +1,11 @@
 """One source, two consumers: each gets every byte, nothing is copied, and nothing piles up.
 
-The two sides go in lockstep: the next bytes are pulled from the source only when both sides have asked for them, so the
-buffers that a side was handed stay valid until it asks again, as the Reader contract has it, and the slower side sets
-the pace. A side that is closed (it failed, or is done) no longer holds the other one up.
+The two go in lockstep: the next bytes are pulled from the source only when both have asked for them, so the buffers
+that a side was handed stay valid until it asks again, as the Reader contract has it, and the slower side sets the pace.
+
+They are not alike. The **leader** alone pulls, so what happens to the follower (a timeout of its own that cancels its
+reading, an error, leaving early) never touches the source, and costs the leader nothing. Only when the leader has left
+does the follower read on by itself.
 """
 
 from __future__ import annotations
@@ -16,23 +19,21 @@ from nl.errors import UnavailableError
 
 
 class Tee:
-    """`left` and `right` deliver what `source` does; each is for one task.
+    """`leader` and `follower` deliver what `source` does; each is for one task.
 
-    What the source raises, both sides raise; it is kept in `error`. *Cancellation*: whoever leaves calls `close` on
-    its side. A side cancelled while it was the one that pulled breaks the source, and so the other side too.
+    What the source raises, both raise; it is kept in `error`. *Cancellation*: whoever leaves calls `close` on its side.
+    A leader that is cancelled while it pulls breaks the source, and so the follower too.
     """
 
     def __init__(self, source: Reader) -> None:
         self._source = source
         self.error: BaseException | None = None
         self.ended = False
-        self.left = TeeSide(self, source.size)
-        self.right = TeeSide(self, source.size)
-        self.left.other = self.right
-        self.right.other = self.left
+        self.leader = Leader(self, source.size)
+        self.follower = Follower(self, source.size)
 
     async def pull(self, max_bytes: int) -> Sequence[Buffer]:
-        """The source's next bytes; called by the side that asked last."""
+        """The source's next bytes."""
         if self.error is not None:
             raise self.error
         try:
@@ -47,54 +48,90 @@ class Tee:
         return parts
 
 
-class TeeSide(Reader):
-    """One of the two readers of a Tee."""
+class Leader(Reader):
+    """The side that pulls."""
 
-    __slots__ = ("_asked", "_closed", "_news", "_parts", "_pulling", "_tee", "other", "size")
-
-    other: TeeSide
+    __slots__ = ("_closed", "_may_pull", "_tee", "size")
 
     def __init__(self, tee: Tee, size: int) -> None:
         self._tee = tee
-        self.size = size
-        self._parts: Sequence[Buffer] | None = None  # pulled by the other side, not taken yet
-        self._asked = 0  # how much this side waits for; 0 if it does not
-        self._pulling = False
         self._closed = False
-        self._news = trio.Event()
+        self._may_pull = trio.Event()
+        self.size = size
+
+    @property
+    def closed(self) -> bool:
+        """Whether it wants no more."""
+        return self._closed
 
     async def receive_parts(self, max_bytes: int = CHUNK) -> Sequence[Buffer]:
-        if self._tee.ended and self._parts is None:
+        follower = self._tee.follower
+        if self._tee.ended:
             return ()
-        self._asked = max_bytes
-        other = self.other
+        while not follower.closed and not follower.asked:
+            self._may_pull = trio.Event()
+            await self._may_pull.wait()
         try:
-            while self._parts is None:
-                if self._tee.error is not None:
-                    raise self._tee.error
-                if other._closed or (other._asked and not other._pulling and other._parts is None):
-                    return await self._pull(max_bytes)
-                self._news = trio.Event()
-                await self._news.wait()
-            parts, self._parts = self._parts, None
-            return parts
-        finally:
-            self._asked = 0
+            parts = await self._tee.pull(min(max_bytes, follower.asked) if follower.asked else max_bytes)
+        except BaseException:
+            follower.wake()
+            raise
+        follower.take(parts)
+        return parts
+
+    def wake(self) -> None:
+        """The follower has asked, or left."""
+        self._may_pull.set()
 
     def close(self) -> None:
         """Says that this side wants no more. Harmless if repeated."""
         self._closed = True
-        self._parts = None
-        self.other._news.set()
+        self._tee.follower.wake()
 
-    async def _pull(self, max_bytes: int) -> Sequence[Buffer]:
-        other = self.other
-        self._pulling = True
-        try:
-            parts = await self._tee.pull(min(max_bytes, other._asked) if other._asked else max_bytes)
-            if not other._closed:
-                other._parts = parts
+
+class Follower(Reader):
+    """The side that is handed what the leader has pulled."""
+
+    __slots__ = ("_news", "_parts", "_tee", "asked", "closed", "size")
+
+    def __init__(self, tee: Tee, size: int) -> None:
+        self._tee = tee
+        self._parts: Sequence[Buffer] | None = None  # pulled by the leader, not taken yet
+        self._news = trio.Event()
+        self.asked = 0
+        """How many bytes this side waits for; 0 if it does not."""
+        self.closed = False
+        self.size = size
+
+    async def receive_parts(self, max_bytes: int = CHUNK) -> Sequence[Buffer]:
+        leader = self._tee.leader
+        if self._parts is None and not self._tee.ended:
+            self.asked = max_bytes
+            leader.wake()
+            try:
+                while self._parts is None and self._tee.error is None and not leader.closed:
+                    self._news = trio.Event()
+                    await self._news.wait()
+            finally:
+                self.asked = 0
+        if self._parts is not None:
+            parts, self._parts = self._parts, None
             return parts
-        finally:
-            self._pulling = False
-            other._news.set()
+        return () if self._tee.ended else await self._tee.pull(max_bytes)
+
+    def take(self, parts: Sequence[Buffer]) -> None:
+        """The leader has pulled these, as this side had asked. Not if it has left meanwhile."""
+        if not self.closed:
+            self._parts = parts
+            self.asked = 0
+            self._news.set()
+
+    def wake(self) -> None:
+        """The source has failed, or the leader has left."""
+        self._news.set()
+
+    def close(self) -> None:
+        """Says that this side wants no more. Harmless if repeated."""
+        self.closed = True
+        self._parts = None
+        self._tee.leader.wake()

@@ -1,7 +1,8 @@
 """The `memory` kind: blobs in this process, the least recently used dropped first. Gone when the process ends.
 
 What an entry costs is counted, not only its bytes: with `max_bytes` set, a million tiny blobs do not take a gigabyte
-more than it says. Bytes of uploads under way count too.
+more than it says. Uploads under way are beside it, and bounded by as much again: an upload evicts nothing before it is
+whole, since one that fails would have emptied the store for nothing.
 """
 
 from __future__ import annotations
@@ -10,6 +11,8 @@ from collections.abc import Mapping, Sequence
 from contextlib import AbstractAsyncContextManager
 from dataclasses import field
 from typing import TypeVar, cast
+
+import trio
 
 from nl.plugin import (
     CHUNK,
@@ -40,13 +43,18 @@ ENTRY_OVERHEAD = 640
 """Bytes that an entry costs beside its content: key, hash text, index entry, headers (measured, CPython 3.11-3.13)."""
 
 
+_YIELD_BYTES = 1024 * 1024
+"""An upload whose source never waits lets others have their turn after so many bytes."""
+
+
 class MemoryOptions(Options):
     """Keeps blobs in the server's memory. They are gone when it stops."""
 
     EXAMPLE = '{ memory: { eviction_policy: { max_bytes: "1gb" } } }'
 
     eviction_policy: EvictionPolicy = field(default_factory=EvictionPolicy)
-    """When blobs are dropped; without it, never. `max_bytes` bounds the memory used, overhead included."""
+    """When blobs are dropped; without it, never. `max_bytes` bounds the memory used, overhead included, but for uploads
+    under way, which may together take as much again."""
 
 
 class MemoryStore(Store):
@@ -61,6 +69,7 @@ class MemoryStore(Store):
         self._name = context.name
         self._index: LruIndex[Key, Buffer] = LruIndex(options.eviction_policy)
         self._removals = RemovalFeeds()
+        self._uploading = 0
         self._hits = 0
         self._misses = 0
 
@@ -97,21 +106,21 @@ class MemoryStore(Store):
             return
         self._refuse_too_large(key, reader.size)
         data = bytearray()
-        index = self._index
+        unyielded = 0
         try:
             while parts := await reader.receive_parts(CHUNK):
                 before = len(data)
                 for part in parts:
                     data += part
-                index.reserved += len(data) - before
-                self._tell(index.evict())
-                if index.policy.max_bytes and index.reserved > index.policy.max_bytes:
-                    raise ExhaustedError(
-                        f"{key}: the uploads under way fill the memory store {self._name!r} "
-                        f"({index.policy.max_bytes} bytes)"
-                    )
+                got = len(data) - before
+                self._uploading += got
+                self._refuse_too_many_uploads(key)
+                unyielded += got
+                if unyielded >= _YIELD_BYTES:
+                    unyielded = 0
+                    await trio.lowlevel.checkpoint()
         finally:
-            index.reserved -= len(data)
+            self._uploading -= len(data)
         self._refuse_too_large(key, len(data))
         # Small blobs lose the spare room that a growing bytearray has; large ones are not worth a second copy.
         self._insert(key, bytes(data) if len(data) <= CHUNK else memoryview(data).toreadonly())
@@ -143,7 +152,7 @@ class MemoryStore(Store):
             "blobs": len(index),
             "bytes": index.total_bytes,
             "max_bytes": index.policy.max_bytes,
-            "uploading_bytes": index.reserved,
+            "uploading_bytes": self._uploading,
             "evicted_blobs": index.evicted_count,
             "evicted_bytes": index.evicted_bytes,
             "hits": self._hits,
@@ -170,6 +179,13 @@ class MemoryStore(Store):
         if gone and self._removals:
             for key, _ in gone:
                 self._removals.removed(key)
+
+    def _refuse_too_many_uploads(self, key: Key) -> None:
+        limit = self._index.policy.max_bytes
+        if limit and self._uploading > limit:
+            raise ExhaustedError(
+                f"{key}: the uploads under way fill the memory store {self._name!r} ({limit} bytes)"
+            )
 
     def _refuse_too_large(self, key: Key, size: int) -> None:
         limit = self._index.policy.max_bytes

@@ -13,9 +13,11 @@ from typing import NamedTuple
 
 import trio
 
+from nl.blob.file import FileReader
 from nl.blob.hashing import digest_of, new_hasher
-from nl.blob.reader import CHUNK, Buffer, Reader
-from nl.errors import BlobNotFoundError, CorruptBlobError, UploadMismatchError
+from nl.blob.reader import CHUNK, Buffer
+from nl.blob.verify import VerifyingReader, check_bytes
+from nl.errors import BlobNotFoundError, CorruptBlobError
 from nl.model.digest import EMPTY, Digest, DigestFunction
 from nl.storage.capabilities import Link, LocalFiles
 from nl.storage.contract import SMALL, Store
@@ -52,26 +54,6 @@ def hash_file(path: str, function: DigestFunction) -> Hashed:
         return Hashed(Digest(hasher.hexdigest(), size, function), status)
     finally:
         os.close(fd)
-
-
-class FileReader(Reader):
-    """The bytes of a local file, read in threads. Close it when done."""
-
-    __slots__ = ("_fd", "_left", "size")
-
-    def __init__(self, fd: int, size: int) -> None:
-        self._fd = fd
-        self._left = size
-        self.size = size
-
-    async def receive_parts(self, max_bytes: int = CHUNK) -> Sequence[Buffer]:
-        if not self._left:
-            return ()
-        data = await trio.to_thread.run_sync(os.read, self._fd, min(max_bytes, self._left))
-        if not data:
-            raise UploadMismatchError(f"the file ended {self._left} bytes early")
-        self._left -= len(data)
-        return (data,)
 
 
 class CopiedFiles:
@@ -125,9 +107,11 @@ class CopiedFiles:
         fd = os.open(path, os.O_RDONLY | _NO_LINKS)
         try:
             if digest.size <= SMALL:
-                await self._store.put(digest, os.read(fd, digest.size))
+                data = os.read(fd, digest.size + 1)
+                check_bytes(data, digest)
+                await self._store.put(digest, data)
             else:
-                await self._store.write(digest, FileReader(fd, digest.size))
+                await self._store.write(digest, VerifyingReader(FileReader(fd), digest))
         finally:
             os.close(fd)
 

@@ -13,8 +13,10 @@ Direction = Literal["both", "update", "get", "read_only"]
 class FastSlowOptions(Options):
     """A fast store (memory, a local disk) in front of a slow one that has everything (a network store).
 
-    The slow store decides what is there; the fast one is filled by uploads and by reads. Directions: `both` is
-    normal; `update` is filled by uploads only; `get` is filled by reads only; `read_only` is never written.
+    The slow store decides what is there; the fast one is filled by uploads and by reads, and read whatever fills it.
+    What fills it is hashed on its way; blobs that turn out to be wrong are missing, and deleted from a slow store that
+    can delete. Directions: `both` is normal; `update` is filled by uploads only; `get` is filled by reads only;
+    `read_only` is never written.
     """
 
     EXAMPLE = '{ fast_slow: { fast: { memory: {} }, slow: { ref_store: { name: "SHARED" } } } }'

@@ -1,9 +1,14 @@
-"""Which keys are being uploaded: so that `has` can wait for them, and changeable keys are written one at a time."""
+"""Which keys are being uploaded, and which were of late.
+
+So that `has` can wait for them, changeable keys are written one at a time, and a reader that finds wrong bytes knows
+whether they are still the ones that are stored.
+"""
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Iterable
-from contextlib import asynccontextmanager
+from collections import OrderedDict
+from collections.abc import AsyncIterator, Iterable, Iterator, Sequence
+from contextlib import asynccontextmanager, contextmanager
 
 import trio
 
@@ -11,6 +16,8 @@ from nl.plugin import Digest, Key
 
 MAX_WAIT_S = 10.0
 """How long `has` waits for an upload before it says "missing": a stalled client must not stall another's question."""
+MAX_RECENT = 4096
+"""Uploads that have ended and are remembered; who asks about earlier ones is told yes, to be safe."""
 
 
 class _Upload:
@@ -27,6 +34,10 @@ class Uploads:
 
     def __init__(self) -> None:
         self._by_key: dict[Key, _Upload] = {}
+        self._recent: OrderedDict[Key, int] = OrderedDict()
+        self._forgotten = 0  # ends up to this one are not in `_recent` any more
+        self.now = 0
+        """The number of uploads that have ended: a clock for `replaced_since`."""
 
     def __len__(self) -> int:
         return len(self._by_key)
@@ -39,10 +50,7 @@ class Uploads:
         """Around an upload. For a key whose value may change, also mutual exclusion: two writers that reached the two
         stores in different order would leave them different for good.
         """
-        upload = self._by_key.get(key)
-        if upload is None:
-            upload = self._by_key[key] = _Upload()
-        upload.count += 1
+        upload = self._begin(key)
         try:
             if isinstance(key, Digest):
                 yield
@@ -50,10 +58,17 @@ class Uploads:
                 async with upload.turn:
                     yield
         finally:
-            upload.count -= 1
-            if not upload.count:
-                del self._by_key[key]
-                upload.done.set()
+            self._end(key, upload)
+
+    @contextmanager
+    def many_under_way(self, digests: Sequence[Digest]) -> Iterator[None]:
+        """Around the upload of many blobs whose content cannot change."""
+        begun = [(digest, self._begin(digest)) for digest in digests]
+        try:
+            yield
+        finally:
+            for digest, upload in begun:
+                self._end(digest, upload)
 
     async def wait_for(self, keys: Iterable[Key]) -> set[Key]:
         """Waits until the uploads of `keys` have ended, for MAX_WAIT_S at most in all. Which of them were under way."""
@@ -62,3 +77,25 @@ class Uploads:
             for upload in pending.values():
                 await upload.done.wait()
         return set(pending)
+
+    def replaced_since(self, key: Key, began: int) -> bool:
+        """Whether an upload of `key` may have ended since `now` was `began`."""
+        return began < self._forgotten or self._recent.get(key, 0) > began
+
+    def _begin(self, key: Key) -> _Upload:
+        upload = self._by_key.get(key)
+        if upload is None:
+            upload = self._by_key[key] = _Upload()
+        upload.count += 1
+        return upload
+
+    def _end(self, key: Key, upload: _Upload) -> None:
+        upload.count -= 1
+        if not upload.count:
+            del self._by_key[key]
+            upload.done.set()
+        self.now += 1
+        self._recent[key] = self.now
+        self._recent.move_to_end(key)
+        if len(self._recent) > MAX_RECENT:
+            _, self._forgotten = self._recent.popitem(last=False)

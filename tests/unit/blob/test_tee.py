@@ -21,9 +21,9 @@ async def test_both_sides_get_every_byte_whatever_they_ask_for(sizes):
         side.close()
 
     async with trio.open_nursery() as nursery:
-        nursery.start_soon(take, "left", tee.left, sizes[0])
-        nursery.start_soon(take, "right", tee.right, sizes[1])
-    assert got == {"left": data, "right": data}
+        nursery.start_soon(take, "follower", tee.follower, sizes[0])
+        nursery.start_soon(take, "leader", tee.leader, sizes[1])
+    assert got == {"follower": data, "leader": data}
 
 
 async def test_nothing_is_copied():
@@ -36,8 +36,8 @@ async def test_nothing_is_copied():
         got.append(part.obj)
 
     async with trio.open_nursery() as nursery:
-        nursery.start_soon(take, tee.left)
-        nursery.start_soon(take, tee.right)
+        nursery.start_soon(take, tee.follower)
+        nursery.start_soon(take, tee.leader)
     assert got[0] is data
     assert got[1] is data
 
@@ -46,13 +46,13 @@ async def test_the_slower_side_sets_the_pace():
     source = PartsReader(split(os.urandom(1000), 10))
     tee = Tee(source)
     async with trio.open_nursery() as nursery:
-        nursery.start_soon(drain, tee.left)
+        nursery.start_soon(drain, tee.follower)
         await trio.testing.wait_all_tasks_blocked()
         assert source.calls == 0
-        await tee.right.receive_parts(10)
+        await tee.leader.receive_parts(10)
         await trio.testing.wait_all_tasks_blocked()
         assert source.calls == 1
-        tee.right.close()
+        tee.leader.close()
 
 
 async def test_a_side_that_leaves_does_not_hold_the_other_up():
@@ -61,20 +61,20 @@ async def test_a_side_that_leaves_does_not_hold_the_other_up():
     got = []
 
     async def take_all():
-        got.append(await drain(tee.left))
+        got.append(await drain(tee.follower))
 
     async with trio.open_nursery() as nursery:
         nursery.start_soon(take_all)
-        await tee.right.receive_parts(10)
-        tee.right.close()
+        await tee.leader.receive_parts(10)
+        tee.leader.close()
     assert got == [data]
 
 
 async def test_a_side_that_left_before_the_start_is_not_waited_for():
     tee = Tee(BytesReader(b"abc"))
-    tee.right.close()
-    tee.right.close()
-    assert await drain(tee.left) == b"abc"
+    tee.leader.close()
+    tee.leader.close()
+    assert await drain(tee.follower) == b"abc"
 
 
 async def test_what_the_source_raises_both_sides_raise():
@@ -89,8 +89,8 @@ async def test_what_the_source_raises_both_sides_raise():
             raised.append(caught)
 
     async with trio.open_nursery() as nursery:
-        nursery.start_soon(take, tee.left)
-        nursery.start_soon(take, tee.right)
+        nursery.start_soon(take, tee.follower)
+        nursery.start_soon(take, tee.leader)
     assert raised == [error, error]
     assert tee.error is error
 
@@ -102,14 +102,14 @@ async def test_a_side_cancelled_while_it_reads_breaks_the_other_instead_of_hangi
 
     async def take_cancelled():
         with scope:
-            await tee.right.receive_parts()
-        tee.right.close()
+            await tee.leader.receive_parts()
+        tee.leader.close()
 
     async with trio.open_nursery() as nursery:
 
         async def take():
             with pytest.raises(UnavailableError, match="cancelled"):
-                await tee.left.receive_parts()
+                await tee.follower.receive_parts()
 
         nursery.start_soon(take)
         await trio.testing.wait_all_tasks_blocked()
@@ -122,6 +122,39 @@ async def test_a_side_cancelled_while_it_waits_leaves_the_source_whole():
     tee = Tee(PartsReader(split(b"abcdef", 2)))
     with trio.CancelScope() as scope:
         scope.cancel()
-        await tee.right.receive_parts()
-    tee.right.close()
-    assert await drain(tee.left) == b"abcdef"
+        await tee.leader.receive_parts()
+    tee.leader.close()
+    assert await drain(tee.follower) == b"abcdef"
+
+
+async def test_a_follower_that_is_cancelled_or_late_never_touches_the_source():
+    data = os.urandom(100)
+    got = []
+
+    async def follow():
+        with trio.move_on_after(0.01):
+            while True:
+                await tee.follower.receive_parts()
+                await trio.sleep(0.002)
+        tee.follower.close()
+
+    class Slowly(PartsReader):
+        async def receive_parts(self, max_bytes=CHUNK):
+            await trio.sleep(0.003)
+            return await super().receive_parts(10)
+
+    tee = Tee(Slowly(split(data, 10)))
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(follow)
+        got.append(await drain(tee.leader))
+    assert got == [data]
+    assert tee.error is None
+
+
+async def test_a_follower_reads_on_when_the_leader_has_left():
+    tee = Tee(PartsReader(split(b"abcdef", 2)))
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(tee.leader.receive_parts)
+        assert bytes((await tee.follower.receive_parts(2))[0]) == b"ab"
+    tee.leader.close()
+    assert await drain(tee.follower, taken=2) == b"cdef"

@@ -121,17 +121,36 @@ async def test_a_blob_that_never_fits_is_refused_and_evicts_nothing(chunked):
     assert await names_in(store, "abc") == "ab"
 
 
-async def test_uploads_under_way_count():
+async def test_an_upload_evicts_nothing_before_it_is_whole():
     store = make_bounded(max_bytes=room_for(4, 1000))
     await put_each(store, "abcd")
-    upload = BlockingReader(split(bytes(1500), 500))
+    upload = BlockingReader(split(bytes(3500), 500))
     async with trio.open_nursery() as nursery:
         nursery.start_soon(store.write, "e", upload)
         await upload.blocked.wait()
-        assert await names_in(store, "abcd") == "bcd"
-        assert store.statistics()["uploading_bytes"] == 1500
+        assert store.statistics()["uploading_bytes"] == 3500
         nursery.cancel_scope.cancel()
     assert store.statistics()["uploading_bytes"] == 0
+    assert await names_in(store, "abcde") == "abcd"
+    await store.write("e", BytesReader(bytes(3500)))
+    assert await names_in(store, "abcde") == "de"
+
+
+async def test_an_upload_whose_source_never_waits_gives_others_their_turn():
+    store = make_bounded()
+    turns = 0
+
+    async def count_turns():
+        nonlocal turns
+        while True:
+            await trio.lowlevel.checkpoint()
+            turns += 1
+
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(count_turns)
+        await store.write("large", BytesReader(bytes(20 * 2**20)))
+        nursery.cancel_scope.cancel()
+    assert turns >= 18
 
 
 async def test_uploads_under_way_are_bounded_too():

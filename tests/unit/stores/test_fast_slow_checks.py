@@ -1,0 +1,200 @@
+"""What comes out of the slow store is hashed before anybody, and above all the fast store, takes it for right."""
+
+import logging
+import os
+
+import pytest
+import trio
+import trio.testing
+
+from nl.blob.hashing import digest_of
+from nl.plugin import (
+    CHUNK,
+    BlobNotFoundError,
+    CorruptBlobError,
+    Deletes,
+    Digest,
+    LocalFiles,
+    Removals,
+    UploadMismatchError,
+)
+from nl.stores.memory import MemoryOptions, MemoryStore
+from nl.testing import BareContext, PartsReader, drain, read, split
+from tests.unit.stores.test_fast_slow import LARGE, Watched, running
+
+SIZES = [100, CHUNK, LARGE]
+
+
+class KeepsAll(Watched):
+    """A slow store that cannot delete."""
+
+    def capability(self, kind):
+        return None if kind is Deletes else super().capability(kind)
+
+
+def put_wrong(store, size, *, wrong=None):
+    """A blob whose bytes have rotted in the slow store."""
+    data = os.urandom(size)
+    rotten = wrong if wrong is not None else bytes([data[0] ^ 1]) + data[1:]
+    store.slow._insert(digest_of(data), rotten)
+    return digest_of(data), data
+
+
+async def has(store, key):
+    return (await store.has([key])) != [None]
+
+
+async def read_wrong(store, digest):
+    """What a reader meets: nothing at all, or an error in place of the last bytes."""
+    with pytest.raises((BlobNotFoundError, CorruptBlobError)):
+        await read(store, digest)
+
+
+@pytest.mark.parametrize("direction", ["both", "update", "get", "read_only"])
+@pytest.mark.parametrize("chunked", [False, True])
+@pytest.mark.parametrize("size", SIZES)
+async def test_wrong_bytes_are_nobodys_answer_and_never_reach_the_fast_store(direction, chunked, size):
+    async with running(fast_direction=direction) as store:
+        digest, data = put_wrong(store, size)
+        if chunked:
+            await read_wrong(store, digest)
+        else:
+            with pytest.raises(BlobNotFoundError):
+                await store.get(digest)
+        await store.fetches.wait_idle()
+        assert not await has(store.fast, digest)
+        assert not await has(store, digest)
+        assert not await has(store.slow, digest), "it is deleted there"
+        await store.put(digest, data)
+        assert await has(store, digest)
+        assert await store.get(digest) == data
+
+
+@pytest.mark.parametrize("wrong", [b"", b"short", bytes(2 * LARGE)], ids=["empty", "short", "long"])
+@pytest.mark.parametrize("size", SIZES)
+async def test_a_wrong_size_is_wrong_bytes(size, wrong):
+    async with running() as store:
+        digest, _ = put_wrong(store, size, wrong=wrong)
+        await read_wrong(store, digest)
+        await store.fetches.wait_idle()
+        assert not await has(store.fast, digest)
+
+
+async def test_what_cannot_be_deleted_is_missing_until_it_is_uploaded_and_told_once(caplog):
+    async with running(slow=KeepsAll()) as store:
+        digest, data = put_wrong(store, LARGE)
+        with caplog.at_level(logging.ERROR):
+            for _ in range(5):
+                await read_wrong(store, digest)
+                with pytest.raises(BlobNotFoundError):
+                    await store.get(digest)
+        assert len([record for record in caplog.records if record.levelno == logging.ERROR]) == 1
+        assert await has(store.slow, digest)
+        assert not await has(store, digest)
+        assert store.capability(Removals) is None, "the slow store cannot know that it is missing"
+        await store.write(digest, PartsReader(split(data, CHUNK)))
+        assert await has(store, digest)
+        assert await read(store, digest) == data
+        assert store.statistics()["wrong_in_slow"] == 1
+
+
+async def test_many_at_once_are_checked_each():
+    async with running(slow=Watched()) as store:
+        good = os.urandom(300)
+        await store.slow.put(digest_of(good), good)
+        digest, _ = put_wrong(store, 200)
+        never = digest_of(b"never")
+        first, second, third = await store.get_many([digest, digest_of(good), never])
+        assert isinstance(first, BlobNotFoundError)
+        assert second == good
+        assert isinstance(third, BlobNotFoundError)
+        await store.fetches.wait_idle()
+        assert await store.fast.has([digest, digest_of(good)]) == [None, 300]
+
+
+async def test_what_was_uploaded_while_the_wrong_bytes_were_read_is_not_deleted():
+    async with running(fast_direction="update") as store:
+        digest, data = put_wrong(store, LARGE)
+        async with store.open(digest) as reader:
+            first = await reader.receive_parts()
+            assert first
+            await store.put(digest, data)
+            with pytest.raises(CorruptBlobError):
+                while await reader.receive_parts():
+                    pass
+        assert await has(store.slow, digest)
+        assert await read(store, digest) == data
+        assert store.statistics()["wrong_in_slow"] == 0
+
+
+async def test_an_upload_waits_for_a_deletion_that_has_begun():
+    class Deleting(Watched):
+        def __init__(self):
+            super().__init__()
+            self.begun, self.go_on = trio.Event(), trio.Event()
+
+        async def delete(self, keys):
+            self.begun.set()
+            await self.go_on.wait()
+            await super().delete(keys)
+
+    async with running(slow=Deleting()) as store:
+        digest, data = put_wrong(store, 100)
+
+        async def fail():
+            with pytest.raises(BlobNotFoundError):
+                await store.get(digest)
+
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(fail)
+            await store.slow.begun.wait()
+            nursery.start_soon(store.put, digest, data)
+            await trio.testing.wait_all_tasks_blocked()
+            store.slow.go_on.set()
+        assert await store.slow.has([digest]) == [100]
+        assert await store.get(digest) == data
+
+
+async def test_readers_that_follow_a_wrong_fetch_are_told_at_its_end():
+    async with running() as store:
+        digest, data = put_wrong(store, LARGE, wrong=None)
+        raised = []
+
+        async def take():
+            try:
+                async with store.open(digest) as reader:
+                    got = await drain(reader)
+            except (CorruptBlobError, BlobNotFoundError) as error:
+                raised.append(error)
+            else:
+                raise AssertionError(f"{len(got)} wrong bytes were served as right")
+
+        async with trio.open_nursery() as nursery:
+            for _ in range(10):
+                nursery.start_soon(take)
+        assert len(raised) == 10
+
+
+async def test_a_range_of_the_slow_store_is_served_as_it_is():
+    """No digest speaks of it: whoever has to be sure reads the whole blob."""
+    async with running(fast_direction="update") as store:
+        digest, data = put_wrong(store, LARGE)
+        assert await read(store, digest, offset=10, length=50) == data[10:60]
+
+
+@pytest.mark.parametrize("size", [100, LARGE])
+async def test_a_file_that_is_not_what_its_digest_says_is_adopted_by_neither(tmp_path, size):
+    from nl.testing import started
+    from tests.unit.stores.test_fast_slow_files import make_store
+
+    context = BareContext()
+    store = make_store(context, tmp_path, slow=MemoryStore(MemoryOptions(), context))
+    async with started(store, context):
+        digest = digest_of(os.urandom(size))
+        for wrong in (os.urandom(size), os.urandom(size - 1), os.urandom(size + 1)):
+            (tmp_path / "out").write_bytes(wrong)
+            with pytest.raises(UploadMismatchError):
+                await store.capability(LocalFiles).adopt_file(digest, str(tmp_path / "out"))
+            assert await store.slow.has([digest]) == [None]
+            assert await store.fast.has([digest]) == [None]
+        assert isinstance(digest, Digest)
