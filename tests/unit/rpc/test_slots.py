@@ -38,6 +38,25 @@ async def test_listeners_share_what_the_process_has(autojump_clock):
     assert (one.taken, other.taken, process.taken) == (2, 0, 2)
 
 
+async def test_who_has_waited_for_the_process_looks_at_the_listener_again(autojump_clock):
+    """A listener accepts at several addresses, and another of them may have taken its last slot meanwhile."""
+    process = Slots(2, remedy="")
+    one, other = Slots(1, remedy="", shared=process), Slots(9, remedy="", shared=process)
+    other.take()
+    other.take()
+    with trio.move_on_after(5) as scope:
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(one.wait_free)
+            await wait_all_tasks_blocked()
+            one.take()
+            other.release()
+            other.release()
+    assert scope.cancelled_caught
+    one.release()
+    with trio.fail_after(5):
+        await one.wait_free()
+
+
 async def test_the_connection_that_has_been_silent_for_the_longest_makes_room(autojump_clock):
     process = Slots(3, remedy="")
     one, other = Slots(3, remedy="", shared=process), Slots(3, remedy="", shared=process)
