@@ -10,18 +10,26 @@ A complete test file of a third-party store::
         def make_store(self, context, folder):
             return MyStore(MyOptions(path=str(folder)), context)
 
-Needs pytest and pytest-trio (`pip install nl[test]`).
+A kind that keeps blobs over a restart derives from DurableStoreConformance as well, one that honours an EvictionPolicy
+from EvictingStoreConformance, one that hands out files from LocalFilesConformance.
+
+Needs pytest, pytest-trio and hypothesis (`pip install nl[test]`).
 """
 
 import pytest
 
 # Before the suite is imported: an editable install does not list its files, so pytest would not find them to rewrite,
 # and a failure would read just "AssertionError".
-for _module in ("capabilities", "concurrency", "conformance", "forgetful", "local_files", "observing", "readers"):
+for _module in (
+    "capabilities", "concurrency", "conformance", "durable", "evicting", "forgetful", "histories", "local_files",
+    "observing", "readers",
+):  # fmt: skip
     pytest.register_assert_rewrite(f"nl.testing.{_module}")
 
 from nl.testing.conformance import StoreConformance  # noqa: E402
 from nl.testing.context import BareContext, started  # noqa: E402
+from nl.testing.durable import DurableStoreConformance  # noqa: E402
+from nl.testing.evicting import EvictingStoreConformance  # noqa: E402
 from nl.testing.forgetful import ForgetfulStoreConformance  # noqa: E402
 from nl.testing.local_files import LocalFilesConformance  # noqa: E402
 from nl.testing.observing import find, make_blob, read  # noqa: E402
@@ -35,7 +43,7 @@ from nl.testing.readers import (  # noqa: E402
 )
 
 __all__ = [
-    "BareContext", "BlockingReader", "CancellingReader", "FailingReader", "ForgetfulStoreConformance",
-    "LocalFilesConformance", "PartsReader", "StoreConformance", "drain", "find", "make_blob", "read", "split",
-    "started",
+    "BareContext", "BlockingReader", "CancellingReader", "DurableStoreConformance", "EvictingStoreConformance",
+    "FailingReader", "ForgetfulStoreConformance", "LocalFilesConformance", "PartsReader", "StoreConformance", "drain",
+    "find", "make_blob", "read", "split", "started",
 ]

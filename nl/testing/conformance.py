@@ -28,16 +28,18 @@ from nl.plugin import (
     RangeError,
     Store,
     TooLargeError,
+    UnavailableError,
     VerifyingReader,
 )
 from nl.testing.capabilities import CapabilityConformance
 from nl.testing.concurrency import ConcurrencyConformance
+from nl.testing.histories import HistoryConformance
 from nl.testing.local_files import LocalFilesConformance
 from nl.testing.observing import NAMES, SIZES, find, make_blob, read, same
-from nl.testing.readers import PartsReader, drain, split
+from nl.testing.readers import FailingReader, PartsReader, drain, split
 
 
-class StoreConformance(ConcurrencyConformance, CapabilityConformance):
+class StoreConformance(ConcurrencyConformance, CapabilityConformance, HistoryConformance):
     """Derive, name the class `Test...`, and define `make_store`."""
 
     # --- has
@@ -191,6 +193,18 @@ class StoreConformance(ConcurrencyConformance, CapabilityConformance):
             assert same(await find(store, key), data)
             await store.write(key, PartsReader(split(other, 9999)))
             assert same(await find(store, key), other)
+
+    async def test_a_write_that_fails_leaves_what_was_there(self, store: Store) -> None:
+        digest = digest_of(data := make_blob(5000))
+        keys: list[Key] = [digest, ActionKey(*digest), "name"]
+        values = [data, self.make_value(300), b"value"]
+        for key, value in zip(keys, values, strict=True):
+            await store.put(key, value)
+            for delivered in (0, 100, 5000):
+                error = UnavailableError("the source broke")
+                with pytest.raises(UnavailableError):
+                    await store.write(key, FailingReader(split(data[:delivered], 99), error, size=5001))
+            assert same(await find(store, key), value), key
 
     async def test_an_open_reader_survives_an_overwrite(self, store: Store) -> None:
         key = ActionKey("ab" * 32, 7)

@@ -16,7 +16,7 @@ def make_blob(size: int, *, seed: int = 0) -> bytes:
     return random.Random(size * 1000 + seed).randbytes(size)
 
 
-def same(got: Buffer | None, expected: Buffer) -> bool:
+def same(got: Buffer | None, expected: Buffer | None) -> bool:
     """Whether two blobs are equal. To be asserted, in place of an equality of blobs.
 
     pytest explains a failed `==` by the differences, which takes minutes for blobs that are large or random, and under

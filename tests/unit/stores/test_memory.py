@@ -7,12 +7,17 @@ import trio
 from nl.blob.hashing import digest_of
 from nl.plugin import CHUNK, ActionKey, BlobNotFoundError, BytesReader, EvictionPolicy, ExhaustedError
 from nl.stores.memory import ENTRY_OVERHEAD, MemoryOptions, MemoryStore
-from nl.testing import BareContext, BlockingReader, StoreConformance, drain, split
+from nl.testing import BareContext, BlockingReader, EvictingStoreConformance, StoreConformance, drain, split
 
 
 class TestMemoryConformance(StoreConformance):
     def make_store(self, context, folder):
         return MemoryStore(MemoryOptions(), context)
+
+
+class TestEvictingMemoryConformance(EvictingStoreConformance):
+    def make_bounded_store(self, context, folder, policy):
+        return MemoryStore(MemoryOptions(eviction_policy=policy), context)
 
 
 class TestBoundedMemoryConformance(StoreConformance):

@@ -3,10 +3,12 @@
 import ast
 import inspect
 import os
+import pickle
 import re
 import subprocess
 import sys
 import textwrap
+from collections import OrderedDict
 from contextlib import asynccontextmanager
 
 import pytest
@@ -17,9 +19,13 @@ from nl.plugin import (
     MAX_WHOLE,
     BlobNotFoundError,
     BytesReader,
+    Deletes,
+    RemovalFeeds,
+    Removals,
     Store,
     TooLargeError,
     clamp,
+    key_text,
     slice_bytes,
 )
 from nl.testing.capabilities import CapabilityConformance
@@ -254,7 +260,247 @@ class HasEveryCapability(PlainStore):
         return self
 
 
-BROKEN = [kind for kind in list(vars().values()) if isinstance(kind, type) and PlainStore in kind.__mro__[1:]]
+class FolderStore(PlainStore):
+    """Keeps its blobs in files, too, and finds them when it is made anew."""
+
+    def __init__(self, folder):
+        super().__init__()
+        self.folder = folder
+        self.load()
+
+    def load(self):
+        for path in self.folder.glob("*.blob"):
+            key, data = pickle.loads(path.read_bytes())
+            self.blobs[key] = data
+
+    def path(self, key):
+        return self.folder / f"{key_text(key)[:200]}.blob"
+
+    async def put(self, key, data):
+        await super().put(key, data)
+        if key not in EMPTY_DIGESTS:
+            self.path(key).write_bytes(pickle.dumps((key, bytes(data))))
+
+    async def delete(self, keys):
+        for key in keys:
+            if self.blobs.pop(key, None) is not None:
+                self.path(key).unlink()
+
+    def capability(self, kind):
+        return self if kind is Deletes else None
+
+
+class ForgetsEverythingAtARestart(FolderStore):
+    def load(self):
+        pass
+
+
+class ForgetsNamesAtARestart(FolderStore):
+    def load(self):
+        super().load()
+        self.blobs = {key: data for key, data in self.blobs.items() if not isinstance(key, str)}
+
+
+class RemembersOldValuesAtARestart(FolderStore):
+    async def put(self, key, data):
+        old = self.path(key).read_bytes() if self.path(key).exists() else None
+        await super().put(key, data)
+        if old is not None:
+            self.path(key).write_bytes(old)
+
+
+class RevivesWhatWasDeleted(FolderStore):
+    async def delete(self, keys):
+        for key in keys:
+            self.blobs.pop(key, None)
+
+
+class DeletesNothing(FolderStore):
+    async def delete(self, keys):
+        pass
+
+
+class DeletesTheEmptyBlob(FolderStore):
+    async def has(self, keys):
+        sizes = await super().has(keys)
+        return [None if key in getattr(self, "deleted", ()) else size for key, size in zip(keys, sizes)]
+
+    async def delete(self, keys):
+        self.deleted = set(keys)
+        await super().delete(keys)
+
+
+class LeavesRowsOfCancelledUploads(FolderStore):
+    async def write(self, key, reader):
+        row = self.folder / "row"
+        row.write_bytes(b"begun")
+        await super().write(key, reader)
+        row.unlink()
+
+
+class LeavesRowsOfFailedUploads(FolderStore):
+    async def write(self, key, reader):
+        row = self.folder / "row"
+        row.write_bytes(b"begun")
+        try:
+            await super().write(key, reader)
+        except Exception:
+            raise
+        except BaseException:
+            row.unlink()
+            raise
+        row.unlink()
+
+
+class PutsManyInReverse(FolderStore):
+    async def put_many(self, blobs):
+        return await super().put_many([(key, blobs[-1 - at][1]) for at, (key, _) in enumerate(blobs)])
+
+
+class GetsManySorted(FolderStore):
+    async def get_many(self, keys):
+        return await super().get_many(sorted(keys, key=str))
+
+
+class LosesWhatWasThereWhenAWriteFails(FolderStore):
+    async def write(self, key, reader):
+        try:
+            await super().write(key, reader)
+        except Exception:
+            self.blobs.pop(key, None)
+            raise
+
+
+class LosesNamesThatAreTouched(FolderStore):
+    async def touch(self, keys):
+        await self.delete([key for key in keys if isinstance(key, str)])
+
+
+class BoundedStore(PlainStore):
+    """Keeps to a policy, the least recently used first."""
+
+    def __init__(self, policy):
+        self.policy = policy
+        self.feeds = RemovalFeeds()
+        self.blobs = OrderedDict()
+
+    def use(self, key):
+        if key in self.blobs:
+            self.blobs.move_to_end(key)
+
+    def used_by_has(self, key):
+        self.use(key)
+
+    def used_by_reading(self, key):
+        self.use(key)
+
+    def used_by_writing(self, key):
+        self.use(key)
+
+    async def has(self, keys):
+        for key in keys:
+            self.used_by_has(key)
+        return await super().has(keys)
+
+    def find(self, key):
+        self.used_by_reading(key)
+        return super().find(key)
+
+    async def put(self, key, data):
+        limit = self.policy.max_bytes
+        if limit and len(data) > limit:
+            self.make_room(len(data))
+            raise TooLargeError("never fits")
+        await super().put(key, data)
+        self.used_by_writing(key)
+        while self.is_full():
+            self.evict()
+
+    def make_room(self, size):
+        pass
+
+    def is_full(self):
+        limit, count = self.policy.max_bytes, self.policy.max_count
+        return (limit and sum(map(len, self.blobs.values())) > limit) or (count and len(self.blobs) > count)
+
+    def evict(self):
+        key, _ = self.blobs.popitem(last=False)
+        self.tell(key)
+
+    def tell(self, key):
+        self.feeds.removed(key)
+
+    def watch_removals(self):
+        return self.feeds.watch()
+
+    def capability(self, kind):
+        return self if kind is Removals else None
+
+
+class IgnoresRecency(BoundedStore):
+    def use(self, key):
+        pass
+
+
+class DoesNotCountQuestions(BoundedStore):
+    def used_by_has(self, key):
+        pass
+
+
+class DoesNotCountReads(BoundedStore):
+    def used_by_reading(self, key):
+        pass
+
+
+class DoesNotCountUploadsOfWhatIsThere(BoundedStore):
+    def used_by_writing(self, key):
+        pass
+
+
+class EvictsTheNewest(BoundedStore):
+    def evict(self):
+        *_, key = self.blobs
+        if len(self.blobs) > 1:
+            key = list(self.blobs)[-2]
+        del self.blobs[key]
+        self.tell(key)
+
+
+class IgnoresBytes(BoundedStore):
+    def is_full(self):
+        return self.policy.max_count and len(self.blobs) > self.policy.max_count
+
+
+class IgnoresCounts(BoundedStore):
+    def is_full(self):
+        return self.policy.max_bytes and sum(map(len, self.blobs.values())) > self.policy.max_bytes
+
+
+class EvictsEverythingAtOnce(BoundedStore):
+    def evict(self):
+        while len(self.blobs) > 1:
+            super().evict()
+
+
+class MakesRoomForWhatNeverFits(BoundedStore):
+    def make_room(self, size):
+        self.blobs.clear()
+
+
+class TellsNobody(BoundedStore):
+    def tell(self, key):
+        pass
+
+
+BASES = {
+    FolderStore: "DurableStoreConformance, StoreConformance",
+    BoundedStore: "EvictingStoreConformance",
+    PlainStore: "StoreConformance",
+}
+BROKEN = [
+    kind for kind in list(vars().values())
+    if isinstance(kind, type) and PlainStore in kind.__mro__[1:] and kind not in BASES
+]  # fmt: skip
 CAUGHT_BY = {
     IgnoresOffset: "every_range_of_a_small_blob",
     IgnoresLength: "every_range_of_a_small_blob",
@@ -281,16 +527,53 @@ CAUGHT_BY = {
     SaysNotFoundWithoutTheKey: "not_found_names_the_key",
     TellsObjects: "statistics_are_plain_numbers_and_texts",
     HasEveryCapability: "an_unknown_capability_is_none",
+    ForgetsEverythingAtARestart: "what_was_stored_is_there_after_a_restart",
+    ForgetsNamesAtARestart: "what_was_stored_is_there_after_a_restart",
+    RemembersOldValuesAtARestart: "what_was_stored_is_there_after_a_restart",
+    RevivesWhatWasDeleted: "what_was_deleted_stays_so_after_a_restart",
+    DeletesNothing: "what_is_deleted_is_gone_and_can_be_stored_again",
+    DeletesTheEmptyBlob: "deleting_what_is_not_there_or_empty_is_no_error",
+    LeavesRowsOfCancelledUploads: "an_upload_that_did_not_end_well_leaves_nothing_behind_the_store",
+    LeavesRowsOfFailedUploads: "an_upload_that_did_not_end_well_leaves_nothing_behind_the_store",
+    PutsManyInReverse: "many_are_put_and_got_in_order_each_with_its_own_fate",
+    GetsManySorted: "many_are_put_and_got_in_order_each_with_its_own_fate",
+    LosesWhatWasThereWhenAWriteFails: "a_write_that_fails_leaves_what_was_there",
+    LosesNamesThatAreTouched: "any_history_is_that_of_a_dict",
+    IgnoresRecency: "what_was_used_last_is_the_last_to_go",
+    DoesNotCountQuestions: "what_was_used_last_is_the_last_to_go",
+    DoesNotCountReads: "what_was_used_last_is_the_last_to_go",
+    DoesNotCountUploadsOfWhatIsThere: "what_was_used_last_is_the_last_to_go",
+    EvictsTheNewest: "the_oldest_go_and_the_newest_stay",
+    IgnoresBytes: "the_bound_holds_after_every_upload",
+    IgnoresCounts: "what_was_used_last_is_the_last_to_go",
+    EvictsEverythingAtOnce: "the_oldest_go_and_the_newest_stay",
+    MakesRoomForWhatNeverFits: "what_never_fits_is_refused_and_nothing_goes_for_it",
+    TellsNobody: "news_of_removals_name_all_that_went",
 }
+
+
+WITHOUT_SHRINKING = """
+from hypothesis import Phase, settings
+settings.register_profile("quick", phases=(Phase.explicit, Phase.generate), database=None, derandomize=True)
+settings.load_profile("quick")
+"""
 
 
 def source_of(kinds):
     """A test module that runs the suite against each of the stores, with the stores' code in it."""
-    lines = ["from contextlib import asynccontextmanager", "from nl.plugin import *", "from nl.testing import *"]
-    lines += [textwrap.dedent(inspect.getsource(kind)) for kind in dict.fromkeys([PlainStore, *kinds])]
+    lines = ["import pickle", "from collections import OrderedDict", "from contextlib import asynccontextmanager"]
+    lines += ["from nl.plugin import *", "from nl.testing import *"]
+    needed = [PlainStore, FolderStore, BoundedStore, *kinds]
+    lines += [textwrap.dedent(inspect.getsource(kind)) for kind in dict.fromkeys(needed)]
     for kind in kinds:
-        lines.append(f"class Test{kind.__name__}(StoreConformance):")
-        lines.append(f"    def make_store(self, context, folder):\n        return {kind.__name__}()")
+        base = next(base for base in BASES if issubclass(kind, base))
+        lines.append(f"class Test{kind.__name__}({BASES[base]}):")
+        if base is BoundedStore:
+            lines.append("    def make_bounded_store(self, context, folder, policy):")
+        else:
+            lines.append("    def make_store(self, context, folder):")
+        argument = {PlainStore: "", FolderStore: "folder", BoundedStore: "policy"}[base]
+        lines.append(f"        return {kind.__name__}({argument})")
     return "\n\n".join(lines)
 
 
@@ -298,6 +581,7 @@ def run_suite(kinds, folder, *arguments):
     (folder / "test_it.py").write_text(source_of(kinds))
     # In a project of its own, without this project's settings: the suite must not need them.
     (folder / "pytest.ini").write_text("[pytest]\naddopts = --strict-markers\nfilterwarnings = error\n")
+    (folder / "conftest.py").write_text(WITHOUT_SHRINKING)
     command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", f"--basetemp={folder / 'tmp'}"]
     environment = {name: value for name, value in os.environ.items() if name != "CI"}  # pytest shortens less there
     return subprocess.run(
@@ -316,7 +600,12 @@ def failures(tmp_path_factory):
     return found
 
 
-def test_a_right_store_passes_in_a_project_without_any_settings(tmp_path):
+def test_right_stores_pass_in_a_project_without_any_settings(tmp_path):
+    done = run_suite([FolderStore, BoundedStore], tmp_path)
+    assert done.returncode == 0, done.stdout
+
+
+def test_tests_are_skipped_only_for_what_a_kind_does_not_offer(tmp_path):
     done = run_suite([PlainStore], tmp_path)
     assert done.returncode == 0, done.stdout
     about_capabilities = [name for name in vars(CapabilityConformance) if name.startswith("test_")]

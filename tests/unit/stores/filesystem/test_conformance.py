@@ -5,26 +5,44 @@ import pytest
 from nl.plugin import EvictionPolicy
 from nl.stores.filesystem import FilesystemOptions, FilesystemStore, mirror
 from nl.stores.filesystem.watch import WatchUnavailableError
-from nl.testing import LocalFilesConformance, StoreConformance
+from nl.testing import (
+    DurableStoreConformance,
+    EvictingStoreConformance,
+    LocalFilesConformance,
+    StoreConformance,
+)
 
 
-class TestFilesystemConformance(LocalFilesConformance, StoreConformance):
+def make_store(folder, context, **fields):
+    place = {"content_path": str(folder / "content"), "temp_path": str(folder / "temp")}
+    return FilesystemStore(FilesystemOptions(**place, **fields), context)
+
+
+class Durable(DurableStoreConformance):
+    def list_raw(self, folder):
+        return {name for name in super().list_raw(folder) if not name.endswith((".session", ".lock"))}
+
+
+class TestFilesystemConformance(LocalFilesConformance, Durable, StoreConformance):
     def make_store(self, context, folder):
-        options = FilesystemOptions(content_path=str(folder / "content"), temp_path=str(folder / "temp"))
-        return FilesystemStore(options, context)
+        return make_store(folder, context)
 
 
 class TestBoundedFilesystemConformance(LocalFilesConformance, StoreConformance):
     def make_store(self, context, folder):
         policy = EvictionPolicy(max_bytes=64 * 2**20, evict_bytes=2**20, max_seconds=3600, max_count=100_000)
-        options = FilesystemOptions(
-            content_path=str(folder / "content"), temp_path=str(folder / "temp"), eviction_policy=policy,
-            max_concurrent_writes=1, evict_page_cache=True, read_buffer_size=10_000,
+        return make_store(
+            folder, context, eviction_policy=policy, max_concurrent_writes=1, evict_page_cache=True,
+            read_buffer_size=10_000,
         )
-        return FilesystemStore(options, context)
 
 
-class TestUnwatchedFilesystemConformance(LocalFilesConformance, StoreConformance):
+class TestEvictingFilesystemConformance(EvictingStoreConformance):
+    def make_bounded_store(self, context, folder, policy):
+        return make_store(folder, context, eviction_policy=policy)
+
+
+class TestUnwatchedFilesystemConformance(LocalFilesConformance, Durable, StoreConformance):
     @pytest.fixture(autouse=True)
     def no_inotify(self, monkeypatch):
         def refuse():
@@ -33,5 +51,4 @@ class TestUnwatchedFilesystemConformance(LocalFilesConformance, StoreConformance
         monkeypatch.setattr(mirror, "Watch", refuse)
 
     def make_store(self, context, folder):
-        options = FilesystemOptions(content_path=str(folder / "content"), temp_path=str(folder / "temp"))
-        return FilesystemStore(options, context)
+        return make_store(folder, context)
