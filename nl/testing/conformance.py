@@ -203,7 +203,7 @@ class StoreConformance(ConcurrencyConformance, CapabilityConformance, HistoryCon
             for delivered in (0, 100, 5000):
                 error = UnavailableError("the source broke")
                 with pytest.raises(UnavailableError):
-                    await store.write(key, FailingReader(split(data[:delivered], 99), error, size=5001))
+                    await store.write(key, FailingReader(split(data[:delivered], 99), error, size=5000))
             assert same(await find(store, key), value), key
 
     async def test_an_open_reader_survives_an_overwrite(self, store: Store) -> None:
