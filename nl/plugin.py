@@ -9,6 +9,7 @@ class attribute `Options` names the former, registered under the entry-point gro
 and used in a config as `{ name: "X", my_kind: { ...options... } }`. Run `nl.testing.StoreConformance` against it.
 """
 
+from nl.blob.coding import CodingError, Decoder, DecodingReader, Encoder, EncodingReader, code
 from nl.blob.file import open_file
 from nl.blob.hashing import Hasher, digest_of, hash_bytes, new_hasher
 from nl.blob.reader import CHUNK, Buffer, BytesReader, Reader, read_all
@@ -16,6 +17,7 @@ from nl.blob.slice import Opened, SliceReader, clamp, slice_bytes
 from nl.blob.spool import SpoolingReader
 from nl.blob.tee import Tee
 from nl.blob.verify import VerifyingReader, check_bytes
+from nl.blob.zstd import ZstdDecoder, ZstdEncoder
 from nl.config.types import (
     Count,
     Duration,
@@ -45,7 +47,7 @@ from nl.errors import (
     UnavailableError,
     UploadMismatchError,
 )
-from nl.model.digest import EMPTY_DIGESTS, ActionKey, Digest, DigestFunction, Key, key_text
+from nl.model.digest import EMPTY_DIGESTS, ActionKey, Digest, DigestFunction, ForeignKey, Key, key_text
 from nl.model.encoding import Encoding
 from nl.storage.capabilities import (
     BlobSizeLimit,
@@ -69,13 +71,15 @@ from nl.storage.removals import RemovalFeed, RemovalFeeds
 from nl.storage.wrapper import StoreWrapper
 
 __all__ = [
-    "ActionKey", "BlobNotFoundError", "BlobSizeLimit", "Buffer", "BytesReader", "CHUNK", "ConfigError",
-    "CorruptBlobError", "Count", "DeadlineError", "Deletes", "Digest", "DigestFunction", "Discards", "Duration",
-    "EMPTY_DIGESTS", "EncodedBlobs", "EncodedReader", "Encoding", "EvictionPolicy", "ExhaustedError", "Flag", "Hasher",
-    "InternalError", "InvalidRequestError", "Key", "Link", "LocalFiles", "LruIndex", "MAX_WHOLE", "NlError",
-    "NotFoundError", "Opened", "Options", "PartitionedStore", "PermissionDeniedError", "Pins", "RangeError", "Reader",
-    "RemovalFeed", "RemovalFeeds", "Removals", "SMALL", "ScanPage", "Scans", "SecretText", "ServerAddress", "Size",
-    "SliceReader", "SpoolingReader", "Store", "StoreContext", "StoreName", "StoreSpec", "StoreWrapper", "Tee", "Text",
-    "TooLargeError", "Traits", "UnavailableError", "UploadMismatchError", "VerifyingReader", "check_bytes", "clamp",
-    "digest_of", "for_each", "hash_bytes", "key_text", "new_hasher", "open_file", "read_all", "slice_bytes",
+    "CHUNK", "EMPTY_DIGESTS", "MAX_WHOLE", "SMALL", "ActionKey", "BlobNotFoundError", "BlobSizeLimit", "Buffer",
+    "BytesReader", "CodingError", "ConfigError", "CorruptBlobError", "Count", "DeadlineError", "Decoder",
+    "DecodingReader", "Deletes", "Digest", "DigestFunction", "Discards", "Duration", "EncodedBlobs", "EncodedReader",
+    "Encoder", "Encoding", "EncodingReader", "EvictionPolicy", "ExhaustedError", "Flag", "ForeignKey", "Hasher",
+    "InternalError", "InvalidRequestError", "Key", "Link", "LocalFiles", "LruIndex", "NlError", "NotFoundError",
+    "Opened", "Options", "PartitionedStore", "PermissionDeniedError", "Pins", "RangeError", "Reader", "RemovalFeed",
+    "RemovalFeeds", "Removals", "ScanPage", "Scans", "SecretText", "ServerAddress", "Size", "SliceReader",
+    "SpoolingReader", "Store", "StoreContext", "StoreName", "StoreSpec", "StoreWrapper", "Tee", "Text",
+    "TooLargeError", "Traits", "UnavailableError", "UploadMismatchError", "VerifyingReader", "ZstdDecoder",
+    "ZstdEncoder", "check_bytes", "clamp", "code", "digest_of", "for_each", "hash_bytes", "key_text", "new_hasher",
+    "open_file", "read_all", "slice_bytes",
 ]

@@ -85,7 +85,24 @@ class ActionKey(NamedTuple):
         return f"{self.hash}-{self.size}"
 
 
-Key = Digest | ActionKey | str
+
+class ForeignKey(NamedTuple):
+    """The key of an object that another program has stored under the name of a digest, in a form of its own.
+
+    Its text is the digest's, `{hash}-{size}`, whatever the function: so NativeLink has named what it compressed. For
+    reading and deleting only, by whoever knows the form and checks what comes out; a store never checks the value.
+    """
+
+    hash: str
+    size: int
+    function: DigestFunction = DigestFunction.SHA256
+    tag: str = "in d"
+
+    def __str__(self) -> str:
+        return f"{self.hash}-{self.size}"
+
+
+Key = Digest | ActionKey | ForeignKey | str
 """What a store is asked with. Equal text in different types names different things."""
 
 EMPTY = {
@@ -100,6 +117,7 @@ EMPTY_DIGESTS = frozenset(EMPTY.values())
 
 def key_text(key: Key) -> str:
     """A text for a key, of letters, digits and `_-.~%`, that no other key has: for file names and backends' keys.
+    (A ForeignKey's is that of its digest; it is never written to.)
 
     A SHA-256 digest's is `{hash}-{size}`, as everybody's caches have it; `.blake3` and `.ac` follow where they apply. A
     string's begins with `~`, is percent-encoded, and ends in a hash if it would be too long.
@@ -111,6 +129,8 @@ def key_text(key: Key) -> str:
             text = f"{text[: MAX_TEXT - 66]}~~{digest}"
         return text
     text = f"{key.hash}-{key.size}"
+    if isinstance(key, ForeignKey):
+        return text
     if key.function is not DigestFunction.SHA256:
         text += _BLAKE3_SUFFIX
     return text + _ACTION_SUFFIX if isinstance(key, ActionKey) else text

@@ -88,15 +88,22 @@ class EncodedReader(NamedTuple):
 
     encoding: Encoding
     reader: Reader
-    """`size` is that of the encoded bytes, -1 if it is not known beforehand."""
+    """`size` is that of the encoded bytes from where it was opened, -1 if it is not known beforehand."""
+    encoded_size: int = -1
+    """Of the whole encoded form. Whoever goes on at an offset compares it: the blob may have been replaced by one that
+    was encoded in another way."""
 
 
 @runtime_checkable
 class EncodedBlobs(Protocol):
     """Capability: blobs are taken and given in encoded form, so that nobody unpacks what both ends want packed."""
 
-    def open_encoded(self, key: Key, accept: Collection[Encoding]) -> AbstractAsyncContextManager[EncodedReader]:
-        """The whole blob, encoded as it is kept if that is in `accept`, else with IDENTITY. Raises as `Store.open`."""
+    def open_encoded(
+        self, key: Key, accept: Collection[Encoding], *, offset: int = 0
+    ) -> AbstractAsyncContextManager[EncodedReader]:
+        """The whole blob, encoded as it is kept if that is in `accept`, else with IDENTITY; from `offset` in those
+        bytes. Raises as `Store.open`.
+        """
         ...
 
     async def write_encoded(self, key: Key, reader: Reader, encoding: Encoding) -> None:

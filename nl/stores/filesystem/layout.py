@@ -24,7 +24,7 @@ import time
 from collections.abc import Callable
 from contextlib import suppress
 
-from nl.plugin import ActionKey, ConfigError, Digest, InternalError, Key
+from nl.plugin import ActionKey, ConfigError, Digest, ForeignKey, InternalError, Key
 from nl.stores.filesystem import names
 from nl.stores.filesystem.oserrors import translate
 
@@ -174,6 +174,8 @@ class Layout:
         if type(key) is ActionKey:
             name = names.name_of(key)
             return self.actions, name, names.key_of_result(name)
+        if type(key) is ForeignKey:
+            return self.blobs, names.name_of(key), names.index_key(key)
         return self.texts, names.name_of_text(str(key)), names.index_key(key)
 
     def place_of(self, key: names.IndexKey, size: int) -> tuple[Folder, str]:

@@ -19,7 +19,7 @@ import hashlib
 import re
 from urllib.parse import quote
 
-from nl.plugin import ActionKey, Digest, DigestFunction, InvalidRequestError, Key
+from nl.plugin import ActionKey, Digest, DigestFunction, ForeignKey, InvalidRequestError, Key
 
 IndexKey = str
 _HASH_SIZE = 64
@@ -36,6 +36,8 @@ def index_key(key: Key) -> IndexKey:
         return key[0] if key[2] == _SHA256 else _BLAKE3 + key[0]
     if type(key) is ActionKey:
         return key_of_result(name_of(key))
+    if type(key) is ForeignKey:
+        return wrong_size_key(name_of(key))
     return _TEXT + name_of_text(str(key))
 
 
@@ -83,8 +85,8 @@ def file_name(key: IndexKey, size: int) -> str:
     return key[1:]
 
 
-def name_of(key: Digest | ActionKey) -> str:
-    """The file name of a digest or an action key. Raises InvalidRequestError if it is not well-formed."""
+def name_of(key: Digest | ActionKey | ForeignKey) -> str:
+    """The file name of a digest or another key of a hash. Raises InvalidRequestError if it is not well-formed."""
     if not _HEX(key[0]):
         raise InvalidRequestError(f"invalid digest hash {key[0][:80]!r}: expected 64 lower-case hex digits")
     return f"{key[0]}-{key[1]}" if key[2] == _SHA256 else f"{key[0]}-{key[1]}{_BLAKE3_SUFFIX}"

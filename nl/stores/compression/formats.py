@@ -1,0 +1,180 @@
+"""The two forms in which blobs are kept, as the store uses them: how to write, to read, to tell the size at rest.
+
+A form knows no key and no backend. What is wrong with an object is a CodingError, or what `failure` makes of its text.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Callable
+from typing import ClassVar, Final
+
+import trio
+
+from nl.plugin import (
+    Buffer,
+    CodingError,
+    Decoder,
+    DecodingReader,
+    Digest,
+    EncodingReader,
+    NlError,
+    Reader,
+    ZstdDecoder,
+    ZstdEncoder,
+    new_hasher,
+)
+from nl.stores.compression import lz4_format, sealing
+from nl.stores.compression.lz4_format import Lz4Decoder, Lz4Encoder
+from nl.stores.compression.options import Lz4Options
+
+Failure = Callable[[str], NlError]
+_STEP: Final = 1024 * 1024
+
+
+class Form(ABC):
+    """One way to keep blobs."""
+
+    suffix: ClassVar[str]
+    """What keys in the backend end in."""
+    tail_bytes: ClassVar[int]
+    """So many bytes at the end of an object tell the decoded size."""
+
+    @abstractmethod
+    def encode(self, data: Buffer) -> bytes:
+        """The object of a whole blob."""
+
+    @abstractmethod
+    def decode(self, data: Buffer, digest: Digest | None, *, most: int) -> bytes | None:
+        """The whole blob of an object; None if it has more than `most` bytes, which are never made. Raises CodingError.
+
+        With a digest, what is not known to be right by another means is compared with it.
+        """
+
+    @abstractmethod
+    def encoding(self, reader: Reader, *, size: int, threads: trio.CapacityLimiter) -> Reader:
+        """The object of what `reader` delivers: `size` bytes, or -1 if that is not known."""
+
+    @abstractmethod
+    def decoding(
+        self, reader: Reader, digest: Digest | None, *, stored_size: int, failure: Failure,
+        threads: trio.CapacityLimiter,
+    ) -> Reader:
+        """What an object of `stored_size` bytes decodes to. As for `decode`; the last bytes come when all is right."""
+
+    @abstractmethod
+    def decoded_size(self, tail: Buffer) -> int:
+        """What the last `tail_bytes` say. Raises CodingError."""
+
+
+class Lz4Form(Form):
+    """NativeLink's: LZ4 blocks. It has no checksum, so a blob is compared with its digest whenever it is read."""
+
+    suffix = ".lz4"
+    tail_bytes = lz4_format.TAIL_BYTES
+
+    def __init__(self, options: Lz4Options) -> None:
+        self._block_size = options.block_size
+        self._max_block_size = options.max_decode_block_size or options.block_size
+
+    def encode(self, data: Buffer) -> bytes:
+        encoder = Lz4Encoder(self._block_size, size=len(data))
+        return b"".join(encoder.encode([data]) + encoder.finish())
+
+    def decode(self, data: Buffer, digest: Digest | None, *, most: int) -> bytes | None:
+        decoder = Lz4Decoder(max_block_size=self._max_block_size)
+        whole = _decode_whole(decoder, data, most=digest.size if digest is not None else most)
+        if digest is not None:
+            if whole is None or len(whole) != digest.size:
+                raise CodingError(f"it decodes to {'more' if whole is None else len(whole)} bytes, not {digest.size}")
+            hasher = new_hasher(digest.function)
+            hasher.update(whole)
+            _compare(hasher.hexdigest(), digest)
+        return whole
+
+    def encoding(self, reader: Reader, *, size: int, threads: trio.CapacityLimiter) -> Reader:
+        return EncodingReader(reader, Lz4Encoder(self._block_size, size=size), threads=threads)
+
+    def decoding(
+        self, reader: Reader, digest: Digest | None, *, stored_size: int, failure: Failure,
+        threads: trio.CapacityLimiter,
+    ) -> Reader:
+        decoder = Lz4Decoder(max_block_size=self._max_block_size)
+        if digest is None:
+            return DecodingReader(reader, decoder, size=-1, failure=failure, threads=threads)
+        hasher = new_hasher(digest.function)
+
+        def compare() -> None:
+            try:
+                _compare(hasher.hexdigest(), digest)
+            except CodingError as error:
+                raise failure(str(error)) from None
+
+        return DecodingReader(
+            reader, decoder, size=digest.size, failure=failure, note=hasher.update, compare=compare, threads=threads
+        )
+
+    def decoded_size(self, tail: Buffer) -> int:
+        return lz4_format.decoded_size(tail)
+
+
+class ZstdForm(Form):
+    """Zstandard frames and a seal. What the seal covers was compared with the digest when it was written."""
+
+    suffix = ".zst"
+    tail_bytes = sealing.SEAL_BYTES
+
+    def __init__(self, level: int) -> None:
+        self._level = level
+
+    def encode(self, data: Buffer) -> bytes:
+        encoder = ZstdEncoder(self._level, size=len(data))
+        return sealing.seal(b"".join(encoder.encode([data]) + encoder.finish()), len(data))
+
+    def decode(self, data: Buffer, digest: Digest | None, *, most: int) -> bytes | None:
+        frames, size = sealing.unseal(data)
+        if digest is not None and size != digest.size:
+            raise CodingError(f"its seal says {size} bytes, its digest {digest.size}")
+        if size > most:
+            return None
+        whole = _decode_whole(ZstdDecoder(), frames, most=size)
+        if whole is None or len(whole) != size:
+            raise CodingError("its frames contradict its seal")
+        return whole
+
+    def encoding(self, reader: Reader, *, size: int, threads: trio.CapacityLimiter) -> Reader:
+        frames = EncodingReader(reader, ZstdEncoder(self._level, size=size), threads=threads)
+        return sealing.SealingReader(frames, lambda: frames.taken)
+
+    def decoding(
+        self, reader: Reader, digest: Digest | None, *, stored_size: int, failure: Failure,
+        threads: trio.CapacityLimiter,
+    ) -> Reader:
+        size = digest.size if digest is not None else -1
+        frames = sealing.UnsealingReader(reader, stored_size=stored_size, decoded_size=size, failure=failure)
+        return DecodingReader(frames, ZstdDecoder(), size=size, failure=failure, threads=threads)
+
+    def decoded_size(self, tail: Buffer) -> int:
+        return sealing.decoded_size(tail)
+
+
+def _compare(hash: str, digest: Digest) -> None:
+    if hash != digest.hash:
+        raise CodingError(f"what it decodes to has the {digest.function.name} hash {hash}")
+
+
+def _decode_whole(decoder: Decoder, data: Buffer, *, most: int) -> bytes | None:
+    """All that `data` decodes to; None if that is more than `most`. Raises CodingError."""
+    decoder.feed([data])
+    parts: list[Buffer] = []
+    left = most
+    while True:
+        decoded = decoder.decode(min(_STEP, left + 1))
+        left -= sum(map(len, decoded))
+        if left < 0:
+            return None
+        parts += decoded
+        if decoder.needs_input:
+            break
+    decoder.finish()
+    return bytes(parts[0]) if len(parts) == 1 else b"".join(parts)
