@@ -92,7 +92,7 @@ class Connection:
         self._sweeper = Sweeper(client, threads=self._threads, prefix=options.key_prefix)
         self._uploads = Uploader(
             client, threads=self._threads, policy=self._policy, budget=self._budget, sweeper=self._sweeper,
-            part=options.part_size, at_once=options.parts_at_once,
+            part=options.part_size, at_once=min(options.parts_at_once, options.max_threads + 1),
         )
         reachable = await self._probe_at_start()
         task_status.started()

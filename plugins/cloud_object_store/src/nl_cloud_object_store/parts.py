@@ -1,8 +1,10 @@
-"""How an upload is cut into parts, and how much of all uploads may lie in memory. Pure, but for the waiting."""
+"""How an upload is cut into parts, where these lie in memory, and how much of it all uploads may have."""
 
 from __future__ import annotations
 
 from collections import deque
+from collections.abc import Iterator
+from contextlib import contextmanager
 
 import trio
 
@@ -13,6 +15,38 @@ def part_size(size: int, *, smallest: int, most: int) -> int:
     Equal parts (some providers demand that), each at least `smallest`, and at most `most` of them.
     """
     return max(smallest, -(-size // most))
+
+
+class Buffers:
+    """Buffers for parts, used again while uploads are under way: new memory costs more than to copy into old."""
+
+    def __init__(self, most: int) -> None:
+        """Up to `most` free ones are kept."""
+        self._most = most
+        self._free: list[bytearray] = []
+        self._users = 0
+
+    @contextmanager
+    def in_use(self) -> Iterator[None]:
+        """While an upload lasts. With the last one all free buffers go."""
+        self._users += 1
+        try:
+            yield
+        finally:
+            self._users -= 1
+            if not self._users:
+                self._free.clear()
+
+    def take(self, size: int) -> bytearray:
+        """A buffer of `size` bytes with anything in it."""
+        if self._free and len(self._free[-1]) == size:
+            return self._free.pop()
+        return bytearray(size)
+
+    def give_back(self, buffer: bytearray) -> None:
+        """Nobody, above all no thread, uses this one any more."""
+        if self._users and len(self._free) < self._most:
+            self._free.append(buffer)
 
 
 class Reservation:

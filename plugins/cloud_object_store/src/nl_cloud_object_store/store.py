@@ -245,7 +245,7 @@ class CloudObjectStore(Store):
             size = key.size
         source = Source(reader, size, str(key))
         if key in EMPTY_DIGESTS:
-            await source.take(1)
+            await source.take(bytearray(1))
             return
         uploads = self._connection.uploads
         await self._upload(key, uploads.write(self._object(key), source, replace=not isinstance(key, Digest)), size)

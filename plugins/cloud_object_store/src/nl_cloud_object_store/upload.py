@@ -22,7 +22,7 @@ from nl_cloud_object_store.client import (
     ObjectTooLargeError,
     UploadGoneError,
 )
-from nl_cloud_object_store.parts import Budget, Reservation, part_size
+from nl_cloud_object_store.parts import Budget, Buffers, Reservation, part_size
 from nl_cloud_object_store.retry import RetryPolicy
 from nl_cloud_object_store.sweep import Sweeper
 from nl_cloud_object_store.threads import GRACE_S, Threads
@@ -44,25 +44,28 @@ class Source:
         self.ended = False
         """Whether all bytes have been taken."""
 
-    async def take(self, room: int) -> bytearray:
-        """The next `room` bytes; fewer only at the end.
+    async def take(self, into: bytearray) -> bytearray:
+        """The next bytes, as many as `into` has room for; at the end fewer, and it is cut off there. Returns `into`.
 
         Raises what the reader raises, and UploadMismatchError if it does not deliver the bytes that were promised.
         """
-        data = bytearray()
-        left = room if self.size < 0 else min(room, self.size - self.taken)
-        while left:
-            parts = await self._reader.receive_parts(min(CHUNK, left))
-            if not parts:
-                self.ended = True
-                break
-            for part in parts:
-                data += part
-                left -= len(part)
-        self.taken += len(data)
+        room = len(into) if self.size < 0 else min(len(into), self.size - self.taken)
+        at = 0
+        with memoryview(into) as view:
+            while at < room:
+                parts = await self._reader.receive_parts(min(CHUNK, room - at))
+                if not parts:
+                    self.ended = True
+                    break
+                for part in parts:
+                    view[at : at + len(part)] = part
+                    at += len(part)
+        if at < len(into):
+            del into[at:]
+        self.taken += at
         if self.size >= 0:
             await self._check_end()
-        return data
+        return into
 
     async def start_again(self) -> bool:
         """Goes back to the beginning; False if the reader cannot."""
@@ -137,6 +140,7 @@ class Uploader:
         self._budget = budget
         self._sweeper = sweeper
         self._at_once = at_once
+        self._buffers = Buffers(at_once)
         self.part = part
         """Objects up to this many bytes go in one request."""
 
@@ -167,11 +171,12 @@ class Uploader:
             raise ObjectTooLargeError(f"{key}: {size} bytes are more than an object can have")
         held = await self._budget.reserve(room)
         try:
-            first = await source.take(room)
+            first = await source.take(self._buffers.take(room))
             if source.ended:
                 await self.put(key, first, replace=replace)
             else:
-                await self._multipart(Multipart(self._client, key), source, room=room, first=first, held=held)
+                with self._buffers.in_use():
+                    await self._multipart(Multipart(self._client, key), source, room=room, first=first, held=held)
         finally:
             held.release()
 
@@ -198,6 +203,7 @@ class Uploader:
             async def send(number: int, data: bytearray, held: Reservation) -> None:
                 try:
                     await self._policy.run(lambda: self._threads.change(upload.send, number, data))
+                    self._buffers.give_back(data)
                 except ObjectStoreError as error:
                     failed.append(error)
                     nursery.cancel_scope.cancel()
@@ -227,7 +233,7 @@ class Uploader:
         held = await self._budget.reserve(room)
         data = bytearray()
         try:
-            data = await source.take(room)
+            data = await source.take(self._buffers.take(room))
         finally:
             if not data:  # the reader raised, or the last part was full and the size not known beforehand
                 held.release()

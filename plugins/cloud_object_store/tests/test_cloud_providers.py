@@ -1,0 +1,79 @@
+"""Each provider reaches the server that it should, signs as it should, and works."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator
+
+import pytest
+from cloud_support import KEY, SECRET, S3Server, moto, options_for  # noqa: F401
+from faulty_proxy import FaultyProxy, faulty_proxy
+
+from nl.plugin import digest_of
+from nl.testing import BareContext, started
+from nl_cloud_object_store import CloudObjectStore, CloudObjectStoreOptions
+from nl_cloud_object_store.client import RefusedError
+from nl_cloud_object_store.providers import PROVIDERS
+
+OF_PROVIDER = {
+    "aws": {"region": "eu-west-1"},
+    "r2": {"region": "", "account_id": "an-account"},
+    "oci": {"region": "eu-frankfurt-1", "namespace": "a-namespace"},
+    "ontap": {"region": "", "vserver_name": "a-vserver"},
+}
+SIGNED_FOR = {"aws": "eu-west-1", "r2": "auto", "oci": "eu-frankfurt-1", "ontap": "a-vserver"}
+
+
+@pytest.fixture
+def proxy(moto: S3Server) -> Iterator[FaultyProxy]:  # noqa: F811
+    with faulty_proxy(moto.port) as proxy:
+        yield proxy
+
+
+@pytest.mark.parametrize("provider", PROVIDERS)
+async def test_a_provider_works_and_signs_for_its_region(
+    provider: str, proxy: FaultyProxy, moto: S3Server  # noqa: F811
+) -> None:
+    options = options_for(moto.bucket(), proxy.url, provider=provider, **OF_PROVIDER[provider])
+    async with started(CloudObjectStore(options, BareContext())) as store:
+        digest = digest_of(b"data")
+        await store.put(digest, b"data")
+        assert await store.get(digest) == b"data"
+    for request in proxy.requests:
+        scope = re.search(r"Credential=[^/]+/\d+/([^/]+)/s3/", request.headers["Authorization"])
+        assert scope, request
+        assert scope[1] == SIGNED_FOR[provider]
+        assert request.path.startswith(f"/{options.bucket}"), "path style"
+
+
+@pytest.mark.parametrize(("options", "url"), [
+    ({"provider": "aws", "region": "eu-west-1"}, "https://s3.eu-west-1.amazonaws.com"),
+    ({"provider": "r2", "account_id": "abc"}, "https://abc.r2.cloudflarestorage.com"),
+    ({"provider": "oci", "namespace": "ns", "region": "eu-frankfurt-1"},
+     "https://ns.compat.objectstorage.eu-frankfurt-1.oci.customer-oci.com"),
+    ({"provider": "ontap", "endpoint": "https://ontap.example:444", "vserver_name": "v"}, "https://ontap.example:444"),
+])
+def test_a_provider_knows_where_its_server_is(options: dict[str, str], url: str) -> None:
+    made = CloudObjectStoreOptions(bucket="a-bucket", access_key_id=KEY, secret_access_key=SECRET, **options)
+    made.check()
+    client = PROVIDERS[made.provider].connect(made)
+    assert client._client.meta.endpoint_url == url
+
+
+def test_an_endpoint_of_the_environment_must_be_encrypted_too(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("AWS_ENDPOINT_URL_S3", "http://127.0.0.1:9000")
+    made = CloudObjectStoreOptions(provider="aws", region="us-east-1", bucket="a-bucket")
+    with pytest.raises(RefusedError, match="9000 is not encrypted") as caught:
+        PROVIDERS["aws"].connect(made)
+    assert caught.value.option == "insecure_allow_http"
+    PROVIDERS["aws"].connect(CloudObjectStoreOptions(
+        provider="aws", region="us-east-1", bucket="a-bucket", insecure_allow_http=True
+    )).close()
+
+
+def test_a_missing_region_is_told_as_such(monkeypatch: pytest.MonkeyPatch, tmp_path) -> None:
+    for name in ("AWS_REGION", "AWS_DEFAULT_REGION", "AWS_PROFILE"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setenv("AWS_CONFIG_FILE", str(tmp_path / "config"))
+    client = PROVIDERS["aws"].connect(CloudObjectStoreOptions(provider="aws", bucket="a-bucket"))
+    assert client._client.meta.endpoint_url.startswith("https://s3")
