@@ -1,12 +1,14 @@
 """What goes when there is no room, and that the order of use outlives the process."""
 
 import os
+import time
 
 import pytest
 import trio
 
 from nl.blob.hashing import digest_of
 from nl.plugin import ActionKey, BytesReader, ExhaustedError, Link, LocalFiles
+from nl.stores.filesystem.clock import Clock
 from nl.testing import PartsReader, make_blob, split
 
 from .conftest import put, until
@@ -190,6 +192,39 @@ async def test_what_another_process_used_lately_does_not_expire(place):
         async with place.running() as other:
             await other.get(digests["b"])
         assert await left(store, digests) == "b"
+
+
+async def test_a_wall_clock_that_jumps_empties_nothing_and_writes_no_wrong_times(place, monkeypatch):
+    monkeypatch.setattr("nl.stores.filesystem.store._TRIM_S", 0.0)
+    async with place.running(policy={"max_seconds": 3600}) as store:
+        digests = await put_each(store, "abc")
+        real = time.time
+        for days in (40, -40):
+            monkeypatch.setattr(time, "time", lambda days=days: real() + days * 86400)
+            assert await left(store, digests) == "abc"
+            await trio.sleep(0.6)
+            await store._recency.flush()
+            assert await left(store, digests) == "abc"
+            for digest in digests.values():
+                assert abs(place.file(digest).stat().st_atime - real()) < 60
+    assert len(os.listdir(place.content / "d")) == 3
+
+
+def test_a_wall_clock_that_was_set_for_good_is_believed_after_a_minute(monkeypatch):
+    wall, monotonic = 1000.0, 50.0
+    monkeypatch.setattr(time, "time", lambda: wall)
+    monkeypatch.setattr(time, "monotonic", lambda: monotonic)
+    clock = Clock()
+    assert clock.for_file(50.0) == 1000.0 and clock.of_file(990.0) == 40.0
+    wall += 5000.0
+    for _ in range(60):
+        clock.watch()
+        assert clock.for_file(monotonic) == pytest.approx(wall - 5000.0)
+        wall, monotonic = wall + 1.0, monotonic + 1.0
+    wall, monotonic = wall + 1.0, monotonic + 1.0
+    clock.watch()
+    assert clock.for_file(monotonic) == wall
+    assert clock.of_file(wall + 9999) == monotonic, "never in the future"
 
 
 async def test_a_restart_keeps_the_order_of_use(place):

@@ -7,10 +7,10 @@ import pytest
 import trio
 
 from nl.blob.hashing import digest_of
-from nl.plugin import ActionKey, BlobNotFoundError, Link, LocalFiles, UnavailableError
-from nl.stores.filesystem import lock
+from nl.plugin import ActionKey, BlobNotFoundError, EvictionPolicy, Link, LocalFiles, UnavailableError
+from nl.stores.filesystem import FilesystemOptions, FilesystemStore, lock
 from nl.stores.filesystem.layout import SPREAD
-from nl.testing import find, make_blob
+from nl.testing import BareContext, find, make_blob, started
 
 from .conftest import put, until
 
@@ -187,6 +187,44 @@ async def test_a_lock_that_is_never_given_back_does_not_end_the_background_work(
             assert store.statistics()["blobs"] == 2
         await put(store, b"three")
         assert len(os.listdir(place.content / "d")) == 1
+
+
+async def test_a_lock_file_that_was_deleted_is_replaced_by_one_for_all(place):
+    policy = {"max_bytes": 10 * BLOCK}
+    async with place.running(policy=policy) as one:
+        await put(one, b"before")
+        (place.content / ".lock").unlink()
+        async with place.running(policy=policy) as two:
+            assert one._committer.lock.try_lock()
+            assert not two._committer.lock.try_lock()
+            one._committer.lock.unlock()
+            for number in range(40):
+                (place.content / ".lock").unlink(missing_ok=True)
+                await put((one, two)[number % 2], b"%d" % number)
+                assert place.used() <= 10 * BLOCK
+
+
+async def test_two_paths_to_one_folder_are_one_store(place):
+    place.content.mkdir()
+    (place.root / "elsewhere").mkdir()
+    (place.root / "elsewhere" / "link").symlink_to(place.content)
+    options = FilesystemOptions(
+        content_path=str(place.root / "elsewhere" / "link"), temp_path=str(place.root / "temp2"),
+        eviction_policy=EvictionPolicy(max_bytes=10 * BLOCK),
+    )  # fmt: skip
+    other = FilesystemStore(options, BareContext())
+    async with place.running(policy={"max_bytes": 10 * BLOCK}) as one, started(other) as two:
+        await until(lambda: two.statistics()["state"] == "exact")
+        for number in range(8):
+            digest = await put((one, two)[number % 2], b"%d" % number)
+            for store in (one, two):
+                links = [Link(digest, str(place.inputs / f"{number} {id(store)}"), True)]
+                assert await store.capability(LocalFiles).link_files(links) == []
+            assert place.used() <= 10 * BLOCK
+        await one.has([])
+        await two.has([])
+        assert one.statistics()["bytes"] == two.statistics()["bytes"] == place.used()
+        assert os.listdir(place.root / "elsewhere") == ["link"]
 
 
 async def test_unfinished_files_are_spread_over_folders_that_are_there(place):

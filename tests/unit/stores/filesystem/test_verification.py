@@ -2,9 +2,11 @@
 
 import logging
 import os
+import threading
 
 import pytest
 import trio
+import trio.testing
 
 from nl.blob.hashing import digest_of
 from nl.plugin import (
@@ -18,7 +20,7 @@ from nl.plugin import (
     Link,
     LocalFiles,
 )
-from nl.stores.filesystem import quarantine
+from nl.stores.filesystem import quarantine, verify
 from nl.testing import PartsReader, find, make_blob, split
 
 from .conftest import put, until
@@ -186,6 +188,69 @@ async def test_many_readers_of_an_unknown_file_hash_it_once(place):
                 nursery.start_soon(read)
         assert got == [True] * 20
         assert store.statistics()["hashed_blobs"] == 1
+
+
+async def test_clients_that_give_up_do_not_make_the_hashing_begin_anew(place, monkeypatch):
+    monkeypatch.setattr(verify, "_PIECE", 1 << 20)
+    data = make_blob(4 << 20)
+    async with place.running() as store:
+        digest = await put(store, data)
+    real, pieces = verify._update, []
+
+    def update(hasher, fd, offset, length):
+        pieces.append(offset)
+        real(hasher, fd, offset, length)
+
+    monkeypatch.setattr(verify, "_update", update)
+    async with place.running() as store:
+        with trio.fail_after(20):
+            while not store.statistics()["hits"]:
+                with trio.CancelScope() as scope:
+                    async with trio.open_nursery() as nursery:
+                        nursery.start_soon(store.get, digest)
+                        await trio.testing.wait_all_tasks_blocked()
+                        scope.cancel()
+                await trio.sleep(0.001)
+                if store.statistics()["hashed_blobs"]:
+                    assert await find(store, digest) == data
+        assert pieces == [number << 20 for number in range(4)]
+        assert store.statistics()["hashed_blobs"] == 1
+
+
+async def test_the_files_that_are_hashed_at_a_time_are_bounded_and_none_is_left_open(place):
+    datas = [make_blob(100_000, seed=seed) for seed in range(80)]
+    async with place.running() as store:
+        digests = [await put(store, data) for data in datas]
+    async with place.running() as store:
+        before = len(os.listdir("/proc/self/fd"))
+        with trio.move_on_after(0.005):
+            async with trio.open_nursery() as nursery:
+                for digest in digests:
+                    nursery.start_soon(store.get, digest)
+        assert len(store._verifier._jobs) <= verify._MOST_JOBS
+        for digest, data in zip(digests, datas, strict=True):
+            assert await store.get(digest) == data
+        await trio.testing.wait_all_tasks_blocked()
+        assert len(os.listdir("/proc/self/fd")) == before
+
+
+async def test_small_files_that_are_not_in_memory_are_hashed_in_a_thread(place, monkeypatch):
+    async with place.running() as store:
+        digests = [await put(store, b"%d" % number) for number in range(50)]
+    real, on_the_loop, loop = os.preadv, [], threading.get_ident()
+
+    def preadv(fd, buffers, offset, flags=0):
+        if flags:
+            raise BlockingIOError
+        on_the_loop.append(threading.get_ident() == loop)
+        return real(fd, buffers, offset)
+
+    async with place.running() as store:
+        monkeypatch.setattr(os, "preadv", preadv)
+        for number, digest in enumerate(digests):
+            assert await store.get(digest) == b"%d" % number
+        assert on_the_loop and not any(on_the_loop)
+        assert store.statistics()["hashed_blobs"] == 50
 
 
 async def test_both_hash_functions_are_right(place):
