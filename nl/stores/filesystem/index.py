@@ -126,18 +126,31 @@ class Index:
     def touch(self, slot: int, now: float) -> None:
         """Makes an entry the most recently used, for all processes. `now` is time.monotonic()."""
         self.used[slot] = now
-        self._shared.times[self.cells[slot]] = now
+        if not self._shared.is_alone:
+            self._shared.times[self.cells[slot]] = now
         self.order.note(slot, now)
         self.order.sweep(len(self.slots))
 
     def touch_all(self, slots: Sequence[int], now: float) -> None:
-        """Makes entries the most recently used, for all processes: 0.1 us each."""
-        used, cells, shared = self.used, self.cells, self._shared.times
+        """Makes entries the most recently used, for all processes: 0.1 us each, and half of it where there is one."""
+        used = self.used
         for slot in slots:
             used[slot] = now
-            shared[cells[slot]] = now
+        if not self._shared.is_alone:
+            cells, shared = self.cells, self._shared.times
+            for slot in slots:
+                shared[cells[slot]] = now
         self.order.note_all(slots, now)
         self.order.sweep(len(self.slots))
+
+    def tell_uses(self, since: float) -> Iterator[None]:
+        """Tells all processes of the uses since then, a slice for each step; the caller may wait between."""
+        for slots in self.order.used_since(since):
+            shared = self._shared.times
+            for slot in slots:
+                cell = self.cells[slot]
+                shared[cell] = max(shared[cell], self.used[slot])
+            yield
 
     def oldest(self) -> int | None:
         """The slot that no process has used for the longest time. None: there is none, or ask again (`is_empty`)."""
@@ -197,7 +210,7 @@ class Index:
         """
         for entries, is_executable in ((self.slots, False), (self.executables, True)):
             for start in range(0, len(self._keys), 4096):
-                rounds = self._rounds[start : start + 4096]
+                rounds = self._rounds[start : start + 4096].tobytes()
                 if rounds.count(self._round) == len(rounds):
                     continue
                 keys = [self._keys[start + at] for at, seen in enumerate(rounds) if seen != self._round]

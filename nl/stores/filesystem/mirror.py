@@ -69,7 +69,7 @@ class Mirror:
             self.why_inexact = str(error)
             _log.warning(
                 "store %s: cannot watch %s: %s. The store works all the same, but asks the file system about every "
-                "blob, and max_bytes is kept only roughly when several processes share the folder",
+                "blob, and learns only once a minute which blobs other processes have written, that it may evict",
                 self.layout.name, self.layout.content_path, error,
             )  # fmt: skip
 

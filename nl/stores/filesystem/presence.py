@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import stat
 import time
+from array import array
 from collections.abc import Sequence
 from operator import itemgetter
 from typing import cast
@@ -23,6 +24,11 @@ _INLINE_STATS = 32
 _FEW = 2
 """Up to here, what spares time with many keys takes longer than it spares."""
 _hash_of, _size_of, _function_of = itemgetter(0), itemgetter(1), itemgetter(2)
+
+
+def _all_of(row: array[int], slots: Sequence[int]) -> list[int]:
+    """`[row[slot] for slot in slots]`, in half the time."""
+    return list(itemgetter(*slots)(row)) if len(slots) > 1 else [row[slot] for slot in slots]
 
 
 class Presence:
@@ -69,7 +75,7 @@ class Presence:
         now = time.monotonic()
         if None not in slots:
             found = cast("list[int]", slots)
-            sizes = list(map(index.sizes.__getitem__, found))
+            sizes = _all_of(index.sizes, found)
             if sizes == list(map(_size_of, digests)):
                 index.touch_all(found, now)
                 return cast("list[int | None]", sizes)

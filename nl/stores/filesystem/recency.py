@@ -1,4 +1,4 @@
-"""Recency that lasts: when blobs were used is written to their atime, for restarts. (Among processes: uses.py.)
+"""Recency for others: when blobs were used is written to their atime, for restarts, and told to processes that come.
 
 Only the atime: `utimensat` with UTIME_OMIT leaves the mtime alone, by which changed files are found.
 """
@@ -15,6 +15,7 @@ import trio
 
 from nl.stores.filesystem.clock import Clock
 from nl.stores.filesystem.mirror import Mirror
+from nl.stores.filesystem.uses import UseTable
 
 _log = logging.getLogger(__name__)
 
@@ -22,6 +23,10 @@ _UTIME_OMIT = (1 << 30) - 2
 _AT_SYMLINK_NOFOLLOW = 0x100
 _BATCH = 50_000
 """Entries that one flush writes at most (3 us each, in a thread); of more, the most recent are written."""
+
+_TICK_S = 0.2
+_PATIENCE_S = 2.0
+_PAUSE_S = 0.01
 
 _libc = ctypes.CDLL(None, use_errno=True)
 
@@ -31,14 +36,35 @@ class _Timespec(ctypes.Structure):
 
 
 class Recency:
-    """Writes the uses of blobs since the last time to disk."""
+    """Writes the uses of blobs since the last time to disk, and tells other processes of them (uses.py)."""
 
-    def __init__(self, mirror: Mirror, clock: Clock) -> None:
+    def __init__(self, mirror: Mirror, uses: UseTable, clock: Clock) -> None:
         self._mirror = mirror
         self._clock = clock
         self._refused = False
-        self._last = time.monotonic()
+        self._began = self._last = time.monotonic()
+        self._uses = uses
         self.flushed_blobs = 0
+
+    async def keep_company(self) -> None:
+        """Runs for ever: when another process comes to the folder, tells it what this one has used, and will use."""
+        while True:
+            await trio.sleep(_TICK_S)
+            if self._uses.has_company():
+                self._uses.keep_company()
+                for _ in self._mirror.index.tell_uses(self._began):
+                    await trio.lowlevel.checkpoint()
+                self._uses.completed()
+
+    async def wait_for_others(self) -> None:
+        """Waits until a process that was alone until this one came has told what it had used.
+
+        Not for ever: it may have been stopped, or have died. Then its access times must do.
+        """
+        ends_at = trio.current_time() + _PATIENCE_S
+        # It is another process that is waited for: no event comes from there.
+        while not self._uses.is_complete and trio.current_time() < ends_at:  # noqa: ASYNC110
+            await trio.sleep(_PAUSE_S)
 
     async def flush(self) -> None:
         """Writes what was used. *Cancellation*: what was not written yet is forgotten; it is a hint only."""

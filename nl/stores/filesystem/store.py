@@ -91,7 +91,7 @@ class FilesystemStore(Store):
         self._quarantine = Quarantine(self._committer)
         buffer_size = min(max(options.read_buffer_size, 4096), MAX_WHOLE)
         self._access = FileAccess(buffer_size=buffer_size, threads=read_threads)
-        self._recency = Recency(self._mirror, self._clock)
+        self._recency = Recency(self._mirror, self._uses, self._clock)
         unmarked = UnmarkedBlobs(self._committer, self._verifier)
         self._presence = Presence(self._mirror, unmarked, self._clock, max_age_s=options.eviction_policy.max_seconds)
         self._opener = Opener(
@@ -140,6 +140,7 @@ class FilesystemStore(Store):
             self._mirror.start()
             async with trio.open_nursery() as nursery:
                 await nursery.start(self._verifier.run)
+                nursery.start_soon(self._recency.keep_company)
                 task_status.started()
                 await self._maintain()
         finally:
@@ -161,6 +162,7 @@ class FilesystemStore(Store):
             self._uses.open(self._layout.content_path, store=self.name)
         finally:
             self._committer.lock.unlock()
+        await self._recency.wait_for_others()
 
     async def _maintain(self) -> None:
         flush_at = trim_at = rescan_at = 0.0

@@ -4,6 +4,8 @@ Each process knows what it has used itself (index.py). Before it evicts, it asks
 used the file later: what one process said is there is then the last to be evicted by all. Writing takes 50 ns, no
 lock and no system call; a process that is killed loses none of it.
 
+A process that is alone on its folder writes nothing. The next one to come waits until it has (`keep_company`).
+
 A file has a cell by its key; files of equal cells keep each other alive for a while, which is harmless. Times are those
 of CLOCK_MONOTONIC, which all processes on a machine share and nobody sets. The file is named after the start of the
 machine, so that no other machine's times, and none from before, are taken for ours.
@@ -28,7 +30,9 @@ from nl.stores.filesystem.reserving import reserve
 _log = logging.getLogger(__name__)
 
 CELLS = 1 << 19
-_BYTES = CELLS * 8
+_ALONE = CELLS
+"""Behind the cells: not 0 while a process that is alone writes nothing."""
+_BYTES = CELLS * 8 + mmap.PAGESIZE
 _PREFIX = ".uses-"
 
 
@@ -40,6 +44,8 @@ class UseTable:
         self._memory = mmap.mmap(-1, _BYTES)
         self.times = memoryview(self._memory).cast("d")
         """By cell: CLOCK_MONOTONIC, 0 for never."""
+        self.is_alone = True
+        """Whether no other process wants to know: then uses need not be noted."""
 
     @staticmethod
     def cell_of(key: IndexKey) -> int:
@@ -55,6 +61,23 @@ class UseTable:
         when: float = self.times[cell]
         return when if 0.0 < when <= time.monotonic() + 1.0 else -math.inf
 
+    @property
+    def is_complete(self) -> bool:
+        """Whether a process that was alone before this one came has told what it had used until then."""
+        return self._fd < 0 or self.is_alone or not self.times[_ALONE]
+
+    def has_company(self) -> bool:
+        """Whether another process has come while this one was alone. Call it several times a second."""
+        return self.is_alone and self._fd >= 0 and self.times[_ALONE] > 1.0
+
+    def keep_company(self) -> None:
+        """Uses are noted from now on; the caller notes those of before, and then calls `completed`."""
+        self.is_alone = False
+
+    def completed(self) -> None:
+        """What was used is in the table: nobody need wait."""
+        self.times[_ALONE] = 0.0
+
     def open(self, folder: str, *, store: str) -> None:
         """Shares the table with the other processes on the folder. The caller has the folder's lock. Blocks."""
         try:
@@ -69,6 +92,7 @@ class UseTable:
         """Leaves the table to the others."""
         if self._fd >= 0:
             self._replace(mmap.mmap(-1, _BYTES))
+            self.is_alone = True
             os.close(self._fd)
             self._fd = -1
 
@@ -78,8 +102,14 @@ class UseTable:
         path = f"{folder}/{name}"
         fd = self._opened(path)
         try:
+            is_alone = _is_unused(fd)
             fcntl.flock(fd, fcntl.LOCK_SH | fcntl.LOCK_NB)  # So that nobody takes it for one that is left over.
             self._replace(mmap.mmap(fd, _BYTES))
+            self.is_alone = is_alone
+            if is_alone:
+                self.times[_ALONE] = 1.0
+            elif self.times[_ALONE]:
+                self.times[_ALONE] = 2.0  # Somebody is alone no more.
         except BaseException:
             os.close(fd)
             raise
@@ -117,6 +147,15 @@ class UseTable:
         self._memory.close()
         self._memory = memory
         self.times = memoryview(memory).cast("d")
+
+
+def _is_unused(fd: int) -> bool:
+    """Whether no other process has the table. While the folder is locked, none can come."""
+    try:
+        fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return False
+    return True
 
 
 def _delete_unused(path: str) -> None:

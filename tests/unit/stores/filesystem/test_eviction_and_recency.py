@@ -262,6 +262,42 @@ async def test_what_one_process_used_is_kept_by_the_others_at_once_and_in_the_or
         assert ours.statistics()["kept_for_others"] == 2
 
 
+@pytest.mark.parametrize("way", ["has", "get"])
+async def test_what_a_process_used_while_it_was_alone_is_known_to_the_next_that_comes(place, way):
+    async with place.running(policy={"max_bytes": 5 * BLOCK}) as one:
+        digests = await put_each(one, "abcde")
+        assert one._uses.is_alone
+        for name in "ca":
+            await (one.has([digests[name]]) if way == "has" else one.get(digests[name]))
+        async with place.running(policy={"max_bytes": 5 * BLOCK}) as two:
+            assert not one._uses.is_alone and not two._uses.is_alone
+            await one.has([digests["b"]])
+            others = await put_each(two, "xyz")
+            assert await left(one, digests | others) == "abxyz"
+        async with place.running(policy={"max_bytes": 5 * BLOCK}) as two:
+            assert not two._uses.is_alone
+
+
+async def test_a_store_does_not_wait_for_ever_for_one_that_stands_still(place, monkeypatch):
+    monkeypatch.setattr("nl.stores.filesystem.recency._PATIENCE_S", 0.05)
+    async with place.running() as one:
+        monkeypatch.setattr(one._uses, "has_company", lambda: False)
+        async with place.running() as two:
+            assert await two.get(await put(two, b"x")) == b"x"
+
+
+async def test_where_uses_cannot_be_shared_the_store_says_so_and_works(place, monkeypatch, caplog):
+    def refuse(*args, **kwargs):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr("nl.stores.filesystem.uses.reserve", refuse)
+    async with place.running() as store:
+        digest = await put(store, b"x")
+        assert await store.has([digest]) == [1]
+    assert "not shared with other processes" in caplog.text
+    assert not list(place.content.glob(".uses-*"))
+
+
 async def test_files_that_others_touch_are_not_looked_at_again(place):
     async with place.running(policy={"max_bytes": 300 * BLOCK}) as store:
         digests = await put_each(store, map(str, range(300)))
