@@ -12,7 +12,6 @@ import pytest
 import trio
 
 from nl.plugin import CHUNK, SMALL, ActionKey, Deletes, Key, UnavailableError, digest_of
-from nl.testing.context import BareContext, started
 from nl.testing.histories import HistoryConformance
 from nl.testing.observing import NAMES, find, make_blob, same
 from nl.testing.readers import BlockingReader, FailingReader, PartsReader, split, write_blocked
@@ -36,33 +35,33 @@ class DurableStoreConformance(HistoryConformance):
         values: dict[Key, bytes] = {action: self.make_value(200)}
         values.update((digest_of(blob), blob) for blob in blobs)
         values.update((name, b"value of %d" % number) for number, name in enumerate(NAMES))
-        async with started(self.make_store(context := BareContext(), tmp_path), context) as store:
+        async with self.running_store(tmp_path) as store:
             await store.put(action, self.make_value(100, seed=5))
             for number, (key, value) in enumerate(values.items()):
                 if number % 2:
                     await store.put(key, value)
                 else:
                     await store.write(key, PartsReader(split(value, 9999)))
-        async with started(self.make_store(context := BareContext(), tmp_path), context) as store:
+        async with self.running_store(tmp_path) as store:
             for key, value in values.items():
                 assert same(await find(store, key), value), key
 
     async def test_what_was_deleted_stays_so_after_a_restart(self, tmp_path: Path) -> None:
         digest, kept = digest_of(b"goes"), digest_of(b"stays")
-        async with started(self.make_store(context := BareContext(), tmp_path), context) as store:
+        async with self.running_store(tmp_path) as store:
             deletes = store.capability(Deletes)
             if deletes is None:
                 pytest.skip("does not offer Deletes")
             await store.put_many([(digest, b"goes"), (kept, b"stays")])
             await deletes.delete([digest])
-        async with started(self.make_store(context := BareContext(), tmp_path), context) as store:
+        async with self.running_store(tmp_path) as store:
             assert await store.has([digest, kept]) == [None, 5]
 
     @pytest.mark.parametrize("end", ["failed", "cancelled"])
     async def test_an_upload_that_did_not_end_well_leaves_nothing_behind_the_store(
         self, tmp_path: Path, end: str
     ) -> None:
-        async with started(self.make_store(context := BareContext(), tmp_path), context) as store:
+        async with self.running_store(tmp_path) as store:
             await store.put(digest_of(b"first"), b"first")
             before = set(self.list_raw(tmp_path))
             for size in (1000, SMALL + 1, 3 * CHUNK):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
 from pathlib import Path
 
 import pytest
@@ -40,13 +41,19 @@ class ForgetfulStoreConformance:
         """Something to store under an ActionKey, about `size` bytes. A kind that looks at values overrides it."""
         return make_blob(size, seed=seed)
 
+    @asynccontextmanager
+    async def running_store(self, folder: Path) -> AsyncIterator[Store]:
+        """A running store. A kind that needs a server around it overrides this instead of `make_store`."""
+        context = BareContext()
+        async with started(self.make_store(context, folder), context) as store:
+            yield store
+
     @pytest.fixture
     async def store(self, tmp_path: Path) -> AsyncIterator[Store]:
         """The store under test, running."""
-        context = BareContext()
         folder = tmp_path / "store"
         folder.mkdir()
-        async with started(self.make_store(context, folder), context) as store:
+        async with self.running_store(folder) as store:
             yield store
 
     # --- the empty blob

@@ -24,7 +24,6 @@ from nl.plugin import (
     UnavailableError,
     digest_of,
 )
-from nl.testing.context import BareContext, started
 from nl.testing.forgetful import ForgetfulStoreConformance
 from nl.testing.observing import find, make_blob, read, same
 from nl.testing.readers import FailingReader, PartsReader, split
@@ -78,9 +77,7 @@ class History:
         await self._stack.aclose()
 
     async def _start(self) -> None:
-        context = BareContext()
-        store = self.suite.make_store(context, self.folder)
-        self.store = await self._stack.enter_async_context(started(store, context))
+        self.store = await self._stack.enter_async_context(self.suite.running_store(self.folder))
 
     async def step(self, what: str, number: int, argument: Any) -> None:
         """One operation on both, and what it must have as a result."""

@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
 from pathlib import Path
-
-import pytest
 
 from nl.plugin import Store
 from nl.testing import StoreConformance, started
@@ -19,8 +18,8 @@ class TestGrpcStore(StoreConformance):
     def make_value(self, size: int, *, seed: int = 0) -> bytes:
         return make_result(size, seed=seed)
 
-    @pytest.fixture
-    async def store(self, tmp_path: Path) -> AsyncIterator[Store]:
+    @asynccontextmanager
+    async def running_store(self, folder: Path) -> AsyncIterator[Store]:
         async with serving() as server:
             blobs, results = grpc_store(server.port), grpc_store(server.port, kind="ac")
             async with started(Sorting(blobs, results, memory_store())) as store:
