@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 
+from nl.config.circles import check_no_circles
 from nl.config.convert import suggest
 from nl.config.document import Config, NamedStore
 from nl.config.fields import join, walk
@@ -24,6 +25,7 @@ def check(config: Config, references: Sequence[tuple[str, str]]) -> None:
     _unique_names(config)
     _references(config, references)
     _store_circles(config)
+    check_no_circles(config)
     _cas_is_not_ac(config)
     _unique_addresses(config)
     _one_entry_per_instance(config)

@@ -56,6 +56,9 @@ class ServerOptions:
     tls: ssl.SSLContext | LiveContext | None = None
     authenticate: Authenticate | None = None
     """None: everybody may do everything."""
+    shown_headers: frozenset[str] = frozenset()
+    """Headers of a request that `nl.model.caller` shows to what its handler calls, by lower-case name. `authorization`
+    only if it stands here."""
 
 
 @dataclass(frozen=True, slots=True)

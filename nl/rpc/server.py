@@ -11,9 +11,11 @@ import logging
 import socket
 from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
 from functools import partial
+from typing import Any
 
 import trio
 
+from nl.model.caller import caused_by
 from nl.rpc import frames as fr
 from nl.rpc.accepting import accept_forever
 from nl.rpc.connection import LINGER_S
@@ -23,6 +25,7 @@ from nl.rpc.leaving import Leaving
 from nl.rpc.live_tls import LiveContext
 from nl.rpc.method import Service, table_of
 from nl.rpc.options import ServerOptions
+from nl.rpc.server_call import ServerCall
 from nl.rpc.server_connection import ServerConnection
 from nl.rpc.slots import IDLE_S, Slots
 from nl.rpc.tls_transport import TlsTransport
@@ -38,6 +41,16 @@ _LIKE_PREFACE = b"PRI * "
 
 Http1 = Callable[[TransportStream, bytes], Awaitable[None]]
 """Serves one HTTP/1.1 connection: the stream, and the bytes already read from it."""
+
+
+def _showing_headers(func: Callable[[ServerCall], Awaitable[None]], names: frozenset[str]) -> Any:
+    """The handler, in a context where `nl.model.caller` tells these of its request's headers."""
+
+    async def shown(call: ServerCall) -> None:
+        with caused_by(call.shown_headers(names)):
+            await func(call)
+
+    return shown
 
 
 class Server:
@@ -62,6 +75,9 @@ class Server:
             if each is not None:
                 each.relief.append(self._let_an_idle_one_go)
         self._methods = table_of(services)
+        if self.options.shown_headers:
+            for method in self._methods.values():
+                method.func = _showing_headers(method.func, self.options.shown_headers)
         self._http1 = http1
         self._connections: set[ServerConnection] = set()
         self._others: set[_Other] = set()

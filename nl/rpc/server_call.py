@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import struct
 from collections.abc import Sequence
+from contextlib import suppress
 from typing import TYPE_CHECKING, Any
 
 import grpclib.const
@@ -15,6 +16,7 @@ from multidict import MultiDict
 from nl.blob.reader import Buffer
 from nl.errors import Code, InternalError, InvalidRequestError
 from nl.model.access import Identity
+from nl.model.caller import Headers
 from nl.rpc import frames as fr
 from nl.rpc import hpack, messages
 from nl.rpc.call import JOINED_UP_TO, Call, encoder_of
@@ -104,6 +106,18 @@ class ServerCall(Call):
             if each == wanted and kind == hpack.REGULAR:
                 return decode_binary(value) if name.endswith("-bin") else value.decode("latin-1")
         return None
+
+    def shown_headers(self, names: frozenset[str]) -> Headers:
+        """Those of the request's headers that may be passed on to others, as `nl.model.caller` has them."""
+        found: list[tuple[str, str | bytes]] = []
+        for name, value, kind, _ in self._fields:
+            key = name.decode("latin-1")
+            if key in names and kind in (hpack.REGULAR, hpack.AUTHORIZATION):
+                with suppress(InvalidRequestError, ValueError):  # what gRPC would not let us send is not passed on
+                    pair = (key, decode_binary(value) if key.endswith("-bin") else value.decode("latin-1"))
+                    encode_fields([pair])
+                    found.append(pair)
+        return tuple(found)
 
     # -- receiving ---------------------------------------------------------------------------------------------------
 

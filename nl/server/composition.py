@@ -18,6 +18,7 @@ from nl.server.services import Mounted, action_caches, mount
 from nl.server.status import StatusPage, routes
 from nl.services.health import HealthRegistry
 from nl.storage.builder import StoreGraph, build_stores
+from nl.storage.capabilities import ForwardsHeaders
 from nl.web.server import HttpServer
 
 
@@ -63,11 +64,12 @@ def compose(config: Config, bound: Sequence[Bound], *, slots: Slots) -> Composit
     schedulers = build_schedulers(config, graph)
     health = HealthRegistry()
     endpoints: list[Endpoint] = []
+    shown = shown_headers(graph)
     page = StatusPage(health, graph, endpoints, doors)
     for index, (server, sockets) in enumerate(zip(config.servers, bound, strict=True)):
         listener = server.listener.http
         mounted = mount(server, config=config, graph=graph, schedulers=schedulers, health=health)
-        options = transport_options(listener, path=f"servers[{index}].listener.http")
+        options = replace(transport_options(listener, path=f"servers[{index}].listener.http"), shown_headers=shown)
         authenticator = doors.at(index)
         if authenticator is not None:
             options = replace(options, authenticate=authenticator.authenticate)
@@ -87,3 +89,9 @@ def build_schedulers(config: Config, graph: StoreGraph) -> dict[str, SimpleSched
         options = SimpleSchedulerOptions.from_config(entry.spec.options)
         schedulers[entry.name] = SimpleScheduler(options, lookup=lookup, name=entry.name)
     return schedulers
+
+
+def shown_headers(graph: StoreGraph) -> frozenset[str]:
+    """The headers of requests that some store passes on."""
+    forwarding = (built.store.capability(ForwardsHeaders) for built in graph)
+    return frozenset(name for each in forwarding if each is not None for name in each.forwarded_headers())

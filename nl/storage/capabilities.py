@@ -144,3 +144,15 @@ class Pins(Protocol):
         finds no room for pinned blobs is refused.
         """
         ...
+
+
+@runtime_checkable
+class ForwardsHeaders(Protocol):
+    """Capability: the store passes headers of the request that causes its work on to its backend.
+
+    Only what some store names here is shown to stores at all (`caller_headers`).
+    """
+
+    def forwarded_headers(self) -> Collection[str]:
+        """Lower-case names."""
+        ...

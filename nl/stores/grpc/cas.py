@@ -29,10 +29,11 @@ from nl.plugin import (
     slice_bytes,
 )
 from nl.stores.grpc.batching import Batcher
+from nl.stores.grpc.failures import Headers
 from nl.stores.grpc.jobs import Calls, Group, Lookup, SmallRead, SmallWrite, missing
 from nl.stores.grpc.options import GrpcOptions
 from nl.stores.grpc.reading import read_name, reading
-from nl.stores.grpc.remote import Headers, Remote
+from nl.stores.grpc.remote import Remote
 from nl.stores.grpc.server_limits import ServerLimits
 from nl.stores.grpc.writing import SpoolBudget, Upload
 

@@ -6,7 +6,7 @@ of what a server says, should it repeat it.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection
+from collections.abc import Collection
 
 from grpclib.const import Status
 from grpclib.exceptions import GRPCError
@@ -22,17 +22,20 @@ from nl.plugin import (
 )
 from nl.stores.grpc.methods import Method
 
-Secrets = Callable[[], Collection[str]]
+Headers = tuple[tuple[str, str | bytes], ...]
 _MAX_TOLD = 500
 _LEAST_SECRET = 4
 """Shorter ones are not taken out: they would be found in every word."""
 
 
 class Failure(Exception):
-    """One attempt has failed. `peer` is the server that it went to, if it went that far."""
+    """One attempt has failed. `peer` is the server that it went to, if it went that far; `headers` are those that it
+    had from the request that caused it.
+    """
 
-    def __init__(self, error: GRPCError, peer: str) -> None:
+    def __init__(self, error: GRPCError, peer: str = "", headers: Headers = ()) -> None:
         super().__init__(error, peer)
+        self.headers = headers
         self.error = error
         self.peer = peer
 
@@ -44,11 +47,11 @@ class Failure(Exception):
 
 
 def error_of(
-    error: GRPCError, *, where: str, method: Method, instance: str, what: str, secrets: Secrets
+    error: GRPCError, *, where: str, method: Method, instance: str, what: str, secrets: Collection[str]
 ) -> NlError:
     """The error to raise."""
     status: Status = error.status
-    said = _without(error.message or "no reason given", secrets())[:_MAX_TOLD]
+    said = _without(error.message or "no reason given", secrets)[:_MAX_TOLD]
     asked = f"{method.name} of {what}" if what else method.name
     head = f"{where}: {asked}"
     if status in (Status.PERMISSION_DENIED, Status.UNAUTHENTICATED):
@@ -70,7 +73,7 @@ def error_of(
 
 
 def _without(text: str, secrets: Collection[str]) -> str:
-    for secret in secrets:
+    for secret in sorted(secrets, key=len, reverse=True):
         if len(secret) >= _LEAST_SECRET:
             text = text.replace(secret, "***")
     return text

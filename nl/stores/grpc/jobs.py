@@ -18,9 +18,9 @@ from nl.plugin import (
     NlError,
 )
 from nl.stores.grpc.batching import Job
-from nl.stores.grpc.failures import Failure
+from nl.stores.grpc.failures import Failure, Headers
 from nl.stores.grpc.methods import BATCH_READ, BATCH_UPDATE, FIND_MISSING, Method
-from nl.stores.grpc.remote import Headers, Remote, Retrying
+from nl.stores.grpc.remote import Remote, Retrying
 
 ENTRY_BYTES: Final = 128
 """What a blob takes of a message beside its content, at the most: digest, tags, lengths, a status."""

@@ -9,7 +9,7 @@ from typing import Annotated, Literal
 
 from grpclib.const import Status
 
-from nl.config.fields import Ignored, ZeroMeansDefault
+from nl.config.fields import Ignored, ZeroMeansDefault, join
 from nl.config.workers import ClientTlsOptions
 from nl.plugin import ConfigError, Count, Duration, Flag, Options, SecretText, ServerAddress, Size, Text
 from nl.rpc.metadata import encode_fields
@@ -176,13 +176,14 @@ class GrpcOptions(Options):
 
 
 def _check_header(name: str, value: str) -> None:
+    path = join("headers", name)
     try:
         encode_fields([(name.lower(), value)])
     except (ValueError, TypeError):
-        raise ConfigError(f"headers.{name}", "cannot be sent as a header; expected a name of letters, digits and "
-                                             "`-_.`, and a value of printable ASCII") from None
+        raise ConfigError(path, "cannot be sent as a header; expected a name of letters, digits and "
+                                "`-_.`, and a value of printable ASCII") from None
     if not _is_sendable(name.lower()):
-        raise ConfigError(f"headers.{name}", "belongs to the connection; expected another name")
+        raise ConfigError(path, "belongs to the connection; expected another name")
 
 
 def _is_sendable(name: str) -> bool:

@@ -17,10 +17,10 @@ from nl.pb.codec import DecodeError, encode
 from nl.plugin import CHUNK, Buffer, Digest, Reader, read_all
 from nl.rpc.client_stream import ClientStream
 from nl.rpc.contract import MessageBody
-from nl.stores.grpc.failures import Failure
+from nl.stores.grpc.failures import Failure, Headers
 from nl.stores.grpc.jobs import missing, wrong_size
 from nl.stores.grpc.methods import READ
-from nl.stores.grpc.remote import Headers, Remote, Retrying
+from nl.stores.grpc.remote import Remote, Retrying
 
 
 class RemoteReader(Reader):

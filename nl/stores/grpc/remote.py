@@ -7,7 +7,7 @@ store, the server and what was asked. Not here: which calls there are (`methods`
 from __future__ import annotations
 
 import random
-from collections.abc import AsyncIterator, Iterator, Sequence
+from collections.abc import AsyncIterator, Callable, Collection, Iterator, Sequence
 from contextlib import asynccontextmanager, contextmanager, nullcontext
 from typing import Any
 
@@ -19,10 +19,8 @@ from nl.plugin import Buffer, NlError, UnavailableError
 from nl.rpc.channel import Channel
 from nl.rpc.client_stream import ClientStream
 from nl.rpc.errors import NotProcessed
-from nl.stores.grpc.failures import Failure, Secrets, error_of
+from nl.stores.grpc.failures import Failure, Headers, error_of
 from nl.stores.grpc.methods import Method
-
-Headers = tuple[tuple[str, str], ...]
 
 
 class Retrying:
@@ -67,7 +65,7 @@ class Remote:
         max_calls: int,
         policy: Any,
         headers: Headers,
-        secrets: Secrets,
+        secrets: Callable[[], Collection[str]],
     ) -> None:
         self.name = name
         self.instance = instance
@@ -113,7 +111,7 @@ class Remote:
                 ) as stream:
                     yield stream
             except GRPCError as exc:
-                raise Failure(exc, stream.peer if stream is not None else "") from exc
+                raise Failure(exc, stream.peer if stream is not None else "", extra) from exc
 
     def _merged(self, extra: Headers) -> Headers:
         if not extra:
@@ -158,7 +156,11 @@ class Remote:
     # -- failures ----------------------------------------------------------------------------------------------------
 
     def pause(self, failure: Failure, method: Method, *, retries: int) -> float | None:
-        """Seconds until the next attempt; None if there is to be none."""
+        """Seconds until the next attempt; None if there is to be none. A second one that ran out of time is the last:
+        a server that never answers would cost every caller the time limit six times.
+        """
+        if failure.status is Status.DEADLINE_EXCEEDED and retries:
+            return None
         pause: float | None = self._policy.pause(
             failure.error, method=method.path, retries=retries, uniform=random.uniform
         )
@@ -168,8 +170,10 @@ class Remote:
         """A failure as the store's caller is told."""
         self.failures += 1
         where = f"the grpc store {self.name!r} ({failure.peer or self.where})"
+        sent = [word for _, value in failure.headers if isinstance(value, str) for word in (value, *value.split())]
+        secrets = [*self._secrets(), *sent]
         return error_of(
-            failure.error, where=where, method=method, instance=self.instance, what=what, secrets=self._secrets
+            failure.error, where=where, method=method, instance=self.instance, what=what, secrets=secrets
         )
 
     def error_of_blob(self, code: int, message: str, method: Method, what: str) -> NlError:
@@ -178,7 +182,7 @@ class Remote:
             status = Status(code)
         except ValueError:
             status = Status.UNKNOWN
-        return self.error_of(Failure(GRPCError(status, message), ""), method, what)
+        return self.error_of(Failure(GRPCError(status, message)), method, what)
 
     def stopping(self) -> NlError:
         """For whoever waits when the store ends."""

@@ -24,6 +24,11 @@ DEFAULT_BATCH_BYTES: Final = MESSAGE_BYTES - 64 * 1024
 REFRESH_S: Final = 600.0
 """A server may be replaced by one of another opinion."""
 
+_NOT_TOLD = (
+    Status.UNIMPLEMENTED, Status.NOT_FOUND, Status.INVALID_ARGUMENT, Status.PERMISSION_DENIED, Status.UNAUTHENTICATED
+)  # fmt: skip
+"""Other calls may do better: they may have the credentials of whoever causes them (`forward_headers`)."""
+
 
 @dataclass(frozen=True, slots=True)
 class Limits:
@@ -60,7 +65,7 @@ class ServerLimits:
             try:
                 return await ask_once(self._remote)
             except Failure as failure:
-                if failure.status in (Status.UNIMPLEMENTED, Status.NOT_FOUND, Status.INVALID_ARGUMENT):
+                if failure.status in _NOT_TOLD:
                     _log.warning("%s; %d bytes a batch are assumed", retrying.error_of(failure), DEFAULT_BATCH_BYTES)
                     return Limits()
                 await retrying.failed(failure)

@@ -2,21 +2,23 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
+from typing import TypeVar, cast
 
 import trio
 
-from nl.plugin import Store, StoreContext, StoreWrapper
+from nl.plugin import ForwardsHeaders, Store, StoreContext, StoreWrapper, caller_headers
 from nl.stores.grpc.action_cache import MESSAGE_BYTES as RESULT_MESSAGE_BYTES
 from nl.stores.grpc.action_cache import RemoteActionCache
 from nl.stores.grpc.cas import RemoteCas
 from nl.stores.grpc.endpoints import Endpoints
-from nl.stores.grpc.failures import Failure
+from nl.stores.grpc.failures import Failure, Headers
 from nl.stores.grpc.methods import CAPABILITIES
 from nl.stores.grpc.options import GrpcOptions
-from nl.stores.grpc.remote import Headers, Remote
+from nl.stores.grpc.remote import Remote
 from nl.stores.grpc.server_limits import MESSAGE_BYTES, ask_once
 
+C = TypeVar("C")
 CHECK_S = 5.0
 """How long a server may take to say that it is there."""
 
@@ -29,6 +31,7 @@ class GrpcStore(StoreWrapper):
     def __init__(self, options: GrpcOptions, context: StoreContext) -> None:
         is_cas = options.store_type == "cas"
         size = MESSAGE_BYTES + 64 * 1024 if is_cas else RESULT_MESSAGE_BYTES
+        self._forwarded = frozenset(name.lower() for name in options.forward_headers)
         self._endpoints = Endpoints(options, context.name, max_message_size=size)
         self._remote = remote = Remote(
             name=context.name,
@@ -41,9 +44,21 @@ class GrpcStore(StoreWrapper):
             secrets=self._endpoints.secrets,
         )
         side: Store = (
-            RemoteCas(options, remote, inherited=_nothing) if is_cas else RemoteActionCache(remote, inherited=_nothing)
+            RemoteCas(options, remote, self._inherited) if is_cas else RemoteActionCache(remote, self._inherited)
         )
         super().__init__(side)
+
+    def capability(self, kind: type[C]) -> C | None:
+        return cast("C", self) if kind is ForwardsHeaders and self._forwarded else None
+
+    def forwarded_headers(self) -> Collection[str]:
+        """See `ForwardsHeaders`."""
+        return self._forwarded
+
+    def _inherited(self) -> Headers:
+        """The headers that a call gets from the request that causes it."""
+        names = self._forwarded
+        return tuple(each for each in caller_headers() if each[0] in names) if names else ()
 
     async def run(self, *, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> None:
         channel = await self._endpoints.start()
@@ -72,7 +87,3 @@ class GrpcStore(StoreWrapper):
 
     def __repr__(self) -> str:
         return f"<GrpcStore {self._remote.name!r}: {self._remote.where}>"
-
-
-def _nothing() -> Headers:
-    return ()

@@ -20,9 +20,9 @@ from nl.pb import bytestream, cas_calls
 from nl.pb.codec import encode
 from nl.plugin import CHUNK, Digest, Reader, SpoolingReader, UploadMismatchError
 from nl.rpc.client_stream import ClientStream
-from nl.stores.grpc.failures import Failure
+from nl.stores.grpc.failures import Failure, Headers
 from nl.stores.grpc.methods import QUERY_WRITE, WRITE
-from nl.stores.grpc.remote import Headers, Remote, Retrying
+from nl.stores.grpc.remote import Remote, Retrying
 
 SPOOL_BYTES: Final = 4 * 1024 * 1024
 """How much of a reader that cannot be rewound is kept: an upload that breaks off later fails."""
