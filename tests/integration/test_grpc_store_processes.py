@@ -1,4 +1,4 @@
-"""grpc stores against our own server in another process: the contract, a server that is killed, TLS, tokens, headers."""
+"""grpc stores against our own server in another process: the contract, a killed server, TLS, tokens, headers."""
 
 from __future__ import annotations
 
@@ -85,7 +85,8 @@ def instances(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[int, I
         "servers": [{
             "listener": {"http": {"socket_address": f"127.0.0.1:{port}"}},
             "services": {
-                "cas": cas, "bytestream": cas, "health": {}, "capabilities": [{"instance_name": name} for name in names],
+                "cas": cas, "bytestream": cas, "health": {},
+                "capabilities": [{"instance_name": name} for name in names],
                 "ac": [{"instance_name": name, "ac_store": f"AC-{name}"} for name in names],
             },
         }],
