@@ -6,8 +6,9 @@ import json
 import ssl
 import subprocess
 import time
-from collections.abc import AsyncIterator, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -29,7 +30,7 @@ from nl.plugin import (
     digest_of,
 )
 from nl.stores.grpc import GrpcEndpoint, GrpcRetry
-from nl.testing import StoreConformance, make_blob, read, started
+from nl.testing import BareContext, StoreConformance, make_blob, read
 from tests.support.foreign import REAPI, digest
 from tests.support.foreign_server import ForeignServer
 from tests.support.grpc_stores import Sorting, grpc_store, make_result, remote_cas
@@ -71,11 +72,28 @@ def running(directory: Path, **server: Any) -> Iterator[Server]:
         yield process
 
 
-INSTANCES = 150
+INSTANCES = 400
+
+
+@dataclass
+class Instances:
+    """What a folder of the suite is: an instance of the server, and a store for the keys that are plain names."""
+
+    port: int
+    free: Iterator[str]
+    taken: dict[Path, tuple[str, Store]]
+
+    def of(self, folder: Path) -> str:
+        if folder not in self.taken:
+            self.taken[folder] = (next(self.free), memory_store())
+        return self.taken[folder][0]
+
+    def names_of(self, folder: Path) -> Store:
+        return self.taken[folder][1]
 
 
 @pytest.fixture(scope="module")
-def instances(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[int, Iterator[str]]]:
+def instances(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Instances]:
     """One server for the whole suite, and for each of its tests an instance with stores of its own."""
     directory = tmp_path_factory.mktemp("server")
     port, names = free_port(), [f"test/{number}" for number in range(INSTANCES)]
@@ -94,7 +112,7 @@ def instances(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[int, I
     file = directory / "config.json5"
     file.write_text(json.dumps(config))
     with serving(["serve", str(file)], port=port, log=directory / "log"):
-        yield port, iter(names)
+        yield Instances(port, iter(names), {})
 
 
 class TestGrpcStoreOfAnotherProcess(StoreConformance):
@@ -103,14 +121,18 @@ class TestGrpcStoreOfAnotherProcess(StoreConformance):
     def make_value(self, size: int, *, seed: int = 0) -> bytes:
         return make_result(size, seed=seed)
 
-    @pytest.fixture
-    async def store(self, instances: tuple[int, Iterator[str]]) -> AsyncIterator[Store]:
-        port, names = instances
-        name = next(names)
+    survives_restart = True
+    instances: Instances
+
+    @pytest.fixture(autouse=True)
+    def take_instances(self, instances: Instances) -> None:
+        type(self).instances = instances
+
+    def make_store(self, context: BareContext, folder: Path) -> Store:
+        port, name = self.instances.port, self.instances.of(folder)
         blobs = grpc_store(port, instance_name=name)
         results = grpc_store(port, kind="ac", instance_name=name)
-        async with started(Sorting(blobs, results, memory_store())) as store:
-            yield store
+        return Sorting(blobs, results, self.instances.names_of(folder))
 
 
 # --- a server that is killed

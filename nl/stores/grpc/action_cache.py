@@ -22,7 +22,6 @@ from nl.plugin import (
     BlobNotFoundError,
     Buffer,
     CorruptBlobError,
-    Digest,
     InvalidRequestError,
     Key,
     Reader,
@@ -131,7 +130,7 @@ class RemoteActionCache(Store):
     def _action(self, key: Key) -> ActionKey:
         if isinstance(key, ActionKey):
             return key
-        what = f"the blob {key}" if isinstance(key, Digest) else f"the name {key[:80]!r}"
+        what = f"the name {key[:80]!r}" if isinstance(key, str) else f"{key}, a {type(key).__name__}"
         raise InvalidRequestError(
             f'the grpc store {self._remote.name!r} keeps action results (store_type: "ac") and nothing else; it was '
             f"asked for {what}"

@@ -268,7 +268,7 @@ class RemoteCas(Store):
     def _digest(self, key: Key) -> Digest:
         if isinstance(key, Digest):
             return key
-        what = f"the name {key[:80]!r}" if isinstance(key, str) else f"the action result of {key}"
+        what = f"the name {key[:80]!r}" if isinstance(key, str) else f"{key}, a {type(key).__name__}"
         raise InvalidRequestError(
             f'the grpc store {self._remote.name!r} keeps blobs (store_type: "cas") and nothing else; it was asked for '
             f"{what}"

@@ -1,15 +1,27 @@
-"""The Store contract over our own server: blobs and action results behind the wire."""
+"""The Store contract over our own server in this process: blobs and action results behind the wire."""
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
 from pathlib import Path
 
+import trio
+
 from nl.plugin import Store
-from nl.testing import StoreConformance, started
+from nl.testing import BareContext, StoreConformance
 from tests.support.grpc_stores import Sorting, grpc_store, make_result
 from tests.support.serving import memory_store, serving
+
+
+class Served(Sorting):
+    """Brings its own server."""
+
+    def __init__(self) -> None:
+        super().__init__(memory_store(), memory_store(), memory_store())
+
+    async def run(self, *, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> None:
+        async with serving() as server:
+            self._all = (grpc_store(server.port), grpc_store(server.port, kind="ac"), self._all[2])
+            await super().run(task_status=task_status)
 
 
 class TestGrpcStore(StoreConformance):
@@ -18,9 +30,5 @@ class TestGrpcStore(StoreConformance):
     def make_value(self, size: int, *, seed: int = 0) -> bytes:
         return make_result(size, seed=seed)
 
-    @asynccontextmanager
-    async def running_store(self, folder: Path) -> AsyncIterator[Store]:
-        async with serving() as server:
-            blobs, results = grpc_store(server.port), grpc_store(server.port, kind="ac")
-            async with started(Sorting(blobs, results, memory_store())) as store:
-                yield store
+    def make_store(self, context: BareContext, folder: Path) -> Store:
+        return Served()
