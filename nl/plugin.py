@@ -73,15 +73,15 @@ from nl.storage.removals import RemovalFeed, RemovalFeeds
 from nl.storage.wrapper import StoreWrapper
 
 __all__ = [
-    "ActionKey", "BlobNotFoundError", "BlobSizeLimit", "Buffer", "BytesReader", "CHUNK", "CodingError", "ConfigError",
-    "CorruptBlobError", "Count", "DeadlineError", "Decoder", "DecodingReader", "Deletes", "Digest", "DigestFunction",
-    "Discards", "Duration", "EMPTY_DIGESTS", "EncodedBlobs", "EncodedReader", "Encoder", "Encoding", "EncodingReader",
-    "EvictionPolicy", "ExhaustedError", "Flag", "ForeignKey", "ForwardsHeaders", "Hasher", "InternalError",
-    "InvalidRequestError", "Key", "Link", "LocalFiles", "LruIndex", "MAX_WHOLE", "NlError", "NotFoundError", "Opened",
-    "Options", "PartitionedStore", "PermissionDeniedError", "Pins", "RangeError", "Reader", "RemovalFeed",
-    "RemovalFeeds", "Removals", "SMALL", "ScanPage", "Scans", "SecretText", "ServerAddress", "Size", "SliceReader",
-    "SpoolingReader", "Store", "StoreContext", "StoreName", "StoreSpec", "StoreWrapper", "Tee", "Text",
-    "TooLargeError", "Traits", "UnavailableError", "UploadMismatchError", "VerifyingReader", "ZstdDecoder",
-    "ZstdEncoder", "caller_headers", "check_bytes", "clamp", "code", "digest_of", "for_each", "hash_bytes", "key_text",
-    "new_hasher", "open_file", "read_all", "slice_bytes",
+    "CHUNK", "EMPTY_DIGESTS", "MAX_WHOLE", "SMALL", "ActionKey", "BlobNotFoundError", "BlobSizeLimit", "Buffer",
+    "BytesReader", "CodingError", "ConfigError", "CorruptBlobError", "Count", "DeadlineError", "Decoder",
+    "DecodingReader", "Deletes", "Digest", "DigestFunction", "Discards", "Duration", "EncodedBlobs", "EncodedReader",
+    "Encoder", "Encoding", "EncodingReader", "EvictionPolicy", "ExhaustedError", "Flag", "ForeignKey",
+    "ForwardsHeaders", "Hasher", "InternalError", "InvalidRequestError", "Key", "Link", "LocalFiles", "LruIndex",
+    "NlError", "NotFoundError", "Opened", "Options", "PartitionedStore", "PermissionDeniedError", "Pins",
+    "RangeError", "Reader", "RemovalFeed", "RemovalFeeds", "Removals", "ScanPage", "Scans", "SecretText",
+    "ServerAddress", "Size", "SliceReader", "SpoolingReader", "Store", "StoreContext", "StoreName", "StoreSpec",
+    "StoreWrapper", "Tee", "Text", "TooLargeError", "Traits", "UnavailableError", "UploadMismatchError",
+    "VerifyingReader", "ZstdDecoder", "ZstdEncoder", "caller_headers", "check_bytes", "clamp", "code", "digest_of",
+    "for_each", "hash_bytes", "key_text", "new_hasher", "open_file", "read_all", "slice_bytes",
 ]

@@ -109,6 +109,10 @@ class Ready:
             self._at = 0
         self._parts += [part for part in parts if len(part)]
 
+    def keep(self) -> None:
+        """Copies what there is, because it would not stay valid."""
+        self._parts[self._at :] = [bytes(part) for part in self._parts[self._at :]]
+
     def take(self, max_bytes: int) -> list[Buffer]:
         """At most `max_bytes` of what there is."""
         taken: list[Buffer] = []

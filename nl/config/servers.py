@@ -98,8 +98,9 @@ class CapabilitiesService(Options):
     """The instance name that clients send."""
     remote_execution: RemoteExecution | None = None
     """Announce remote execution; only caching if not set."""
-    remote_cache_compression: Annotated[Flag, Ignored("compressed transfer of blobs is not offered")] = False
-    """Announce compressed transfer of blobs."""
+    remote_cache_compression: Flag = False
+    """Announce compressed transfer of blobs (zstd), which is taken and given in any case. An instance whose store keeps
+    blobs as zstd announces it always."""
 
 
 class ExecutionService(Options):

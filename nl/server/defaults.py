@@ -54,7 +54,7 @@ def _public(name: str, address: str) -> dict[str, Any]:
             "ac": [{"ac_store": "AC"}],
             "bytestream": [{"cas_store": "CAS"}],
             "execution": [{"cas_store": "CAS", "scheduler": "MAIN"}],
-            "capabilities": [{"remote_execution": {"scheduler": "MAIN"}}],
+            "capabilities": [{"remote_execution": {"scheduler": "MAIN"}, "remote_cache_compression": True}],
             "health": {},
         },
     }

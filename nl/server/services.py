@@ -30,7 +30,7 @@ from nl.services.operations import OperationsService
 from nl.services.reflection import ReflectionService
 from nl.services.worker_api import WorkerApiService
 from nl.storage.builder import StoreGraph
-from nl.storage.capabilities import BlobSizeLimit
+from nl.storage.capabilities import BlobSizeLimit, EncodedBlobs
 from nl.storage.contract import Store
 
 
@@ -190,6 +190,8 @@ def _capabilities(entries: Sequence[cfg.CapabilitiesService], site: Site) -> Ite
             _max_blob_bytes(cas[name]) if name in cas else 0,
             update_enabled=name in caches and not caches[name].read_only,
             execution=name in executing or (name in announced and announced[name].remote_execution is not None),
+            compression=name in cas
+            and (_keeps_zstd(cas[name]) or (name in announced and announced[name].remote_cache_compression)),
             supported_node_properties=("mtime", "unix_mode") if name in executing else (),
         )
         for name in {*announced, *cas, *caches, *executing}
@@ -217,6 +219,11 @@ def _open_files(listeners: int) -> int:
 def _names(service: Service) -> list[str]:
     """The full names of the gRPC services that an object serves, usually one."""
     return sorted({path.split("/")[1] for path in service.__mapping__()})
+
+
+def _keeps_zstd(store: Store) -> bool:
+    """Whether compressed blobs pass through it, so that compressing spares work."""
+    return store.capability(EncodedBlobs) is not None
 
 
 def _max_blob_bytes(store: Store) -> int:

@@ -11,12 +11,13 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any
 
 import grpclib.const
 import trio
 
-from nl.blob.reader import Buffer
+from nl.blob.reader import Buffer, read_all
 from nl.blob.verify import VerifyingReader, check_bytes
 from nl.errors import InternalError, InvalidRequestError, RangeError
 from nl.model.access import Right
@@ -24,6 +25,8 @@ from nl.model.digest import Digest
 from nl.model.resource import ReadName, WriteName, parse_read, parse_write
 from nl.pb import bytestream
 from nl.rpc.contract import ServerStream
+from nl.services.packed_reads import PackedReadSender
+from nl.services.packing import COMPRESSOR, PackedTarget, PackedUpload, Packing
 from nl.services.reads import ReadSender, response_head
 from nl.services.requests import Instances, receive_request, refuse_strangers
 from nl.services.upload_bounds import SessionKey, SingleWrite, UploadSessions, UploadSlots
@@ -35,16 +38,23 @@ MAX_PARKED = 64
 MAX_PARKED_BYTES = 1024 * 1024 * 1024
 MAX_OPEN = 1024
 """How many Reads, and how many Writes, may hold a file at once, unless the service is told otherwise."""
+MAX_UNPACKING = 64
+"""How many uploads may be unpacked at once: each takes up to 8 MiB of history, whatever it sends."""
 _PREFIX = "/google.bytestream.ByteStream/"
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True)
 class ByteStreamInstance:
     """One instance: its CAS, how long a broken upload can be resumed, and how long one may bring nothing."""
 
     store: Store
     persist_stream_on_disconnect_timeout_s: float = 60.0
     idle_upload_timeout_s: float = 300.0
+
+    @cached_property
+    def packed(self) -> PackedTarget:
+        """The same store, for what comes and goes packed."""
+        return PackedTarget.of(self.store)
 
 
 class ByteStreamService:
@@ -64,6 +74,9 @@ class ByteStreamService:
         self._sessions = UploadSessions(max_parked=max_parked, max_parked_bytes=max_parked_bytes)
         self._slots = UploadSlots(max_open_writes)
         self._sender = ReadSender(max_open_reads)
+        self._packing = Packing()
+        self._packed = PackedReadSender(self._sender, self._packing)
+        self._unpackers = UploadSlots(min(MAX_UNPACKING, max_open_writes))
         self._nursery: trio.Nursery | None = None
         self._idle_s = max((each.idle_upload_timeout_s for each in instances.values()), default=0.0)
         """For the first message, which says whose instance it is for."""
@@ -89,6 +102,8 @@ class ByteStreamService:
             "uploads_ended_for_room": self._slots.ended,
             "reads_open": self._sender.open,
             "reads_reopened": self._sender.reopened,
+            "reads_packing": self._packed.packing,
+            "uploads_unpacking": self._unpackers.taken,
         }
 
     # -- Read
@@ -97,10 +112,17 @@ class ByteStreamService:
         """Bytes [read_offset, read_offset + read_limit) of a blob; a limit of 0 is to the end, one beyond is cut."""
         request = await receive_request(stream)
         name = parse_read(request.resource_name)
-        store = self._instances.get(stream, name.instance, Right.READ_CAS).store
-        _refuse_compressor(name)
+        instance = self._instances.get(stream, name.instance, Right.READ_CAS)
+        store = instance.store
         digest = name.digest
         offset, limit = request.read_offset, request.read_limit
+        if name.compressor:
+            _refuse_other_compressors(name)
+            if limit:
+                raise InvalidRequestError("a read_limit cannot be given for a compressed blob")
+            _check_range(name, offset=offset, limit=limit)
+            await self._packed.send(stream, instance.packed, digest, offset=offset)
+            return
         if not offset and not limit and digest.size <= SMALL:
             data = await store.get(digest)
             if data:
@@ -121,8 +143,12 @@ class ByteStreamService:
         name = parse_write(first.resource_name)
         instance = self._instances.get(stream, name.instance, Right.WRITE_CAS)
         messages.idle_s = instance.idle_upload_timeout_s
-        _refuse_compressor(name)
         digest = name.digest
+        if name.compressor:
+            _refuse_other_compressors(name)
+            committed = await self._store_packed(instance, digest, messages=messages, first=first)
+            await stream.send_message(bytestream.WriteResponse(committed_size=committed))
+            return
         if not await _is_surely_there(instance.store, digest):
             if first.size != digest.size or not first.finish or first.offset:
                 await self._store_session(instance, _key(stream, name), name, messages=messages, first=first)
@@ -131,6 +157,28 @@ class ByteStreamService:
             else:
                 await self._store_message(instance.store, name, messages=messages, message=first)
         await stream.send_message(bytestream.WriteResponse(committed_size=digest.size))
+
+    async def _store_packed(
+        self, instance: ByteStreamInstance, digest: Digest, *, messages: WriteMessages, first: WriteMessage
+    ) -> int:
+        """Stores a blob that comes packed. The committed size: of the packed bytes; -1 if the blob is there already."""
+        if await _is_surely_there(instance.store, digest):
+            return -1
+        source = PackedUpload(digest, messages, first)
+        if first.finish and digest.size <= SMALL and first.size <= SMALL:
+            await self._packing.store(instance.packed, digest, await read_all(source))
+            return source.committed
+        upload = SingleWrite(messages)
+        await self._slots.take(upload)
+        try:
+            await self._unpackers.take(upload)
+            try:
+                await self._packing.write(instance.packed, digest, source)
+            finally:
+                self._unpackers.release(upload)
+        finally:
+            self._slots.release(upload)
+        return source.committed
 
     async def _store_message(
         self, store: Store, name: WriteName, *, messages: WriteMessages, message: WriteMessage
@@ -186,11 +234,11 @@ class ByteStreamService:
         request = await receive_request(stream)
         name = parse_write(request.resource_name)
         instance = self._instances.get(stream, name.instance, Right.WRITE_CAS)
-        _refuse_compressor(name)
+        _refuse_other_compressors(name)
         reply = bytestream.QueryWriteStatusResponse()
         if await _is_surely_there(instance.store, name.digest):
             reply.committed_size, reply.complete = name.digest.size, True
-        elif (session := self._sessions.get(_key(stream, name))) is not None:
+        elif not name.compressor and (session := self._sessions.get(_key(stream, name))) is not None:
             reply.committed_size = session.committed
         await stream.send_message(reply)
 
@@ -243,6 +291,6 @@ def _check_range(name: ReadName, *, offset: int, limit: int) -> None:
         raise RangeError(f"read_offset {offset} is beyond the end of {name.digest}")
 
 
-def _refuse_compressor(name: ReadName | WriteName) -> None:
-    if name.compressor:
+def _refuse_other_compressors(name: ReadName | WriteName) -> None:
+    if name.compressor not in ("", COMPRESSOR):
         raise InvalidRequestError(f"compressor {name.compressor!r} is not offered by this server")

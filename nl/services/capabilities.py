@@ -36,6 +36,8 @@ class CapabilitiesInstance:
     """Whether the action cache takes results from clients: Bazel does not try otherwise."""
     execution: bool = False
     """Whether a scheduler takes actions of this instance."""
+    compression: bool = False
+    """Whether blobs may come and go as zstd, one at a time and in batches."""
     supported_node_properties: tuple[str, ...] = ()
     """The file metadata that workers keep on outputs (`mtime`, `unix_mode`)."""
 
@@ -88,6 +90,7 @@ class _Replies:
 
 
 def _describe(instance: CapabilitiesInstance, *, may_update: bool, may_execute: bool) -> reapi.ServerCapabilities:
+    compressors = [reapi.CompressorValue.ZSTD] if instance.compression else []
     functions = [reapi.DigestFunctionValue(int(function)) for function in DigestFunction]
     reply = reapi.ServerCapabilities(
         low_api_version=reapi.SemVer(major=LOW_VERSION[0], minor=LOW_VERSION[1]),
@@ -101,6 +104,8 @@ def _describe(instance: CapabilitiesInstance, *, may_update: bool, may_execute: 
             cache_priority_capabilities=_priorities(0, 0),
             max_batch_total_size_bytes=instance.max_batch_bytes,
             max_cas_blob_size_bytes=instance.max_blob_bytes,
+            supported_compressors=compressors,
+            supported_batch_update_compressors=compressors,
             symlink_absolute_path_strategy=reapi.SymlinkAbsolutePathStrategyValue.ALLOWED,
         ),
     )

@@ -12,6 +12,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import aclosing
 from dataclasses import dataclass
+from functools import cached_property
 from itertools import repeat
 
 import grpclib.const
@@ -37,7 +38,15 @@ from nl.services.bounded import (
     decode_find_missing,
     receive_batch,
 )
-from nl.services.limits import BATCH_BYTES, BATCH_UPDATE_BYTES, ENTRY_BYTES, MESSAGE_BYTES, REPLY_BYTES
+from nl.services.limits import (
+    BATCH_BYTES,
+    BATCH_UPDATE_BYTES,
+    ENTRY_BYTES,
+    MESSAGE_BYTES,
+    REPLY_BYTES,
+    UNPACKED_BATCH_BYTES,
+)
+from nl.services.packing import PackedTarget, Packing
 from nl.services.requests import Instances, parse_function, receive_decoded, receive_request
 from nl.services.tree_pages import tree_pages
 from nl.storage.concurrent import for_each
@@ -49,16 +58,23 @@ _EXPLANATION_CHARS = 300
 _HAS_AT_ONCE = 20_000
 """How many digests a store is asked about before others get their turn."""
 _OK = rpc_status.Status()
+_IDENTITY = reapi.CompressorValue.IDENTITY
+_ZSTD = reapi.CompressorValue.ZSTD
 _Triple = tuple[str, int, DigestFunction]
 _MASK64 = (1 << 64) - 1
 _PREFIX = "/build.bazel.remote.execution.v2.ContentAddressableStorage/"
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True)
 class CasInstance:
     """One instance: its store."""
 
     store: Store
+
+    @cached_property
+    def packed(self) -> PackedTarget:
+        """The same store, for what comes and goes packed."""
+        return PackedTarget.of(self.store)
 
 
 class CasService:
@@ -66,6 +82,7 @@ class CasService:
 
     def __init__(self, instances: Mapping[str, CasInstance], *, any_name: bool = False) -> None:
         self._instances = Instances(instances, any_name=any_name)
+        self._packing = Packing()
 
     async def find_missing_blobs(
         self, stream: ServerStream[EncodedFindMissing, reapi.FindMissingBlobsResponse]
@@ -96,17 +113,30 @@ class CasService:
                 f"the batch has {total} bytes of blobs, more than {BATCH_UPDATE_BYTES}; max_batch_total_size_bytes is "
                 f"{BATCH_BYTES}"
             )
+        _check_unpacked(blobs)
         statuses = [_OK] * len(blobs)
         explain = _Explanations()
 
         async def store_one(at: int) -> None:
             try:
-                await _store_blob(instance.store, blobs[at], function)
+                await self._store_blob(instance, blobs[at], function)
             except NlError as exc:
                 statuses[at] = rpc_status.Status(code=int(exc.code), message=explain(exc))
 
         await for_each(len(blobs), store_one)
         await stream.send_parts([await off_loop_if(len(blobs) > MANY, _encode_statuses, blobs, statuses)])
+
+    async def _store_blob(
+        self, instance: CasInstance, blob: reapi.BatchUpdateBlobsRequestRequest, function: DigestFunction
+    ) -> None:
+        digest = parse_digest(blob.digest, function, "digest")
+        if blob.compressor == _ZSTD:
+            await self._packing.store(instance.packed, digest, blob.data)
+            return
+        if blob.compressor != _IDENTITY:
+            raise InvalidRequestError(f"{digest}: compressor {int(blob.compressor)} is not offered by this server")
+        check_bytes(blob.data, digest)
+        await instance.store.put(digest, blob.data)
 
     async def batch_read_blobs(
         self, stream: ServerStream[EncodedBatchRead, reapi.BatchReadBlobsResponse]
@@ -117,6 +147,8 @@ class CasService:
         function = parse_function(request.digest_function)
         room = REPLY_BYTES - ENTRY_BYTES * len(request.digests)
         found: list[Buffer | NlError] = [b""] * len(request.digests)
+        packs = _ZSTD in request.acceptable_compressors
+        packed = [False] * len(found)
 
         async def read_one(at: int) -> None:
             nonlocal room
@@ -125,17 +157,22 @@ class CasService:
                 if digest.size > room:
                     raise ExhaustedError(f"{digest} does not fit into this reply any more: ask for it by itself")
                 room -= digest.size
-                found[at] = await instance.store.get(digest)
+                if packs:
+                    found[at], packed[at] = await self._packing.read(instance.packed, digest)
+                else:
+                    found[at] = await instance.store.get(digest)
             except NlError as exc:
                 found[at] = exc
 
         await for_each(len(found), read_one)
         reply = BatchReadReply()
         explain = _Explanations()
-        for digest, blob in zip(request.digests, found, strict=True):
+        for digest, blob, is_packed in zip(request.digests, found, packed, strict=True):
             pair = (digest.hash, digest.size_bytes & _MASK64)
             if isinstance(blob, NlError):
                 reply.add_status(pair, code=int(blob.code), message=explain(blob))
+            elif is_packed:
+                reply.add_blob(pair, blob, compressor=_ZSTD)
             else:
                 reply.add_blob(pair, blob)
         if reply.size > MESSAGE_BYTES:  # invalid digests can be of any length
@@ -194,12 +231,14 @@ def _parse_triple(triple: _Triple) -> Digest:
         raise InvalidRequestError(f"blob_digests: {exc.message}") from None
 
 
-async def _store_blob(store: Store, blob: reapi.BatchUpdateBlobsRequestRequest, function: DigestFunction) -> None:
-    digest = parse_digest(blob.digest, function, "digest")
-    if blob.compressor != reapi.CompressorValue.IDENTITY:
-        raise InvalidRequestError(f"{digest}: compressor {int(blob.compressor)} is not offered by this server")
-    check_bytes(blob.data, digest)
-    await store.put(digest, blob.data)
+def _check_unpacked(blobs: Sequence[reapi.BatchUpdateBlobsRequestRequest]) -> None:
+    """Raises InvalidRequestError if what comes packed would unpack to more than a batch is worth."""
+    total = sum(max(blob.digest.size_bytes, 0) for blob in blobs if blob.compressor and blob.digest is not None)
+    if total > UNPACKED_BATCH_BYTES:
+        raise InvalidRequestError(
+            f"the batch has compressed blobs of {total} bytes, more than {UNPACKED_BATCH_BYTES}; "
+            f"max_batch_total_size_bytes is {BATCH_BYTES}"
+        )
 
 
 def _encode_statuses(

@@ -29,6 +29,8 @@ BATCH_BYTES: Final = 2 * _MIB
 bytes each, so that a whole batch works both ways however small its blobs are: down to 87 bytes on average."""
 BATCH_UPDATE_BYTES: Final = REPLY_BYTES
 """What is taken as the total of an upload: clients that do not ask what is announced fill a message of 4 MiB."""
+UNPACKED_BATCH_BYTES: Final = 8 * BATCH_UPDATE_BYTES
+"""What compressed blobs of an upload may unpack to, together: a message of 4 MiB could hold gigabytes."""
 ENTRY_BYTES: Final = 84
 """Bytes that a batch's message has for a blob beside its own, at the most: its digest, tags, lengths, a status code."""
 MAX_ENTRIES: Final = 40_000

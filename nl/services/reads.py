@@ -28,7 +28,7 @@ _DATA: Final = b"\x52"
 """Tag of ReadResponse.data: a reply is sent as that, a length and the store's own buffers."""
 _OVERHEAD: Final = 5 + 1 + 3
 """Bytes of a ReadResponse that are not data: the gRPC prefix, a tag, a length of 16 KiB to 2 MiB."""
-_LEAST_BYTES: Final = 1024
+LEAST_BYTES: Final = 1024
 """A window with less room than that is not worth a smaller message."""
 
 
@@ -57,7 +57,7 @@ class ReadSender:
         end = min(digest.size, offset + limit) if limit else digest.size
         started = False
         while offset < end or not started:
-            room = await stream.wait_send_credit() if offset < end else _LEAST_BYTES
+            room = await stream.wait_send_credit() if offset < end else LEAST_BYTES
             self.reopened += started
             started = True
             if self.open < self.max_open:
@@ -72,7 +72,7 @@ class ReadSender:
         self.open += 1
         try:
             async with store.open(digest, offset=offset, length=end - offset) as reader:
-                while parts := await reader.receive_parts(_piece(room)):
+                while parts := await reader.receive_parts(piece_size(room)):
                     size = sum(map(len, parts))
                     await stream.send_parts([response_head(size), *parts])
                     offset += size
@@ -97,18 +97,18 @@ async def _send_copy(
 ) -> int:
     """Sends one piece with its file closed; how far it came."""
     async with store.open(digest, offset=offset, length=end - offset) as reader:
-        data = b"".join(await reader.receive_parts(_piece(room)))
+        data = b"".join(await reader.receive_parts(piece_size(room)))
     if not data:
         return end
     await stream.send_parts([response_head(len(data)), data])
     return offset + len(data)
 
 
-def _piece(room: int) -> int:
+def piece_size(room: int) -> int:
     """How much data to send when a message of `room` bytes can leave. It uses the room up, exactly but for one
     number: a few bytes of credit left over would be taken for credit.
     """
     data = room - _OVERHEAD
     if data < 1 << 14:
         data = min(data + 1, (1 << 14) - 1)  # the length takes two bytes then
-    return min(READ_BYTES, max(data, _LEAST_BYTES))
+    return min(READ_BYTES, max(data, LEAST_BYTES))

@@ -144,3 +144,23 @@ async def test_only_what_is_configured_is_served():
     ]  # fmt: skip
     with pytest.raises(NotFoundError):
         await call(service_of(found, "FindMissingBlobs"), "FindMissingBlobs", named("x")["FindMissingBlobs"])
+
+
+@pytest.mark.parametrize(
+    ("store", "asked", "announced"),
+    [
+        ("memory: {}", False, False),
+        ("memory: {}", True, True),
+        ("compression: { compression_algorithm: { zstd: {} }, backend: { memory: {} } }", False, True),
+        ("compression: { compression_algorithm: { lz4: {} }, backend: { memory: {} } }", False, False),
+    ],
+)
+async def test_compressed_transfer_is_announced_where_it_is_wanted_or_spares_work(store, asked, announced):
+    services = EVERYTHING.replace(
+        'capabilities: [{ instance_name: "" }]',
+        f'capabilities: [{{ instance_name: "", remote_cache_compression: {str(asked).lower()} }}]',
+    )
+    found = mounted(services, store=store)
+    said = await capabilities(found)
+    expected = [reapi.CompressorValue.ZSTD] if announced else []
+    assert said.supported_compressors == said.supported_batch_update_compressors == expected
