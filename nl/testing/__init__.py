@@ -30,9 +30,10 @@ from nl.testing.conformance import StoreConformance  # noqa: E402
 from nl.testing.context import BareContext, started  # noqa: E402
 from nl.testing.durable import DurableStoreConformance  # noqa: E402
 from nl.testing.evicting import EvictingStoreConformance  # noqa: E402
+from nl.testing.faults import Fault, FaultyStore, away  # noqa: E402
 from nl.testing.forgetful import ForgetfulStoreConformance  # noqa: E402
 from nl.testing.local_files import LocalFilesConformance  # noqa: E402
-from nl.testing.observing import find, make_blob, read  # noqa: E402
+from nl.testing.observing import find, make_blob, read, same  # noqa: E402
 from nl.testing.readers import (  # noqa: E402
     BlockingReader,
     CancellingReader,
@@ -44,6 +45,6 @@ from nl.testing.readers import (  # noqa: E402
 
 __all__ = [
     "BareContext", "BlockingReader", "CancellingReader", "DurableStoreConformance", "EvictingStoreConformance",
-    "FailingReader", "ForgetfulStoreConformance", "LocalFilesConformance", "PartsReader", "StoreConformance", "drain",
-    "find", "make_blob", "read", "split", "started",
+    "FailingReader", "Fault", "FaultyStore", "ForgetfulStoreConformance", "LocalFilesConformance", "PartsReader",
+    "StoreConformance", "away", "drain", "find", "make_blob", "read", "same", "split", "started",
 ]
