@@ -52,6 +52,7 @@ from nl.model.digest import EMPTY_DIGESTS, ActionKey, Digest, DigestFunction, Fo
 from nl.model.encoding import Encoding
 from nl.storage.capabilities import (
     BlobSizeLimit,
+    ChecksCompleteness,
     Deletes,
     Discards,
     EncodedBlobs,
@@ -74,11 +75,11 @@ from nl.storage.wrapper import StoreWrapper
 
 __all__ = [
     "CHUNK", "EMPTY_DIGESTS", "MAX_WHOLE", "SMALL", "ActionKey", "BlobNotFoundError", "BlobSizeLimit", "Buffer",
-    "BytesReader", "CodingError", "ConfigError", "CorruptBlobError", "Count", "DeadlineError", "Decoder",
-    "DecodingReader", "Deletes", "Digest", "DigestFunction", "Discards", "Duration", "EncodedBlobs", "EncodedReader",
-    "Encoder", "Encoding", "EncodingReader", "EvictionPolicy", "ExhaustedError", "Flag", "ForeignKey",
-    "ForwardsHeaders", "Hasher", "InternalError", "InvalidRequestError", "Key", "Link", "LocalFiles", "LruIndex",
-    "NlError", "NotFoundError", "Opened", "Options", "PartitionedStore", "PermissionDeniedError", "Pins",
+    "BytesReader", "ChecksCompleteness", "CodingError", "ConfigError", "CorruptBlobError", "Count", "DeadlineError",
+    "Decoder", "DecodingReader", "Deletes", "Digest", "DigestFunction", "Discards", "Duration", "EncodedBlobs",
+    "EncodedReader", "Encoder", "Encoding", "EncodingReader", "EvictionPolicy", "ExhaustedError", "Flag",
+    "ForeignKey", "ForwardsHeaders", "Hasher", "InternalError", "InvalidRequestError", "Key", "Link", "LocalFiles",
+    "LruIndex", "NlError", "NotFoundError", "Opened", "Options", "PartitionedStore", "PermissionDeniedError", "Pins",
     "RangeError", "Reader", "RemovalFeed", "RemovalFeeds", "Removals", "ScanPage", "Scans", "SecretText",
     "ServerAddress", "Size", "SliceReader", "SpoolingReader", "Store", "StoreContext", "StoreName", "StoreSpec",
     "StoreWrapper", "Tee", "Text", "TooLargeError", "Traits", "UnavailableError", "UploadMismatchError",

@@ -8,17 +8,17 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import AsyncGenerator, Collection, Sequence
-from contextlib import suppress
+from functools import partial
 from typing import NamedTuple
 
 from nl.blob.reader import Buffer
 from nl.cas.digests import parse_digest
-from nl.errors import BlobNotFoundError, ExhaustedError, InvalidRequestError
+from nl.cas.large import off_loop_if_large
+from nl.errors import BlobNotFoundError, ExhaustedError, InvalidRequestError, NlError
 from nl.model.digest import Digest
 from nl.pb import reapi
 from nl.pb.codec import DecodeError, decode
 from nl.pb.codec.wire import skip_field
-from nl.storage.concurrent import for_each
 from nl.storage.contract import Store
 
 MAX_DIRECTORIES = 250_000
@@ -110,7 +110,7 @@ async def walk(store: Store, root: Digest, *, limit: int = MAX_DIRECTORIES) -> A
                     if digest == root:
                         raise BlobNotFoundError(root)
                     continue
-                children = child_digests(digest, encoded)
+                children = await off_loop_if_large(partial(child_digests, digest), encoded)
                 for child in children:
                     if child not in seen:
                         seen.add(child)
@@ -132,14 +132,15 @@ def _window(queue: Sequence[Digest], start: int) -> Sequence[Digest]:
 
 
 async def _load(store: Store, digests: Sequence[Digest]) -> list[Buffer | None]:
-    """The blobs in order, None where missing; asked for at once, as a store far away takes its time for each."""
-    loaded: list[Buffer | None] = [None] * len(digests)
-
-    async def load(at: int) -> None:
-        with suppress(BlobNotFoundError):
-            loaded[at] = await store.get(digests[at])
-
-    await for_each(len(digests), load)
+    """The blobs in order, None where missing; in one trip, as a store far away takes its time for each."""
+    loaded: list[Buffer | None] = []
+    for found in await store.get_many(digests):
+        if not isinstance(found, NlError):
+            loaded.append(found)
+        elif isinstance(found, BlobNotFoundError):
+            loaded.append(None)
+        else:
+            raise found
     return loaded
 
 

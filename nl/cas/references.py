@@ -1,19 +1,14 @@
 """What an ActionResult refers to: the blobs that must be there for it to be a hit (REAPI, ActionCache).
 
-A Tree blob is one reference and the files in it are more (A hit whose Tree's content is gone breaks a build without
-the bytes). Not here: asking whether they exist; that is for whoever holds the CAS store.
+A Tree blob is one reference and the files in it are more: a hit whose Tree's content is gone breaks a build without the
+bytes. Those are read by `nl.cas.file_digests`; whether they exist is asked by `nl.cas.completeness`.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable
-
-from nl.blob.reader import Buffer
 from nl.cas.digests import parse_digest
-from nl.errors import InvalidRequestError
 from nl.model.digest import Digest, DigestFunction
 from nl.pb import reapi
-from nl.pb.codec import DecodeError, decode
 
 
 def direct_references(result: reapi.ActionResult, function: DigestFunction) -> list[Digest]:
@@ -38,6 +33,17 @@ def direct_references(result: reapi.ActionResult, function: DigestFunction) -> l
     return list(found)
 
 
+def root_digests(result: reapi.ActionResult, function: DigestFunction) -> list[Digest]:
+    """The root directories of output directories that have no Tree: what is below them are references as well."""
+    return list(
+        dict.fromkeys(
+            parse_digest(directory.root_directory_digest, function, f"output directory {directory.path!r}")
+            for directory in result.output_directories
+            if directory.tree_digest is None
+        )
+    )
+
+
 def tree_digests(result: reapi.ActionResult, function: DigestFunction) -> list[Digest]:
     """The Tree blobs among `direct_references`, each once: their contents are references as well."""
     return list(
@@ -45,25 +51,5 @@ def tree_digests(result: reapi.ActionResult, function: DigestFunction) -> list[D
             parse_digest(directory.tree_digest, function, f"output directory {directory.path!r}")
             for directory in result.output_directories
             if directory.tree_digest is not None
-        )
-    )
-
-
-def tree_references(digest: Digest, encoded: Buffer) -> list[Digest]:
-    """The digests of the files in an encoded Tree, each once.
-
-    Its directories are inside of the Tree itself and need not be blobs of their own. Raises InvalidRequestError if it
-    is no Tree or names a malformed digest.
-    """
-    try:
-        tree = decode(reapi.Tree, bytes(encoded))
-    except DecodeError as exc:
-        raise InvalidRequestError(f"{digest} is not a Tree: {exc}") from exc
-    directories: Iterable[reapi.Directory] = [tree.root, *tree.children] if tree.root is not None else tree.children
-    return list(
-        dict.fromkeys(
-            parse_digest(file.digest, digest.function, f"tree {digest}: {file.name!r}")
-            for directory in directories
-            for file in directory.files
         )
     )

@@ -66,6 +66,15 @@ class Discards(Protocol):
 
 
 @runtime_checkable
+class ChecksCompleteness(Protocol):
+    """Capability: an action result is only there while all is that it refers to, so nobody needs to look again."""
+
+    def checks_completeness(self) -> bool:
+        """True."""
+        ...
+
+
+@runtime_checkable
 class Deletes(Protocol):
     """Capability: blobs can be taken out."""
 

@@ -2,11 +2,10 @@
 
 import pytest
 
-from nl.cas.references import direct_references, tree_digests, tree_references
+from nl.cas.references import direct_references, root_digests, tree_digests
 from nl.errors import InvalidRequestError
 from nl.model.digest import Digest, DigestFunction
 from nl.pb import reapi
-from nl.pb.codec import encode
 
 SHA256 = DigestFunction.SHA256
 
@@ -24,6 +23,7 @@ def test_everything_a_result_names_is_found_once():
     )
     assert direct_references(result, SHA256) == [Digest(letter * 64, 1) for letter in "abcde"]
     assert tree_digests(result, SHA256) == [Digest("b" * 64, 1)]
+    assert root_digests(result, SHA256) == []
 
 
 def test_a_result_that_names_nothing_refers_to_nothing():
@@ -34,14 +34,7 @@ def test_an_output_directory_may_have_a_root_alone():
     result = reapi.ActionResult(output_directories=[reapi.OutputDirectory(path="t", root_directory_digest=d("c"))])
     assert direct_references(result, SHA256) == [Digest("c" * 64, 1)]
     assert tree_digests(result, SHA256) == []
-
-
-def test_files_of_a_tree_are_found_in_root_and_children():
-    tree = reapi.Tree(
-        root=reapi.Directory(files=[reapi.FileNode(name="x", digest=d("a"))]),
-        children=[reapi.Directory(files=[reapi.FileNode(name="y", digest=d(letter)) for letter in "ba"])],
-    )
-    assert tree_references(Digest("f" * 64, 1), encode(tree)) == [Digest("a" * 64, 1), Digest("b" * 64, 1)]
+    assert root_digests(result, SHA256) == [Digest("c" * 64, 1)]
 
 
 def test_malformed_references_say_where():
@@ -49,5 +42,3 @@ def test_malformed_references_say_where():
         direct_references(reapi.ActionResult(output_files=[reapi.OutputFile(path="a", digest=d("A"))]), SHA256)
     with pytest.raises(InvalidRequestError, match="output directory 't': the digest is not set"):
         direct_references(reapi.ActionResult(output_directories=[reapi.OutputDirectory(path="t")]), SHA256)
-    with pytest.raises(InvalidRequestError, match="is not a Tree"):
-        tree_references(Digest("f" * 64, 1), b"\xff")

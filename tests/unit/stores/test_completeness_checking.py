@@ -1,12 +1,21 @@
 import random
 
 import pytest
+import trio
 
 from nl.blob.hashing import digest_of
 from nl.cas.action_results import load_action_result, seal, store_action_result
 from nl.pb import reapi
 from nl.pb.codec import encode
-from nl.plugin import MAX_WHOLE, ActionKey, BlobNotFoundError, BytesReader, EvictionPolicy, UnavailableError
+from nl.plugin import (
+    MAX_WHOLE,
+    ActionKey,
+    BlobNotFoundError,
+    BytesReader,
+    ChecksCompleteness,
+    EvictionPolicy,
+    UnavailableError,
+)
 from nl.stores.completeness_checking import CompletenessCheckingOptions, CompletenessCheckingStore
 from nl.stores.memory import MemoryOptions, MemoryStore
 from nl.testing import BareContext, StoreConformance, read
@@ -199,7 +208,7 @@ async def test_a_cas_that_is_away_is_told_as_such_and_not_as_a_miss():
 
 
 async def test_what_it_remembers_is_bounded(monkeypatch):
-    monkeypatch.setattr("nl.stores.completeness_checking.REMEMBERED_BYTES", 20_000)
+    monkeypatch.setattr("nl.cas.completeness.REMEMBERED_BYTES", 20_000)
     store, _, cas = make_store(BareContext())
     await cas.put(digest_of(b"x"), b"x")
     for number in range(100):
@@ -222,3 +231,79 @@ async def test_hits_and_misses_are_counted():
     await fill(cas)
     await store.get(ACTION)
     assert (store.statistics()["incomplete"], store.statistics()["complete"]) == (3, 1)
+
+
+async def test_a_large_tree_gives_others_their_turn_and_is_read_once():
+    class Opened(MemoryStore):
+        opened = 0
+
+        def open(self, key, **range):
+            self.opened += 1
+            return super().open(key, **range)
+
+    store, _, cas = make_store(BareContext(), cas=Opened(MemoryOptions(), BareContext()))
+    await cas.put(digest_of(b"x"), b"x")
+    nodes = [reapi.FileNode(name=f"file{n}.o", digest=wire(b"x")) for n in range(60_000)]
+    tree = encode(reapi.Tree(root=reapi.Directory(files=nodes)))
+    await cas.put(digest_of(tree), tree)
+    turns = 0
+
+    async def count_turns():
+        nonlocal turns
+        while True:
+            await trio.lowlevel.checkpoint()
+            turns += 1
+
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(count_turns)
+        for number in range(3):
+            key = ActionKey(f"{number:064x}", 1)
+            result = reapi.ActionResult(
+                output_directories=[reapi.OutputDirectory(path="d", tree_digest=wire(tree))], exit_code=number
+            )
+            await store_action_result(store, key, encode(result))
+            turns = 0
+            await store.get(key)
+            assert turns >= 60_000 // 4096
+        nursery.cancel_scope.cancel()
+    assert cas.opened == 1
+
+
+async def test_all_that_a_result_refers_to_is_asked_for_in_one_trip():
+    class Asked(MemoryStore):
+        trips = 0
+
+        async def has(self, keys):
+            self.trips += 1
+            return await super().has(keys)
+
+    store, _, cas = make_store(BareContext(), cas=Asked(MemoryOptions(), BareContext()))
+    await fill(cas)
+    await store_action_result(store, ACTION, encode(RESULT))
+    await store.get(ACTION)
+    assert cas.trips == 1
+    files = [reapi.OutputFile(path=str(n), digest=wire(b"%d" % n)) for n in range(1000)]
+    for n in range(1000):
+        await cas.put(digest_of(b"%d" % n), b"%d" % n)
+    await store_action_result(store, ACTION, encode(reapi.ActionResult(output_files=files)))
+    cas.trips = 0
+    assert await is_there(store)
+    assert cas.trips == 3, "has, get and open"
+    cas._index.discard(digest_of(b"999"))
+    assert not await is_there(store)
+
+
+async def test_many_results_are_one_trip_each_way_and_checked_each():
+    store, backend, cas = make_store(BareContext())
+    await cas.put(digest_of(b"there"), b"there")
+    keys = [ActionKey(f"{number:064x}", 1) for number in range(130)]
+    for number, key in enumerate(keys):
+        named = wire(b"there" if number % 2 else b"gone")
+        await store_action_result(store, key, encode(reapi.ActionResult(stdout_digest=named, exit_code=number)))
+    found = await store.get_many([*keys, "name"])
+    assert [isinstance(value, BlobNotFoundError) for value in found] == [*[True, False] * 65, True]
+    assert [size is not None for size in await store.has(keys)] == [False, True] * 65
+
+
+def test_it_says_that_nobody_needs_to_look_again():
+    assert make_store(BareContext())[0].capability(ChecksCompleteness).checks_completeness()

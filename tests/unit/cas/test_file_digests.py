@@ -1,0 +1,157 @@
+"""Reading what files a Tree names, however its bytes come and are written."""
+
+import random
+import tracemalloc
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from nl.blob.hashing import digest_of
+from nl.cas.file_digests import FileDigests
+from nl.cas.packed import PackedDigests
+from nl.errors import InvalidRequestError
+from nl.model.digest import Digest, DigestFunction
+from nl.pb import reapi
+from nl.pb.codec import encode, varint
+
+SHA256 = DigestFunction.SHA256
+UNKNOWN = b"\xfa\x01\x03abc" + b"\x98\x06\x05"  # field 31, bytes; field 99, a varint
+
+
+def d(text, size=None):
+    digest = digest_of(text.encode())
+    return reapi.Digest(hash=digest.hash, size_bytes=len(text) if size is None else size)
+
+
+def own(digest):
+    return Digest(digest.hash, digest.size_bytes, SHA256)
+
+
+def read(encoded, *, is_tree=True, step=None):
+    files = FileDigests(digest_of(encoded), is_tree=is_tree)
+    step = step or max(len(encoded), 1)
+    for at in range(0, len(encoded), step):
+        files.feed(encoded[at : at + step])
+    found = list(files.finish())
+    return (found, files.directories) if not is_tree else found
+
+
+NAMES = st.one_of(st.text(min_size=1, max_size=12), st.sampled_from(["x" * 127, "x" * 128, "y" * 2_000]))
+DIGESTS = st.builds(d, st.text(max_size=5), st.sampled_from([0, 1, 127, 128, 300, 2**31, 2**62]))
+FILES = st.builds(reapi.FileNode, name=NAMES, digest=DIGESTS, is_executable=st.booleans())
+SUBS = st.builds(reapi.DirectoryNode, name=NAMES, digest=DIGESTS)
+LINKS = st.builds(reapi.SymlinkNode, name=NAMES, target=NAMES)
+DIRECTORIES = st.builds(
+    reapi.Directory, files=st.lists(FILES, max_size=5), directories=st.lists(SUBS, max_size=3),
+    symlinks=st.lists(LINKS, max_size=2),
+)
+
+
+TREES = st.builds(reapi.Tree, root=st.none() | DIRECTORIES, children=st.lists(DIRECTORIES, max_size=4))
+
+
+@given(TREES, st.integers(1, 90))
+def test_files_of_a_tree_are_those_that_decoding_finds(tree, step):
+    directories = ([tree.root] if tree.root is not None else []) + tree.children
+    expected = [own(file.digest) for directory in directories for file in directory.files]
+    encoded = encode(tree)
+    assert read(encoded) == expected
+    assert read(encoded, step=step) == expected
+    assert read(UNKNOWN + encoded + UNKNOWN, step=step) == expected
+
+
+@given(DIRECTORIES, st.integers(1, 90))
+def test_files_and_subdirectories_of_a_directory(directory, step):
+    encoded = encode(directory)
+    expected = [own(file.digest) for file in directory.files], [own(node.digest) for node in directory.directories]
+    assert read(encoded, is_tree=False, step=step) == expected
+    assert read(encoded + UNKNOWN, is_tree=False, step=step) == expected
+
+
+def field(tag, body):
+    return bytes([tag]) + varint(len(body)) + body
+
+
+def test_nodes_that_are_written_in_another_order_are_read_all_the_same():
+    file = reapi.FileNode(name="a", digest=d("a"), is_executable=True)
+    name, digest = field(0x0A, b"a"), field(0x12, encode(file.digest))
+    hash, size = field(0x0A, file.digest.hash.encode()), b"\x10\x01"
+    nodes = [
+        encode(file), digest + name, b"\x20\x01" + name + digest, name + UNKNOWN + digest, name + digest + UNKNOWN,
+        name + field(0x12, size + hash), name + field(0x12, hash) + field(0x12, size),
+    ]
+    directory = b"".join(field(0x0A, node) for node in nodes)
+    for step in (1, 7, 1000):
+        assert read(field(0x0A, directory), step=step) == [own(file.digest)] * len(nodes)
+        assert read(field(0x12, directory) + field(0x0A, directory), step=step) == [own(file.digest)] * 2 * len(nodes)
+
+
+def test_a_later_digest_in_a_node_counts_as_in_any_protobuf():
+    node = field(0x0A, b"a") + field(0x12, encode(d("first"))) + field(0x12, encode(d("other")))
+    assert read(field(0x0A, field(0x0A, node))) == [own(d("other"))]
+
+
+ONE = encode(reapi.Tree(root=reapi.Directory(files=[reapi.FileNode(name="a", digest=d("a"))])))
+
+
+@pytest.mark.parametrize("encoded", [
+    b"\xff", b"\xffno tree", b"\x0a", b"\x0a\x05abc", ONE[:-1], ONE[:10], ONE + b"\x0a", ONE + b"\x00",
+    b"\x0a" + varint(len(ONE) - 10) + ONE[2:],  # the directory ends inside of a node
+    field(0x0A, field(0x0A, b"\xff")), field(0x0A, b"\x0a\xff\xff\xff\xff\xff\xff"), b"\x0c", b"\x0b" * 200,
+    field(0x0A, field(0x0A, field(0x0A, b"a"))),
+    *(
+        encode(reapi.Tree(root=reapi.Directory(files=[reapi.FileNode(name="a", digest=digest)])))
+        for digest in (
+            reapi.Digest(hash="A" * 64, size_bytes=1), reapi.Digest(hash="g" * 64, size_bytes=1),
+            reapi.Digest(hash="a" * 63, size_bytes=1), reapi.Digest(hash="a" * 62 + "  ", size_bytes=1),
+            reapi.Digest(hash="a" * 64, size_bytes=-1),
+        )
+    ),
+])
+@pytest.mark.parametrize("step", [1, 3, 1000])
+def test_what_is_no_tree_is_said_so(encoded, step):
+    with pytest.raises(InvalidRequestError):
+        read(encoded, step=step)
+
+
+@given(st.binary(max_size=200), st.integers(1, 50))
+def test_garbage_is_never_anything_else_than_an_error_or_digests(data, step):
+    for encoded in (data, ONE[: len(data) % len(ONE)] + data):
+        try:
+            read(encoded, step=step)
+        except InvalidRequestError:
+            pass
+
+
+def test_a_field_without_end_is_not_gathered():
+    files = FileDigests(Digest("a" * 64, 2**40), is_tree=True)
+    with pytest.raises(InvalidRequestError):
+        files.feed(b"\x0a\xff\xff\xff\xff\x07\x0a\xff\xff\xff\x7f")
+        for _ in range(100):
+            files.feed(bytes(64 * 1024))
+
+
+def test_what_is_kept_of_a_large_tree_is_forty_bytes_a_file():
+    nodes = [reapi.FileNode(name=f"file{n}.o", digest=d(str(n))) for n in range(10_000)]
+    encoded = encode(reapi.Tree(root=reapi.Directory(files=nodes)))
+    digest = digest_of(encoded)
+    tracemalloc.start()
+    files = FileDigests(digest, is_tree=True)
+    for at in range(0, len(encoded), 64 * 1024):
+        files.feed(encoded[at : at + 64 * 1024])
+    packed = files.finish()
+    del files
+    kept, _ = tracemalloc.get_traced_memory()
+    tracemalloc.stop()
+    assert len(packed) == 10_000
+    assert kept < 50 * 10_000
+    assert random.choice(list(packed)).function is SHA256
+
+
+def test_packing_and_unpacking_give_the_same_digests():
+    for function in DigestFunction:
+        digests = [digest_of(b"%d" % n, function) for n in range(5)] + [Digest("0" * 64, 2**63 - 1, function)]
+        packed = PackedDigests.of(digests, function)
+        assert list(packed) == digests
+        assert len(packed) == 6
