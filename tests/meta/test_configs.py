@@ -6,19 +6,19 @@ import pytest
 
 from nl.config.loader import load_file
 from nl.config.reference import config_reference
-from nl.config.registry import PLUGINS, StoreKinds
+from nl.config.registry import StoreKinds
 from nl.storage.builder import build_stores
+from tests.support.examples import CONFIGS as EXAMPLES
+from tests.support.examples import VARIABLES, need_kinds_of
 
 CONFIGS = Path(__file__).parents[2] / "configs"
 
 
-@pytest.mark.parametrize("path", sorted(CONFIGS.glob("*.json5")), ids=lambda path: path.name)
+@pytest.mark.parametrize("path", EXAMPLES, ids=lambda path: path.name)
 def test_an_example_loads_and_its_stores_build_without_a_warning(path, tmp_path):
+    need_kinds_of(path)
     kinds = StoreKinds()
-    for kind, distribution in PLUGINS.items():
-        if f"{kind}:" in path.read_text() and kind not in kinds.names():
-            pytest.skip(f"{distribution} is not installed")
-    env = {"NL_DATA_DIR": str(tmp_path / "data"), "WORKER_NAME": "worker-1", "NL_BUCKET": "a-bucket"}
+    env = {"NL_DATA_DIR": str(tmp_path / "data"), **VARIABLES}
     config = load_file(path, env=env, kinds=kinds, on_warning=pytest.fail)
     graph = build_stores(config.stores, kinds=kinds)
     assert {store.name for store in config.stores} <= {built.name for built in graph}

@@ -32,23 +32,56 @@ def free_port() -> int:
         return s.getsockname()[1]
 
 
-class S3Server:
-    """A server process at a port of its own, which it keeps when it is started again."""
+class S3:
+    """A server that speaks S3, seen without the store."""
 
-    def __init__(self, folder: Path, kind: str) -> None:
-        self.kind = kind
-        self.port = free_port()
-        self.url = f"http://127.0.0.1:{self.port}"
-        self._folder = folder
-        self._process: subprocess.Popen[bytes] | None = None
-        (folder / "data").mkdir(exist_ok=True)
+    def __init__(self, url: str, key: str = KEY, secret: str = SECRET) -> None:
+        self.url = url
+        self.credentials = {"access_key_id": key, "secret_access_key": secret}
+        self._buckets: dict[Path, str] = {}
         self.client = boto3.client(
-            "s3", endpoint_url=self.url, aws_access_key_id=KEY, aws_secret_access_key=SECRET, region_name="us-east-1",
+            "s3", endpoint_url=self.url, aws_access_key_id=key, aws_secret_access_key=secret, region_name="us-east-1",
             config=Config(
                 retries={"total_max_attempts": 1}, max_pool_connections=32, s3={"addressing_style": "path"},
                 request_checksum_calculation="when_required", response_checksum_validation="when_required",
             ),
         )
+
+    def bucket(self) -> str:
+        """A new empty bucket."""
+        name = f"bucket-{uuid.uuid4().hex[:12]}"
+        self.client.create_bucket(Bucket=name)
+        return name
+
+    def bucket_of(self, folder: Path) -> str:
+        """A bucket that stands for a folder: the same one at each call."""
+        if folder not in self._buckets:
+            self._buckets[folder] = self.bucket()
+        return self._buckets[folder]
+
+    def objects(self, bucket: str) -> dict[str, int]:
+        """The sizes of all objects by key."""
+        pages = self.client.get_paginator("list_objects_v2").paginate(Bucket=bucket)
+        return {each["Key"]: each["Size"] for page in pages for each in page.get("Contents", ())}
+
+    def open_uploads(self, bucket: str) -> list[str]:
+        """The keys of multipart uploads that are neither completed nor aborted."""
+        try:
+            return [each["Key"] for each in self.client.list_multipart_uploads(Bucket=bucket).get("Uploads", ())]
+        except self.client.exceptions.NoSuchUpload:  # rclone, where there has never been one
+            return []
+
+
+class S3Server(S3):
+    """A server process at a port of its own, which it keeps when it is started again."""
+
+    def __init__(self, folder: Path, kind: str) -> None:
+        self.kind = kind
+        self.port = free_port()
+        self._folder = folder
+        self._process: subprocess.Popen[bytes] | None = None
+        (folder / "data").mkdir(exist_ok=True)
+        super().__init__(f"http://127.0.0.1:{self.port}")
 
     def start(self) -> None:
         if self.kind == "moto":
@@ -75,21 +108,6 @@ class S3Server:
         self._process.send_signal(signal.SIGKILL)
         self._process.wait()
         self._process = None
-
-    def bucket(self) -> str:
-        """A new empty bucket."""
-        name = f"bucket-{uuid.uuid4().hex[:12]}"
-        self.client.create_bucket(Bucket=name)
-        return name
-
-    def objects(self, bucket: str) -> dict[str, int]:
-        """The sizes of all objects by key."""
-        pages = self.client.get_paginator("list_objects_v2").paginate(Bucket=bucket)
-        return {each["Key"]: each["Size"] for page in pages for each in page.get("Contents", ())}
-
-    def open_uploads(self, bucket: str) -> list[str]:
-        """The keys of multipart uploads that are neither completed nor aborted."""
-        return [each["Key"] for each in self.client.list_multipart_uploads(Bucket=bucket).get("Uploads", ())]
 
 
 @contextmanager
@@ -118,6 +136,16 @@ def rclone(tmp_path_factory: pytest.TempPathFactory) -> Iterator[S3Server]:
     """One rclone for all tests; each takes a bucket of its own."""
     with s3_server(tmp_path_factory.mktemp("rclone"), "rclone") as server:
         yield server
+
+
+@pytest.fixture(scope="session")
+def other_server() -> Iterator[S3]:
+    """The server that NL_TEST_S3 names."""
+    if not (named := os.environ.get("NL_TEST_S3")):
+        pytest.skip("for a real server: NL_TEST_S3=URL,ACCESS_KEY,SECRET_KEY")
+    server = S3(*named.split(","))
+    yield server
+    server.client.close()
 
 
 def options_for(bucket: str, url: str, **more: object) -> CloudObjectStoreOptions:

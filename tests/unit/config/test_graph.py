@@ -4,16 +4,14 @@ import os
 import re
 import shutil
 import subprocess
-from pathlib import Path
 
 import pytest
 
 from nl.config.graph import graph
 from nl.config.loader import load_file, load_value
+from tests.support.examples import CONFIGS, VARIABLES, need_kinds_of
 from tests.unit.config.kinds import kinds
 from tests.unit.config.test_drawing import CONFIG
-
-CONFIGS = sorted(Path(__file__).parents[3].joinpath("configs").glob("*.json5"))
 
 
 def edges(text):
@@ -54,7 +52,8 @@ def test_secrets_stay_out_of_the_picture_and_quotes_do_not_end_a_label():
 @pytest.mark.skipif(shutil.which("dot") is None, reason="needs Graphviz: ./dev test installs it as root")
 @pytest.mark.parametrize("path", CONFIGS, ids=lambda path: path.stem)
 def test_graphviz_draws_every_example(path):
-    config = load_file(str(path), env={**os.environ, "WORKER_NAME": "one"}, on_warning=lambda line: None)
+    need_kinds_of(path)
+    config = load_file(str(path), env={**os.environ, **VARIABLES}, on_warning=lambda line: None)
     done = subprocess.run(["dot", "-Tsvg"], input=graph(config), capture_output=True, text=True, timeout=60)
     assert done.returncode == 0 and not done.stderr, done.stderr
     assert all(f">{server.listener.http.socket_address}" in done.stdout for server in config.servers)

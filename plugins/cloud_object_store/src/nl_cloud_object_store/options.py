@@ -47,10 +47,12 @@ class CloudObjectStoreOptions(Options):
     """Blobs as objects of a bucket: Amazon S3, Cloudflare R2, Oracle, ONTAP, or any server that speaks S3."""
 
     EXAMPLE = """{
-  provider: "aws",
-  region: "us-east-1",
-  bucket: "my-build-cache",
-  key_prefix: "cas/",
+  experimental_cloud_object_store: {
+    provider: "aws",
+    region: "us-east-1",
+    bucket: "my-build-cache",
+    key_prefix: "cas/",
+  },
 }"""
 
     provider: ProviderName

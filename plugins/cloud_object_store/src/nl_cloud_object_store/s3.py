@@ -130,8 +130,11 @@ class S3Client(ObjectClient):
             pass  # aborted or completed before: there is nothing left
 
     def open_uploads(self, prefix: str) -> list[OpenUpload]:
-        with self._translated():
-            reply = self._client.list_multipart_uploads(Bucket=self._bucket, Prefix=prefix)
+        try:
+            with self._translated():
+                reply = self._client.list_multipart_uploads(Bucket=self._bucket, Prefix=prefix)
+        except UploadGoneError:  # rclone's way of saying that there has never been one
+            return []
         return [OpenUpload(each["Key"], each["UploadId"], each["Initiated"].timestamp())
                 for each in reply.get("Uploads", ())]
 

@@ -18,6 +18,7 @@ from nl.plugin import (
     BytesReader,
     Deletes,
     Digest,
+    DigestFunction,
     Key,
     NlError,
     Reader,
@@ -296,7 +297,8 @@ class CloudObjectStore(Store):
         return self._removals.watch()
 
     def _forget(self, keys: Sequence[Key]) -> None:
-        self._remembered.forget(key for key in keys if isinstance(key, Digest))
+        names = [key for key in keys if not isinstance(key, str)]  # a ForeignKey is a digest's object by another name
+        self._remembered.forget(Digest(key.hash, key.size, function) for key in names for function in DigestFunction)
 
     def _missed(self, key: Key) -> BlobNotFoundError:
         """The object is not there, whatever was said before."""

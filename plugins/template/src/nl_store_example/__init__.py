@@ -18,6 +18,7 @@ from nl.plugin import (
     Reader,
     Store,
     StoreContext,
+    TooLargeError,
     slice_bytes,
 )
 
@@ -45,7 +46,7 @@ class ExampleDictStore(Store):
     async def get(self, key: Key) -> Buffer:
         data = self._find(key)
         if len(data) > MAX_WHOLE:
-            raise ExhaustedError(f"{key} has {len(data)} bytes; more than {MAX_WHOLE} must be streamed")
+            raise TooLargeError(f"{key} has {len(data)} bytes; more than {MAX_WHOLE} must be streamed")
         return data
 
     def open(self, key: Key, *, offset: int = 0, length: int | None = None) -> AbstractAsyncContextManager[Reader]:
