@@ -1,8 +1,8 @@
 """ContentAddressableStorage: what is missing, many small blobs at once, and directory trees.
 
 Every uploaded blob is checked against its digest, whatever the store. Batches answer in the order of the request,
-one status a blob; only what concerns the call as a whole fails it. The blobs of a batch are handled by a few tasks
-(`nl.storage.concurrent`).
+one status a blob; only what concerns the call as a whole fails it. A store is asked for the blobs of a batch at once:
+one far away makes that one trip.
 
 Not here: single blobs in pieces (`nl.services.bytestream`), the cutting of trees into pages (`tree_pages`).
 """
@@ -114,29 +114,41 @@ class CasService:
                 f"{BATCH_BYTES}"
             )
         _check_unpacked(blobs)
-        statuses = [_OK] * len(blobs)
-        explain = _Explanations()
+        failed: list[NlError | None] = [None] * len(blobs)
+        checked: list[tuple[int, Digest]] = []
 
-        async def store_one(at: int) -> None:
+        async def check_one(at: int) -> None:
             try:
-                await self._store_blob(instance, blobs[at], function)
+                digest = await self._check_blob(instance, blobs[at], function)
             except NlError as exc:
-                statuses[at] = rpc_status.Status(code=int(exc.code), message=explain(exc))
+                failed[at] = exc
+            else:
+                if digest is not None:
+                    checked.append((at, digest))
 
-        await for_each(len(blobs), store_one)
+        await for_each(len(blobs), check_one)
+        results = await instance.store.put_many([(digest, blobs[at].data) for at, digest in checked])
+        for (at, _), error in zip(checked, results, strict=True):
+            failed[at] = error
+        explain = _Explanations()
+        statuses = [
+            _OK if error is None else rpc_status.Status(code=int(error.code), message=explain(error))
+            for error in failed
+        ]
         await stream.send_parts([await off_loop_if(len(blobs) > MANY, _encode_statuses, blobs, statuses)])
 
-    async def _store_blob(
+    async def _check_blob(
         self, instance: CasInstance, blob: reapi.BatchUpdateBlobsRequestRequest, function: DigestFunction
-    ) -> None:
+    ) -> Digest | None:
+        """The digest of a blob that is right and is yet to be stored; None for a packed one, which has been."""
         digest = parse_digest(blob.digest, function, "digest")
         if blob.compressor == _ZSTD:
             await self._packing.store(instance.packed, digest, blob.data)
-            return
+            return None
         if blob.compressor != _IDENTITY:
             raise InvalidRequestError(f"{digest}: compressor {int(blob.compressor)} is not offered by this server")
         check_bytes(blob.data, digest)
-        await instance.store.put(digest, blob.data)
+        return digest
 
     async def batch_read_blobs(
         self, stream: ServerStream[EncodedBatchRead, reapi.BatchReadBlobsResponse]
@@ -145,26 +157,23 @@ class CasService:
         request = await receive_batch(stream, decode_batch_read)
         instance = self._instances.get(stream, request.instance_name, Right.READ_CAS)
         function = parse_function(request.digest_function)
-        room = REPLY_BYTES - ENTRY_BYTES * len(request.digests)
         found: list[Buffer | NlError] = [b""] * len(request.digests)
-        packs = _ZSTD in request.acceptable_compressors
+        wanted = _that_fit(request.digests, function, found)
         packed = [False] * len(found)
+        if _ZSTD in request.acceptable_compressors:
 
-        async def read_one(at: int) -> None:
-            nonlocal room
-            try:
-                digest = parse_digest(request.digests[at], function, "digest")
-                if digest.size > room:
-                    raise ExhaustedError(f"{digest} does not fit into this reply any more: ask for it by itself")
-                room -= digest.size
-                if packs:
+            async def read_one(number: int) -> None:
+                at, digest = wanted[number]
+                try:
                     found[at], packed[at] = await self._packing.read(instance.packed, digest)
-                else:
-                    found[at] = await instance.store.get(digest)
-            except NlError as exc:
-                found[at] = exc
+                except NlError as exc:
+                    found[at] = exc
 
-        await for_each(len(found), read_one)
+            await for_each(len(wanted), read_one)
+        else:
+            blobs = await instance.store.get_many([digest for _, digest in wanted])
+            for (at, _), blob in zip(wanted, blobs, strict=True):
+                found[at] = blob
         reply = BatchReadReply()
         explain = _Explanations()
         for digest, blob, is_packed in zip(request.digests, found, packed, strict=True):
@@ -239,6 +248,26 @@ def _check_unpacked(blobs: Sequence[reapi.BatchUpdateBlobsRequestRequest]) -> No
             f"the batch has compressed blobs of {total} bytes, more than {UNPACKED_BATCH_BYTES}; "
             f"max_batch_total_size_bytes is {BATCH_BYTES}"
         )
+
+
+def _that_fit(
+    digests: Sequence[reapi.Digest], function: DigestFunction, outcomes: list[Buffer | NlError]
+) -> list[tuple[int, Digest]]:
+    """Those whose blobs have room in one reply, with their places; `outcomes` gets the errors of the others."""
+    room = REPLY_BYTES - ENTRY_BYTES * len(digests)
+    wanted: list[tuple[int, Digest]] = []
+    for at, each in enumerate(digests):
+        try:
+            digest = parse_digest(each, function, "digest")
+        except InvalidRequestError as exc:
+            outcomes[at] = exc
+            continue
+        if digest.size > room:
+            outcomes[at] = ExhaustedError(f"{digest} does not fit into this reply any more: ask for it by itself")
+        else:
+            room -= digest.size
+            wanted.append((at, digest))
+    return wanted
 
 
 def _encode_statuses(

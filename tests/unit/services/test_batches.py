@@ -1,0 +1,72 @@
+"""Batches reach the store as one question, and each blob keeps its own outcome and its place."""
+
+from nl.errors import Code, UnavailableError
+from nl.model.digest import Digest
+from nl.pb import reapi
+from nl.plugin import digest_of
+from nl.services.cas import CasInstance, CasService
+from nl.stores.memory import MemoryOptions, MemoryStore
+from nl.testing import BareContext
+from tests.unit.services.memory_stream import call
+
+
+class Counting(MemoryStore):
+    """Counts how often it is asked for many; refuses one blob."""
+
+    def __init__(self, refused=None):
+        super().__init__(MemoryOptions(), BareContext("CAS"))
+        self.trips = []
+        self.refused = refused
+
+    async def get_many(self, keys):
+        self.trips.append(list(keys))
+        return await super().get_many(keys)
+
+    async def put_many(self, blobs):
+        self.trips.append([key for key, _ in blobs])
+        return await super().put_many(blobs)
+
+    async def put(self, key, data):
+        if key == self.refused:
+            raise UnavailableError("not now")
+        await super().put(key, data)
+
+
+def message(digest):
+    return reapi.Digest(hash=digest.hash, size_bytes=digest.size)
+
+
+BLOBS = [b"blob %d" % number for number in range(6)]
+DIGESTS = [digest_of(blob) for blob in BLOBS]
+
+
+async def test_an_upload_is_one_trip_and_what_is_wrong_does_not_get_there():
+    store = Counting(refused=DIGESTS[4])
+    contents = [BLOBS[0], b"wrong!", BLOBS[2], BLOBS[3], BLOBS[4], BLOBS[5]]
+    uploads = [
+        reapi.BatchUpdateBlobsRequestRequest(digest=message(digest), data=data)
+        for digest, data in zip(DIGESTS, contents, strict=True)
+    ]
+    uploads[3].digest = reapi.Digest(hash="no hash", size_bytes=6)
+    [reply] = await call(CasService({"": CasInstance(store)}), "BatchUpdateBlobs",
+                         reapi.BatchUpdateBlobsRequest(requests=uploads))  # fmt: skip
+    codes = [0 if each.status is None else each.status.code for each in reply.responses]
+    assert codes == [0, Code.INVALID_ARGUMENT, 0, Code.INVALID_ARGUMENT, Code.UNAVAILABLE, 0]
+    assert store.trips == [[DIGESTS[0], DIGESTS[2], DIGESTS[4], DIGESTS[5]]]
+    assert await store.has(DIGESTS) == [6, None, 6, None, None, 6]
+
+
+async def test_a_read_is_one_trip_in_the_order_of_the_request():
+    store = Counting()
+    for digest, blob in list(zip(DIGESTS, BLOBS, strict=True))[:4]:
+        await store.put(digest, blob)
+    asked = [message(DIGESTS[3]), message(DIGESTS[5]), reapi.Digest(hash="no hash"), message(DIGESTS[0])]
+    [reply] = await call(CasService({"": CasInstance(store)}), "BatchReadBlobs",
+                         reapi.BatchReadBlobsRequest(digests=asked))  # fmt: skip
+    assert [each.digest.hash for each in reply.responses] == [each.hash for each in asked]
+    assert [0 if each.status is None else each.status.code for each in reply.responses] == [
+        0, Code.NOT_FOUND, Code.INVALID_ARGUMENT, 0,
+    ]  # fmt: skip
+    assert [bytes(each.data) for each in reply.responses] == [BLOBS[3], b"", b"", BLOBS[0]]
+    assert store.trips == [[DIGESTS[3], DIGESTS[5], DIGESTS[0]]]
+    assert all(isinstance(key, Digest) for key in store.trips[0])
