@@ -132,15 +132,12 @@ def _window(queue: Sequence[Digest], start: int) -> Sequence[Digest]:
 
 
 async def _load(store: Store, digests: Sequence[Digest]) -> list[Buffer | None]:
-    """The blobs in order, None where missing; in one trip, as a store far away takes its time for each."""
+    """The blobs in order, None where missing; asked for at once, as a store far away takes its time for each trip."""
     loaded: list[Buffer | None] = []
     for found in await store.get_many(digests):
-        if not isinstance(found, NlError):
-            loaded.append(found)
-        elif isinstance(found, BlobNotFoundError):
-            loaded.append(None)
-        else:
+        if isinstance(found, NlError) and not isinstance(found, BlobNotFoundError):
             raise found
+        loaded.append(None if isinstance(found, BlobNotFoundError) else found)
     return loaded
 
 
