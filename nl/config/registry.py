@@ -20,7 +20,7 @@ from nl.errors import ConfigError, PluginError
 GROUP = "nl.stores"
 
 PLANNED = frozenset({
-    "cache_metrics", "dedup", "existence_cache", "ontap_s3_existence_cache", "shard",
+    "cache_metrics", "existence_cache", "ontap_s3_existence_cache", "shard",
     "size_partitioning",
 })
 """Kinds of NativeLink that belong into this package but are not there yet."""
