@@ -21,9 +21,9 @@ import trio
 from nl.plugin import BlobNotFoundError, Digest, EvictionPolicy, ExhaustedError, TooLargeError
 from nl.stores.filesystem.layout import Folder
 from nl.stores.filesystem.leases import nobody_writes_to
-from nl.stores.filesystem.lock import Lock
+from nl.stores.filesystem.lock import Lock, Sum
 from nl.stores.filesystem.mirror import Mirror
-from nl.stores.filesystem.names import IndexKey, file_name, name_of
+from nl.stores.filesystem.names import IndexKey, file_name, is_blob, name_of
 from nl.stores.filesystem.scanning import Scanner
 
 SLICE = 64
@@ -46,7 +46,7 @@ class Committer:
         self.evicted_blobs = 0
         self.evicted_bytes = 0
         self._scanner = scanner
-        self._sum = 0
+        self._sum = Sum(0, 0)
         self._closing: list[int] = []
         self._is_bounded = bool(policy.max_bytes or policy.max_count)
 
@@ -80,20 +80,28 @@ class Committer:
         """After `lock.acquire` or `lock.try_lock`: the index is up to date in the block, and the lock free after it."""
         try:
             self.mirror.refresh()
-            self._sum = self.mirror.index.bytes
-            if not self.mirror.is_exact and (told := self.lock.read_sum()) is not None:
-                self._sum = told
-            before = self._sum
-            yield
-            if self.mirror.is_exact or self._sum != before:
-                self.lock.write_sum(self.sum)
+            if self.mirror.is_exact:
+                yield
+                self._tell(Sum(self.mirror.index.bytes, 0))
+            else:
+                self._sum = self.lock.read_sum() or Sum(self.mirror.index.bytes, 0)
+                yield
         finally:
             self.lock.unlock()
 
     @property
     def sum(self) -> int:
         """Bytes that all files count for, as far as is known. While locked."""
-        return self.mirror.index.bytes if self.mirror.is_exact else self._sum
+        return self.mirror.index.bytes if self.mirror.is_exact else self._sum.bytes
+
+    def _count(self, change: int) -> None:
+        """Notes that files came (or went) that count for so many bytes: at once, as this process may be killed."""
+        if not self.mirror.is_exact:
+            self._tell(Sum(self._sum.bytes + change, self._sum.moved + abs(change)))
+
+    def _tell(self, told: Sum) -> None:
+        self._sum = told
+        self.lock.write_sum(told)
 
     async def commit(
         self, temp_name: str, folder: Folder, name: str, *, key: IndexKey, facts: os.stat_result,
@@ -127,11 +135,18 @@ class Committer:
         self, temp_name: str, folder: Folder, name: str, *, key: IndexKey, facts: os.stat_result, is_known: bool
     ) -> None:
         mirror = self.mirror
+        replaced = 0 if mirror.is_exact else self._cost_on_disk(folder, name)
         os.rename(temp_name, name, src_dir_fd=mirror.layout.temp.fd, dst_dir_fd=folder.fd)
-        before = mirror.index.bytes
+        self._count(mirror.index.cost(facts.st_size) - replaced)
         inode, mtime_ns = (facts.st_ino, facts.st_mtime_ns) if is_known else (0, 0)
         mirror.placed(folder, name, key=key, size=facts.st_size, inode=inode, mtime_ns=mtime_ns)
-        self._sum += mirror.index.bytes - before
+
+    def _cost_on_disk(self, folder: Folder, name: str) -> int:
+        """What a file counts for that is about to be replaced, whoever has put it there."""
+        try:
+            return self.mirror.index.cost(os.stat(name, dir_fd=folder.fd, follow_symlinks=False).st_size)
+        except FileNotFoundError:
+            return 0
 
     async def trim(self) -> None:
         """Evicts what the policy does not allow, in slices: after a scan, and now and then for age."""
@@ -145,12 +160,34 @@ class Committer:
                     return
             await trio.sleep(_POLITE_PAUSE_S)
 
-    async def settle(self) -> None:
-        """After a scan: tells all processes what the sum really is."""
+    async def begin_listing(self) -> int:
+        """Before a scan: what `settle` needs to know after it."""
         await self.lock.acquire()
         with self.locked():
-            self._sum = self.mirror.index.bytes
-            self.lock.write_sum(self._sum)
+            return self._sum.moved
+
+    async def settle(self, moved: int) -> None:
+        """After a scan: tells all processes the sum, if theirs is certainly wrong (some may have been killed).
+
+        Without inotify, the listing itself is off by what came and went meanwhile.
+        """
+        await self.lock.acquire()
+        with self.locked():
+            listed = self.mirror.index.bytes
+            if not self.mirror.is_exact and abs(listed - self._sum.bytes) > self._sum.moved - moved:
+                self._tell(Sum(listed, self._sum.moved))
+
+    async def delete_orphans(self) -> None:
+        """Deletes executable variants whose blob is gone: a process died between the two."""
+        index = self.mirror.index
+        orphans = [key for key in index.executables if key not in index.slots]
+        for start in range(0, len(orphans), SLICE):
+            await self.lock.acquire()
+            with self.locked():
+                for key in orphans[start : start + SLICE]:
+                    if key not in index.slots:
+                        self.delete_executable(key)
+            await trio.sleep(_POLITE_PAUSE_S)
 
     async def delete_empty(self, files: list[tuple[Folder, str]]) -> int:
         """Deletes files that are still empty; returns how many they were."""
@@ -213,6 +250,8 @@ class Committer:
             self._free_later(folder, name)
         self._unlink(folder, name, size)
         if folder is self.mirror.layout.blobs:
+            if not self.mirror.is_exact and is_blob(key) and key not in self.mirror.index.executables:
+                self.mirror.index.add_executable(key, size)  # Another process may have made one.
             self.delete_executable(key)
 
     def delete_executable(self, key: IndexKey) -> None:
@@ -225,7 +264,7 @@ class Committer:
     def moved_away(self, folder: Folder, name: str, *, key: IndexKey, size: int) -> None:
         """Notes that a file was moved out of the folder, and deletes its variant. Under the lock."""
         self.mirror.removed(folder, name)
-        self._sum -= self.mirror.index.cost(size)
+        self._count(-self.mirror.index.cost(size))
         if folder is self.mirror.layout.blobs:
             self.delete_executable(key)
 
@@ -264,7 +303,7 @@ class Committer:
         except FileNotFoundError:
             pass  # Another process was faster, and has taken it off the sum.
         else:
-            self._sum -= self.mirror.index.cost(size)
+            self._count(-self.mirror.index.cost(size))
         self.mirror.removed(folder, name)
 
     def _free_later(self, folder: Folder, name: str) -> None:

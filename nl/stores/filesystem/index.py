@@ -143,6 +143,12 @@ class Index:
         self.order.note_all(slots, now)
         self.order.sweep(len(self.slots))
 
+    def tell_keys(self, keys: Sequence[IndexKey], now: float) -> None:
+        """Tells all processes that keys are being asked for, whether their files are there or not."""
+        if not self._shared.is_alone:
+            for key in keys:
+                self._shared.times[self._shared.cell_of(key)] = now
+
     def tell_uses(self, since: float) -> Iterator[None]:
         """Tells all processes of the uses since then, a slice for each step; the caller may wait between."""
         for slots in self.order.used_since(since):

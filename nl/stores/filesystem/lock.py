@@ -10,6 +10,7 @@ import fcntl
 import logging
 import os
 import struct
+from typing import NamedTuple
 
 import trio
 
@@ -21,8 +22,16 @@ _log = logging.getLogger(__name__)
 _LONGEST_PAUSE_S = 0.001
 _WARNING_S = 5.0
 _TIMEOUT_S = 60.0
-_SUM = struct.Struct("<8sQ")
-_MAGIC = b"nl sum 1"
+_SUM = struct.Struct("<8sQQ")
+_MAGIC = b"nl sum 2"
+
+
+class Sum(NamedTuple):
+    """What all files of a folder take, as whoever had the lock last has counted, in bytes."""
+
+    bytes: int
+    moved: int
+    """Bytes that ever came or went: tells by how much a listing may be off that was made meanwhile."""
 
 
 class Lock:
@@ -85,17 +94,17 @@ class Lock:
                     self._layout.name, self._layout.lock_path, self._holder(),
                 )  # fmt: skip
 
-    def read_sum(self) -> int | None:
-        """How many bytes the folder's files take, as whoever had the lock last has counted; None if nobody has."""
+    def read_sum(self) -> Sum | None:
+        """What the last holder has told; None if there has been none."""
         data = os.pread(self._layout.lock_fd, _SUM.size, 0)
         if len(data) != _SUM.size:
             return None
-        magic, count = _SUM.unpack(data)
-        return int(count) if magic == _MAGIC else None
+        magic, count, moved = _SUM.unpack(data)
+        return Sum(count, moved) if magic == _MAGIC else None
 
-    def write_sum(self, count: int) -> None:
-        """Tells those who will have the lock next how many bytes there are."""
-        os.pwrite(self._layout.lock_fd, _SUM.pack(_MAGIC, max(count, 0)), 0)
+    def write_sum(self, told: Sum) -> None:
+        """Tells those who will have the lock next."""
+        os.pwrite(self._layout.lock_fd, _SUM.pack(_MAGIC, max(told.bytes, 0), told.moved % (1 << 64)), 0)
 
     def _holder(self) -> str:
         try:

@@ -115,6 +115,8 @@ class Presence:
         """Asks the file system, because the index may be wrong. What it says is there is then in the index."""
         self._layout.require_open()
         places = [self._layout.locate(key) for key in keys]
+        # Uses are told before it is looked: whoever evicts then either has done so, or knows better.
+        self._index.tell_keys([key for _, _, key in places], time.monotonic())
         if len(places) <= _INLINE_STATS:
             sizes = self._stat_all(keys, places)
         else:

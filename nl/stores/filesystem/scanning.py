@@ -18,7 +18,6 @@ import trio
 from nl.stores.filesystem.clock import Clock
 from nl.stores.filesystem.layout import Folder
 from nl.stores.filesystem.mirror import Mirror
-from nl.stores.filesystem.names import IndexKey, file_name
 
 _log = logging.getLogger(__name__)
 
@@ -71,7 +70,6 @@ class Scanner:
             for folder in mirror.layout.indexed_folders:
                 await self._list(folder)
             await self._drop_unseen()
-            await self._delete_orphans()
             mirror.refresh()
             if mirror.folder_lost or mirror.events_lost:
                 return  # What was seen proves nothing; the scan stays wanted.
@@ -85,9 +83,16 @@ class Scanner:
             self._progress.unpark_all()
 
     async def progress(self, *, patience_s: float) -> bool:
-        """Waits until a scan has found more; False if none is under way, or one has been for `patience_s`."""
-        left = self.began_at + patience_s - trio.current_time()
-        if self.began_at < 0 or left <= 0:
+        """Waits until a scan has found more; one is wanted if none is under way.
+
+        False if it has been under way for `patience_s`, or does not begin that soon.
+        """
+        left = patience_s
+        if self.began_at >= 0:
+            left += self.began_at - trio.current_time()
+        else:
+            self._mirror.scan_wanted = True
+        if left <= 0:
             return False
         with trio.move_on_after(left) as scope:
             await self._progress.park()
@@ -144,27 +149,6 @@ class Scanner:
                 else:
                     index.remove(key)
             await trio.lowlevel.checkpoint()
-
-    async def _delete_orphans(self) -> None:
-        """Deletes executable variants whose blob is gone: a process died between the two."""
-        index, folder = self._mirror.index, self._mirror.layout.executables
-        orphans: list[IndexKey] = []
-        for number, key in enumerate(list(index.executables)):
-            if key not in index.slots:
-                orphans.append(key)
-            if number % _PIECE == 0:
-                await trio.lowlevel.checkpoint()
-        for key in orphans:
-            await trio.lowlevel.checkpoint()
-            self._mirror.refresh()
-            slot = index.executables.get(key)
-            if slot is None or key in index.slots:
-                continue
-            try:
-                os.unlink(file_name(key, index.sizes[slot]), dir_fd=folder.fd)
-            except FileNotFoundError:
-                pass
-            index.remove_executable(key)
 
     def _report_unreadable(self, folder: Folder, unreadable: list[tuple[str, OSError]]) -> None:
         for name, error in unreadable:

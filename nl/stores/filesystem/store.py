@@ -195,10 +195,13 @@ class FilesystemStore(Store):
             await trio.sleep(_TICK_S)
 
     async def _scan(self) -> None:
+        moved = 0 if self._mirror.is_watching else await self._committer.begin_listing()
         await self._scanner.scan()
         if not self._mirror.scanned.is_set():
             return
-        await self._committer.settle()
+        if not self._mirror.is_watching:
+            await self._committer.settle(moved)
+        await self._committer.delete_orphans()
         if count := await self._committer.delete_empty(self._scanner.empty):
             _log.info("store %s: deleted %d empty files, as a power cut leaves them", self.name, count)
         await self._committer.trim()

@@ -11,6 +11,7 @@ import trio
 from nl.blob.hashing import digest_of
 from nl.plugin import ActionKey, BytesReader, Link, LocalFiles
 from nl.stores.filesystem import FilesystemStore, mirror, scanning
+from nl.stores.filesystem.lock import Sum
 from nl.testing import BareContext, find, make_blob, started
 
 from .conftest import put, until
@@ -158,9 +159,9 @@ async def test_a_sum_that_is_wrong_after_a_crash_is_set_right_by_the_next_scan(p
     async with place.running() as store:
         await put(store, b"x")
         await store._committer.lock.acquire()
-        store._committer.lock.write_sum(1 << 40)
+        store._committer.lock.write_sum(Sum(1 << 40, 0))
         store._committer.lock.unlock()
     async with place.running(policy={"max_bytes": 3 * BLOCK}) as store:
-        await until(lambda: store._committer.lock.read_sum() == BLOCK)
+        await until(lambda: store._committer.lock.read_sum().bytes == BLOCK)
         await put(store, b"y")
         assert place.used() == 2 * BLOCK
