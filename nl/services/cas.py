@@ -113,18 +113,29 @@ class CasService:
                 f"the batch has {total} bytes of blobs, more than {BATCH_UPDATE_BYTES}; max_batch_total_size_bytes is "
                 f"{BATCH_BYTES}"
             )
-        _check_unpacked(blobs)
+        room = UNPACKED_BATCH_BYTES
         failed: list[NlError | None] = [None] * len(blobs)
         checked: list[tuple[int, Digest]] = []
 
         async def check_one(at: int) -> None:
+            nonlocal room
+            blob = blobs[at]
             try:
-                digest = await self._check_blob(instance, blobs[at], function)
+                digest = parse_digest(blob.digest, function, "digest")
+                if blob.compressor == _IDENTITY:
+                    check_bytes(blob.data, digest)
+                    checked.append((at, digest))
+                    return
+                if blob.compressor != _ZSTD:
+                    raise InvalidRequestError(
+                        f"{digest}: compressor {int(blob.compressor)} is not offered by this server"
+                    )
+                if digest.size > room:
+                    raise InvalidRequestError(f"{digest} does not fit into a batch any more: upload it by itself")
+                room -= digest.size
+                await self._packing.store(instance.packed, digest, blob.data)
             except NlError as exc:
                 failed[at] = exc
-            else:
-                if digest is not None:
-                    checked.append((at, digest))
 
         await for_each(len(blobs), check_one)
         results = await instance.store.put_many([(digest, blobs[at].data) for at, digest in checked])
@@ -136,19 +147,6 @@ class CasService:
             for error in failed
         ]
         await stream.send_parts([await off_loop_if(len(blobs) > MANY, _encode_statuses, blobs, statuses)])
-
-    async def _check_blob(
-        self, instance: CasInstance, blob: reapi.BatchUpdateBlobsRequestRequest, function: DigestFunction
-    ) -> Digest | None:
-        """The digest of a blob that is right and is yet to be stored; None for a packed one, which has been."""
-        digest = parse_digest(blob.digest, function, "digest")
-        if blob.compressor == _ZSTD:
-            await self._packing.store(instance.packed, digest, blob.data)
-            return None
-        if blob.compressor != _IDENTITY:
-            raise InvalidRequestError(f"{digest}: compressor {int(blob.compressor)} is not offered by this server")
-        check_bytes(blob.data, digest)
-        return digest
 
     async def batch_read_blobs(
         self, stream: ServerStream[EncodedBatchRead, reapi.BatchReadBlobsResponse]
@@ -238,16 +236,6 @@ def _parse_triple(triple: _Triple) -> Digest:
         return Digest.parse(*triple)
     except InvalidRequestError as exc:
         raise InvalidRequestError(f"blob_digests: {exc.message}") from None
-
-
-def _check_unpacked(blobs: Sequence[reapi.BatchUpdateBlobsRequestRequest]) -> None:
-    """Raises InvalidRequestError if what comes packed would unpack to more than a batch is worth."""
-    total = sum(max(blob.digest.size_bytes, 0) for blob in blobs if blob.compressor and blob.digest is not None)
-    if total > UNPACKED_BATCH_BYTES:
-        raise InvalidRequestError(
-            f"the batch has compressed blobs of {total} bytes, more than {UNPACKED_BATCH_BYTES}; "
-            f"max_batch_total_size_bytes is {BATCH_BYTES}"
-        )
 
 
 def _that_fit(

@@ -13,7 +13,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.support.processes import Server, all_in_one
+from tests.support.processes import ROOT, Server, all_in_one, free_port, serving
 
 WORKSPACE = Path(__file__).parents[1] / "data" / "bazel-workspace"
 
@@ -103,3 +103,17 @@ def test_hits_survive_a_killed_and_restarted_server(bazel: Bazel, server: Server
     server.start()
     assert_all_hits(bazel.test(flag))
     assert "corrupt" not in server.log_text()
+
+
+def test_bazel_with_a_cache_that_is_kept_compressed(bazel: Bazel, tmp_path: Path) -> None:
+    """Bazel 4 sends plain bytes: here the server compresses. The second build is served after a restart."""
+    port = free_port()
+    env = {"NL_DATA_DIR": str(tmp_path / "data"), "NL_ADDRESS": f"127.0.0.1:{port}"}
+    command = ["serve", str(ROOT / "configs" / "compressed_cache.json5")]
+    flag = f"--remote_cache=grpc://127.0.0.1:{port}"
+    with serving(command, port=port, log=tmp_path / "first.log", env=env):
+        bazel.test(flag)
+    bazel.clean()
+    with serving(command, port=port, log=tmp_path / "second.log", env=env):
+        assert_all_hits(bazel.test(flag))
+    assert "wrong" not in (tmp_path / "second.log").read_text()

@@ -9,6 +9,8 @@ import trio
 from nl.blob.hashing import digest_of
 from nl.config.types import EvictionPolicy
 from nl.plugin import CHUNK, SMALL, ActionKey, Link, LocalFiles
+from nl.stores.compression import CompressionOptions, CompressionStore
+from nl.stores.compression.options import CompressionAlgorithm, Lz4Options, ZstdOptions
 from nl.stores.fast_slow import FastSlowOptions, FastSlowStore
 from nl.stores.filesystem import FilesystemOptions, FilesystemStore
 from nl.stores.memory import MemoryOptions, MemoryStore
@@ -73,11 +75,16 @@ def make_store(kind, folder):
         return filesystem(folder, max_bytes=5 * CHUNK)
     if kind == "verify":
         return VerifyStore(VerifyOptions(backend=context.spec(filesystem(folder))), context)
+    if kind in ("lz4", "zstd"):
+        lz4, zstd = (Lz4Options(), None) if kind == "lz4" else (None, ZstdOptions())
+        algorithm = CompressionAlgorithm(lz4=lz4, zstd=zstd)
+        options = CompressionOptions(backend=context.spec(filesystem(folder)), compression_algorithm=algorithm)
+        return CompressionStore(options, context)
     fast, slow = (memory(), filesystem(folder)) if kind == "memory_first" else (filesystem(folder), memory())
     return FastSlowStore(FastSlowOptions(fast=context.spec(fast), slow=context.spec(slow)), context)
 
 
-KINDS = ("memory", "filesystem", "full_filesystem", "verify", "memory_first", "filesystem_first")
+KINDS = ("memory", "filesystem", "full_filesystem", "verify", "memory_first", "filesystem_first", "lz4", "zstd")
 
 
 @pytest.fixture(params=KINDS)
@@ -92,7 +99,7 @@ async def store(request, tmp_path):
 def children(store):
     if isinstance(store, FastSlowStore):
         return (store.fast, store.slow)
-    return (store._backend,) if isinstance(store, VerifyStore) else ()
+    return (store._backend,) if isinstance(store, VerifyStore | CompressionStore) else ()
 
 
 def descriptors():
