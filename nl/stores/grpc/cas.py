@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Mapping, Sequence
+from collections.abc import AsyncIterator, Iterable, Mapping, Sequence
 from contextlib import asynccontextmanager
-from typing import Final, Protocol
+from typing import Final, Protocol, cast
 
 import trio
 
@@ -42,6 +42,7 @@ LOOKUP_DIGESTS: Final = 10_000
 MAX_BATCH_JOBS: Final = 4000
 _MAX_QUEUED_LOOKUPS: Final = 20 * LOOKUP_DIGESTS
 _LOOKUP_SLOTS: Final = 2
+_EMPTY: Final = frozenset((digest.hash, digest.size) for digest in EMPTY_DIGESTS)
 
 
 class Inherited(Protocol):
@@ -94,27 +95,38 @@ class RemoteCas(Store):
     # --- existence
 
     async def has(self, keys: Sequence[Key]) -> list[int | None]:
-        digests = [self._digest(key) for key in keys]
-        by_function: dict[DigestFunction, dict[Digest, None]] = {}
-        for digest in digests:
-            if digest not in EMPTY_DIGESTS:
-                by_function.setdefault(digest.function, {})[digest] = None
-        absent: set[Digest] = set()
-        for function, wanted in by_function.items():
-            absent.update(await self._missing(list(wanted), function))
-        return [None if digest in absent else digest.size for digest in digests]
+        for key in keys:
+            if type(key) is not Digest:
+                self._digest(key)
+        digests = cast("Sequence[Digest]", keys)
+        functions = {digest.function for digest in digests}
+        if len(functions) > 1:
+            return await self._has_mixed(digests, functions)
+        if not functions:
+            return []
+        missing = await self._missing(digests, functions.pop())
+        if not missing:
+            return [digest[1] for digest in digests]
+        return [None if digest[:2] in missing else digest[1] for digest in digests]
 
-    async def _missing(self, digests: Sequence[Digest], function: DigestFunction) -> list[Digest]:
+    async def _has_mixed(self, digests: Sequence[Digest], functions: Iterable[DigestFunction]) -> list[int | None]:
+        sizes: list[int | None] = [None] * len(digests)
+        for function in functions:
+            places = [at for at, digest in enumerate(digests) if digest.function is function]
+            for at, size in zip(places, await self.has([digests[at] for at in places]), strict=True):
+                sizes[at] = size
+        return sizes
+
+    async def _missing(self, digests: Sequence[Digest], function: DigestFunction) -> frozenset[tuple[str, int]]:
+        """Hash and size of those that the server does not have. The empty blob is there, whatever a server says."""
         step = LOOKUP_DIGESTS
         jobs = [Lookup(digests[at : at + step]) for at in range(0, len(digests), step)]
         await self._lookups.submit(Group(function, self._inherited()), jobs)
-        found: list[Digest] = []
         for job in jobs:
             if job.error is not None:
                 raise job.error
-            if job.missing:
-                found += [digest for digest in job.digests if (digest.hash, digest.size) in job.missing]
-        return found
+        found = jobs[0].missing if len(jobs) == 1 else frozenset().union(*(job.missing for job in jobs))
+        return found - _EMPTY if found else found
 
     # --- reading
 

@@ -78,7 +78,7 @@ class Calls:
 
     async def find_missing(self, group: Group, jobs: Sequence[Lookup]) -> None:
         """FindMissingBlobs."""
-        pairs = [(digest.hash, digest.size) for job in jobs for digest in job.digests]
+        pairs = [digest[:2] for job in jobs for digest in job.digests]
         request = cas_calls.encode_find_missing(self._remote.instance, pairs, function=int(group.function))
         missing = await self._remote.ask(FIND_MISSING, [request], group.headers, what=f"{len(pairs)} blobs")
         for job in jobs:
