@@ -26,10 +26,11 @@ from nl.plugin import (
 )
 from nl.stores.grpc import GrpcEndpoint, GrpcRetry
 from nl.testing import PartsReader, drain, make_blob, read, split
-from tests.support.foreign import REAPI
+from tests.support.foreign import REAPI, digest
 from tests.support.foreign_server import Fault, ForeignServer, fail
-from tests.support.grpc_stores import QUICK, remote_cas
+from tests.support.grpc_stores import QUICK, grpc_store, remote_cas
 from tests.support.processes import free_port
+from tests.support.serving import serving
 
 LARGE = 1_000_000
 
@@ -435,3 +436,18 @@ async def test_headers_go_with_every_call(server: ForeignServer) -> None:
         with pytest.raises(BlobNotFoundError):
             await store.get(digest_of(b"x" * LARGE))
     assert len(server.metadata) == 2 and all(each["x-team"] == "build" for each in server.metadata)
+
+
+# --- behind our own services
+
+
+async def test_a_clients_batch_is_a_batch_on_the_other_side_as_well(server: ForeignServer) -> None:
+    blobs = [make_blob(100 + number) for number in range(200)]
+    async with serving(store=grpc_store(server.port)) as front:
+        updated = await front.client.update(*((digest(data), data) for data in blobs))
+        assert all(each.status.code == 0 for each in updated) and len(updated) == 200
+        assert server.count("BatchUpdateBlobs") == 1 and len(server.blobs) == 200
+        missing = digest(b"missing")
+        got = await front.client.batch_read([*map(digest, blobs), missing])
+        assert [each.data for each in got[:-1]] == blobs and got[-1].status.code == 5
+        assert server.count("BatchReadBlobs") == 1
