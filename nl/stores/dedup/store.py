@@ -50,6 +50,7 @@ from nl.plugin import (
     key_text,
     read_all,
 )
+from nl.stores.dedup.ahead import Ahead
 from nl.stores.dedup.chunk_index import ChunkIndex
 from nl.stores.dedup.chunk_reader import ChunkReader
 from nl.stores.dedup.chunker import Chunk, Chunker
@@ -79,6 +80,7 @@ class DedupStore(Store):
         self._content = context.child(options.content_store)
         self._options = options
         self._threads = trio.CapacityLimiter(THREADS)
+        self._ahead = Ahead()
         self._known: LruIndex[Digest, ChunkIndex] = LruIndex(EvictionPolicy(max_bytes=REMEMBERED_BYTES))
         self._spoiled: dict[Digest, None] = {}
         self._cut_bytes = 0
@@ -187,10 +189,13 @@ class DedupStore(Store):
         size = clamp(index.size, offset, length)
         reader = ChunkReader(
             index, partial(self._fetch, key), offset=offset, size=size,
-            at_once=self._options.max_concurrent_fetch_per_get,
+            at_once=self._options.max_concurrent_fetch_per_get, ahead=self._ahead,
         )  # fmt: skip
-        await reader.begin()  # what is not all there is noticed here, as far as can be
-        yield reader
+        try:
+            await reader.begin()  # what is not all there is noticed here, as far as can be
+            yield reader
+        finally:
+            reader.close()
 
     async def _index_of(self, key: Key) -> ChunkIndex:
         """The list of a blob that is there: all its chunks are. Raises BlobNotFoundError."""
@@ -311,6 +316,10 @@ class DedupStore(Store):
         if deletes is None:
             raise InternalError(f"{self._name}: its index store cannot delete")
         await deletes.delete([place for key in keys for place in (_place_of(key), _foreign(key))])
+
+    async def run(self, *, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> None:
+        """Owns the fetches that run ahead of readers."""
+        await self._ahead.run(task_status=task_status)
 
     def statistics(self) -> Mapping[str, int | float | str]:
         return {

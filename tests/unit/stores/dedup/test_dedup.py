@@ -4,6 +4,7 @@ import struct
 
 import pytest
 import trio
+import trio.testing
 from blake3 import blake3
 
 from nl.config.types import EvictionPolicy
@@ -17,6 +18,7 @@ from nl.plugin import (
     Deletes,
     DigestFunction,
     ExhaustedError,
+    UnavailableError,
     digest_of,
     key_text,
 )
@@ -254,27 +256,77 @@ async def test_a_list_of_many_chunks_is_read_in_pieces_and_ranges():
         assert same(await read(store, digest, offset=offset, length=length), data[offset : offset + length])
 
 
-async def test_a_reader_holds_no_more_chunks_than_it_may():
+@pytest.mark.parametrize(("at_once", "window"), [(1, 1), (2, 1), (7, 3), (10, 5)])
+async def test_a_reader_holds_no_more_chunks_than_it_may(at_once, window):
+    context = BareContext()
     content = Counting(MemoryOptions(), BareContext())
-    store = make_store(content=content, max_concurrent_fetch_per_get=3)
-    digest = digest_of(data := blob(200_000))
-    await store.put(digest, data)
-    assert same(await read(store, digest), data)
-    assert max(content.asked) == 3
-    content.asked.clear()
-    await read(store, digest, offset=100_000, length=10)
-    assert content.asked == [1]
+    store = make_store(context, content=content, max_concurrent_fetch_per_get=at_once)
+    async with started(store, context):
+        digest = digest_of(data := blob(200_000))
+        await store.put(digest, data)
+        assert same(await read(store, digest), data)
+        assert max(content.asked) == window
+        content.asked.clear()
+        await read(store, digest, offset=100_000, length=10)
+        assert content.asked == [1]
+
+
+async def test_the_next_chunks_are_fetched_while_the_ones_before_are_read():
+    context = BareContext()
+    content = Counting(MemoryOptions(), BareContext())
+    store = make_store(context, content=content, max_concurrent_fetch_per_get=4)
+    async with started(store, context):
+        digest = digest_of(data := blob(300_000))
+        await store.put(digest, data)
+        async with store.open(digest) as reader:
+            await trio.testing.wait_all_tasks_blocked()
+            assert content.asked == [2, 2], "one window to be read, one ahead"
+            got = bytearray()
+            while parts := await reader.receive_parts(999):
+                got += b"".join(parts)
+            assert same(got, data)
+
+
+async def test_what_goes_wrong_ahead_is_raised_where_it_is_read_and_whoever_leaves_leaves_nothing():
+    context = BareContext()
+    content = Counting(MemoryOptions(), BareContext())
+    store = make_store(context, content=content, max_concurrent_fetch_per_get=4)
+    digest = digest_of(data := blob(300_000))
+    async with started(store, context):
+        await store.put(digest, data)
+        got = bytearray()
+        with pytest.raises(UnavailableError, match="away"):
+            async with store.open(digest) as reader:
+                content.error = UnavailableError("away")
+                while parts := await reader.receive_parts(999):
+                    got += b"".join(parts)
+        assert 0 < len(got) < len(data)
+        assert same(got, data[: len(got)])
+        content.error, content.blocked = None, trio.Event()
+        content.asked.clear()
+        with pytest.raises(ZeroDivisionError):
+            with trio.fail_after(20):
+                async with store.open(digest) as reader:
+                    raise ZeroDivisionError
+        await trio.testing.wait_all_tasks_blocked()
+        assert not store._ahead._nursery.child_tasks
 
 
 class Counting(MemoryStore):
-    """Notes how many it is asked for at once."""
+    """Notes how many it is asked for at once; fails, or waits from the second question on, where it is told so."""
 
     def __init__(self, *args):
         super().__init__(*args)
         self.asked = []
+        self.error = None
+        self.blocked = None
 
     async def get_many(self, keys):
         self.asked.append(len(keys))
+        if self.error is not None:
+            raise self.error
+        if self.blocked is not None and len(self.asked) > 1:
+            await self.blocked.wait()
         return await super().get_many(keys)
 
 
