@@ -108,6 +108,24 @@ def test_what_a_process_wrote_another_has_at_its_next_question(tmp_path):
             assert ask(reader, f"has {number}") == "None"
 
 
+def test_what_one_process_was_told_is_there_is_the_last_that_another_evicts(tmp_path):
+    """And what it was told before the other one came."""
+    most = 12 * 4096
+    with process("answer", tmp_path, max_bytes=most) as one:
+        assert one.stdout.readline() == b"ready\n"
+        for number in range(1, 10):
+            assert ask(one, f"put {number}") == "ok"
+        assert ask(one, "has 1") == str(len(make(1)))
+        with process("answer", tmp_path, max_bytes=most) as two:
+            assert two.stdout.readline() == b"ready\n"
+            assert ask(one, "has 2") == str(len(make(2)))
+            for number in range(11, 20):
+                assert ask(two, f"put {number}") == "ok"
+            assert ask(one, "get 1") == ask(one, "get 2") == "right"
+            assert [ask(one, f"has {number}") for number in (3, 4, 5)] == ["None"] * 3
+            assert used(tmp_path) <= most
+
+
 def test_a_stopped_process_does_not_stall_the_others(tmp_path):
     with process("answer", tmp_path, max_bytes=10_000_000) as one, process("answer", tmp_path) as two:
         assert one.stdout.readline() == two.stdout.readline() == b"ready\n"

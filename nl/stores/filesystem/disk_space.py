@@ -16,7 +16,7 @@ import os
 import trio
 
 from nl.plugin import Digest, ExhaustedError
-from nl.stores.filesystem.commit import SLICE, Committer
+from nl.stores.filesystem.evicting import SLICE, Evictor
 from nl.stores.filesystem.layout import SPREAD
 
 _DEFAULT_SHARE = 100
@@ -44,9 +44,9 @@ class Lacking(enum.Enum):
 class DiskSpace:
     """Looks at the file system of the folder. `min_free` is the reserve in bytes; None means the usual one."""
 
-    def __init__(self, committer: Committer, *, min_free: int | None) -> None:
-        self._committer = committer
-        self._layout = committer.mirror.layout
+    def __init__(self, evictor: Evictor, *, min_free: int | None) -> None:
+        self._evictor = evictor
+        self._layout = evictor.mirror.layout
         self._min_free = min_free
         self.made_room = 0
         """How often blobs were evicted for the disk's sake."""
@@ -60,7 +60,7 @@ class DiskSpace:
 
         `attempt` is how often it was tried before: each time twice as many names are evicted.
         """
-        share = max(SLICE, len(self._committer.mirror.index) // _NAMES_SHARE) << attempt
+        share = max(SLICE, len(self._evictor.mirror.index) // _NAMES_SHARE) << attempt
         return await self._make_room(error, 0, names=share)
 
     async def _make_room(self, error: OSError, size: int, *, names: int) -> bool:
@@ -68,7 +68,7 @@ class DiskSpace:
             return False
         facts = self._facts()
         lacking = self._lacking(facts, size)
-        before = self._committer.evicted_blobs
+        before = self._evictor.evicted_blobs
         if lacking is Lacking.NAMES and names:
             await self._evict(names)
         elif not self._is_filled_by_us(facts, lacking):
@@ -77,7 +77,7 @@ class DiskSpace:
             await self._evict(SLICE)
         else:
             await self._free(size + self._reserve(facts))
-        if self._committer.evicted_blobs == before:
+        if self._evictor.evicted_blobs == before:
             return False
         self.made_room += 1
         return True
@@ -120,7 +120,7 @@ class DiskSpace:
 
     def _is_filled_by_us(self, facts: os.statvfs_result, lacking: Lacking) -> bool:
         """Whether at least half of what is used is this store's."""
-        index = self._committer.mirror.index
+        index = self._evictor.mirror.index
         if lacking is Lacking.INODES:
             ours = len(index) + len(index.executables) + SPREAD
             return 2 * ours >= facts.f_files - facts.f_ffree
@@ -132,12 +132,12 @@ class DiskSpace:
             facts = self._facts()
             if facts.f_bavail * facts.f_frsize >= count or not self._is_filled_by_us(facts, Lacking.BYTES):
                 return
-            if not await self._committer.evict_some(count - facts.f_bavail * facts.f_frsize):
+            if not await self._evictor.evict_some(count - facts.f_bavail * facts.f_frsize):
                 return
-            await self._committer.free_large()
+            await self._evictor.free_large()
             await trio.lowlevel.checkpoint()
 
     async def _evict(self, files: int) -> None:
-        before = self._committer.evicted_blobs
-        while self._committer.evicted_blobs < before + files and await self._committer.evict_some():
+        before = self._evictor.evicted_blobs
+        while self._evictor.evicted_blobs < before + files and await self._evictor.evict_some():
             await trio.lowlevel.checkpoint()

@@ -87,11 +87,11 @@ class Mirror:
         """Whether changes are reported at all."""
         return self._watch is not None
 
-    def refresh(self) -> None:
-        """Makes the index say what the folders hold now. Half a microsecond when nothing has changed."""
+    def refresh(self) -> bool:
+        """Makes the index say what the folders hold now: whether anything had changed. Half a microsecond if not."""
         watch = self._watch
         if watch is None or not watch.is_pending():
-            return
+            return False
         dirty: dict[tuple[Folder, str], bool] = {}
         while events := watch.read():
             for event in events:
@@ -101,6 +101,7 @@ class Mirror:
             if changed is not None:
                 changed.add((folder, name))
             self._reconcile(folder, name, may_exist=may_exist)
+        return True
 
     def placed(self, folder: Folder, name: str, *, key: IndexKey, size: int, inode: int, mtime_ns: int) -> None:
         """Notes that this process has just renamed a file into a folder, while the lock was held.

@@ -47,6 +47,11 @@ class Presence:
         self._mirror.refresh()
         if not self._mirror.is_exact:
             return await self._sizes_on_disk(keys)
+        sizes = self._sizes_in_index(keys)
+        # By now all processes are told of these uses. What one of them has evicted before is gone.
+        return self._sizes_in_index(keys) if self._mirror.refresh() else sizes
+
+    def _sizes_in_index(self, keys: Sequence[Key]) -> list[int | None]:
         if len(keys) > _FEW and not self.max_age_s and set(map(type, keys)) == {Digest}:
             digests = cast("Sequence[Digest]", keys)
             if list(map(_function_of, digests)).count(DigestFunction.SHA256) == len(digests):

@@ -40,6 +40,20 @@ async def test_what_one_evicts_the_other_has_no_more(place):
             await two.get(a)
 
 
+async def test_what_is_evicted_while_it_is_asked_for_is_not_said_to_be_there(place, monkeypatch):
+    async with place.running() as one, place.running() as two:
+        digests = [await put(one, b"%d" % number) for number in range(20)]
+        assert await two.has(digests) == [1] * 10 + [2] * 10
+        touch_all = two._index.touch_all
+
+        def touch_all_late(slots, now):
+            place.file(digests[3]).unlink(missing_ok=True)
+            touch_all(slots, now)
+
+        monkeypatch.setattr(two._index, "touch_all", touch_all_late)
+        assert await two.has(digests) == [1] * 3 + [None] + [1] * 6 + [2] * 10
+
+
 async def test_the_sum_of_all_stays_under_max_bytes(place):
     policy = {"max_bytes": 10 * BLOCK}
     async with place.running(policy=policy) as one, place.running(policy=policy) as two:
