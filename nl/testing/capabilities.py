@@ -6,6 +6,7 @@ from typing import TypeVar
 
 import pytest
 
+from nl.blob.zstd import compress, decompress
 from nl.plugin import (
     EMPTY_DIGESTS,
     ActionKey,
@@ -20,11 +21,12 @@ from nl.plugin import (
     Removals,
     Scans,
     Store,
+    UnavailableError,
     digest_of,
 )
 from nl.testing.forgetful import ForgetfulStoreConformance
 from nl.testing.observing import find, make_blob, same
-from nl.testing.readers import drain
+from nl.testing.readers import FailingReader, PartsReader, drain, split
 
 C = TypeVar("C")
 
@@ -115,11 +117,52 @@ class CapabilityConformance(ForgetfulStoreConformance):
 
     async def test_an_encoded_blob_is_given_as_accepted(self, store: Store) -> None:
         encoded = offered(store, EncodedBlobs)
+        for size in (1, 3000, 300_000):
+            digest = digest_of(data := make_blob(size))
+            await store.put(digest, data)
+            for accept in ((Encoding.IDENTITY,), (Encoding.IDENTITY, Encoding.ZSTD)):
+                async with encoded.open_encoded(digest, accept) as opened:
+                    assert opened.encoding in accept
+                    assert opened.encoded_size in (-1, opened.reader.size)
+                    assert same(_decoded(opened.encoding, await drain(opened.reader), size), data)
+
+    async def test_an_encoded_blob_is_given_from_any_offset(self, store: Store) -> None:
+        encoded = offered(store, EncodedBlobs)
         digest = digest_of(data := make_blob(300_000))
         await store.put(digest, data)
-        async with encoded.open_encoded(digest, (Encoding.IDENTITY,)) as opened:
-            assert opened.encoding is Encoding.IDENTITY
-            assert same(await drain(opened.reader), data)
+        async with encoded.open_encoded(digest, tuple(Encoding)) as opened:
+            whole = await drain(opened.reader)
+            total = opened.encoded_size
+        for offset in (1, 70_000, len(whole) - 1, len(whole)):
+            async with encoded.open_encoded(digest, tuple(Encoding), offset=offset) as opened:
+                assert opened.encoded_size == total
+                assert same(await drain(opened.reader), whole[offset:])
+
+    async def test_what_is_written_encoded_is_the_blob_itself(self, store: Store) -> None:
+        encoded = offered(store, EncodedBlobs)
+        for number, size in enumerate((0, 1, 3000, 300_000) * 4):
+            digest = digest_of(data := make_blob(size, seed=number))
+            encoding = Encoding.ZSTD if number < 8 else Encoding.IDENTITY
+            form = compress(data) if encoding is Encoding.ZSTD else data
+            known = None if number % 8 < 4 else -1
+            await encoded.write_encoded(digest, PartsReader(split(form, 9999), size=known), encoding)
+            assert same(await find(store, digest), data)
+
+    async def test_an_encoded_write_that_fails_leaves_nothing(self, store: Store) -> None:
+        encoded = offered(store, EncodedBlobs)
+        digest = digest_of(data := make_blob(300_000))
+        form = compress(data)
+        source = FailingReader(split(form, 9999), UnavailableError("the source broke"), size=len(form))
+        with pytest.raises(UnavailableError, match="the source broke"):
+            await encoded.write_encoded(digest, source, Encoding.ZSTD)
+        assert await find(store, digest) is None
+        with pytest.raises(BlobNotFoundError, match=str(digest)):
+            async with encoded.open_encoded(digest, tuple(Encoding)):
+                pass
+
+
+def _decoded(encoding: Encoding, form: bytes, size: int) -> bytes:
+    return decompress(form, size) if encoding is Encoding.ZSTD else form
 
 
 async def _content(key: Key, count: int) -> bytes:

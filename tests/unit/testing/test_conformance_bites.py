@@ -19,11 +19,18 @@ from nl.plugin import (
     MAX_WHOLE,
     BlobNotFoundError,
     BytesReader,
+    DecodingReader,
     Deletes,
+    EncodedBlobs,
+    EncodedReader,
+    Encoding,
+    InvalidRequestError,
     RemovalFeeds,
     Removals,
     Store,
     TooLargeError,
+    UnavailableError,
+    ZstdDecoder,
     clamp,
     key_text,
     slice_bytes,
@@ -492,9 +499,55 @@ class TellsNobody(BoundedStore):
         pass
 
 
+class EncodedStore(PlainStore):
+    """Offers encoded blobs, and gives them plain."""
+
+    def capability(self, kind):
+        return self if kind is EncodedBlobs else None
+
+    @asynccontextmanager
+    async def open_encoded(self, key, accept, *, offset=0):
+        async with self.open(key, offset=offset) as reader:
+            yield EncodedReader(Encoding.IDENTITY, reader, len(self.find(key)))
+
+    async def write_encoded(self, key, reader, encoding):
+        if encoding is Encoding.ZSTD:
+            reader = DecodingReader(reader, ZstdDecoder(), size=-1, failure=InvalidRequestError)
+        await self.write(key, reader)
+
+
+class IgnoresEncodedOffset(EncodedStore):
+    @asynccontextmanager
+    async def open_encoded(self, key, accept, *, offset=0):
+        async with self.open(key) as reader:
+            yield EncodedReader(Encoding.IDENTITY, reader, len(self.find(key)))
+
+
+class TakesFramesForTheBlob(EncodedStore):
+    async def write_encoded(self, key, reader, encoding):
+        await self.write(key, reader)
+
+
+class GivesAnEncodingThatWasNotAccepted(EncodedStore):
+    @asynccontextmanager
+    async def open_encoded(self, key, accept, *, offset=0):
+        async with self.open(key, offset=offset) as reader:
+            yield EncodedReader(Encoding.ZSTD, reader, len(self.find(key)))
+
+
+class KeepsWhatCameOfFailedFrames(EncodedStore):
+    async def write_encoded(self, key, reader, encoding):
+        try:
+            await super().write_encoded(key, reader, encoding)
+        except UnavailableError:
+            await self.put(key, b"some of it")
+            raise
+
+
 BASES = {
     FolderStore: "DurableStoreConformance, StoreConformance",
     BoundedStore: "EvictingStoreConformance",
+    EncodedStore: "StoreConformance",
     PlainStore: "StoreConformance",
 }
 BROKEN = [
@@ -502,6 +555,10 @@ BROKEN = [
     if isinstance(kind, type) and PlainStore in kind.__mro__[1:] and kind not in BASES
 ]  # fmt: skip
 CAUGHT_BY = {
+    IgnoresEncodedOffset: "an_encoded_blob_is_given_from_any_offset",
+    TakesFramesForTheBlob: "what_is_written_encoded_is_the_blob_itself",
+    GivesAnEncodingThatWasNotAccepted: "an_encoded_blob_is_given_as_accepted",
+    KeepsWhatCameOfFailedFrames: "an_encoded_write_that_fails_leaves_nothing",
     IgnoresOffset: "every_range_of_a_small_blob",
     IgnoresLength: "every_range_of_a_small_blob",
     NeverRaisesRangeError: "an_offset_outside_of_the_blob_is_a_range_error",
@@ -563,7 +620,7 @@ def source_of(kinds):
     """A test module that runs the suite against each of the stores, with the stores' code in it."""
     lines = ["import pickle", "from collections import OrderedDict", "from contextlib import asynccontextmanager"]
     lines += ["from nl.plugin import *", "from nl.testing import *"]
-    needed = [PlainStore, FolderStore, BoundedStore, *kinds]
+    needed = [PlainStore, FolderStore, BoundedStore, EncodedStore, *kinds]
     lines += [textwrap.dedent(inspect.getsource(kind)) for kind in dict.fromkeys(needed)]
     for kind in kinds:
         base = next(base for base in BASES if issubclass(kind, base))
@@ -572,7 +629,7 @@ def source_of(kinds):
             lines.append("    def make_bounded_store(self, context, folder, policy):")
         else:
             lines.append("    def make_store(self, context, folder):")
-        argument = {PlainStore: "", FolderStore: "folder", BoundedStore: "policy"}[base]
+        argument = {PlainStore: "", EncodedStore: "", FolderStore: "folder", BoundedStore: "policy"}[base]
         lines.append(f"        return {kind.__name__}({argument})")
     return "\n\n".join(lines)
 
@@ -601,7 +658,7 @@ def failures(tmp_path_factory):
 
 
 def test_right_stores_pass_in_a_project_without_any_settings(tmp_path):
-    done = run_suite([FolderStore, BoundedStore], tmp_path)
+    done = run_suite([FolderStore, BoundedStore, EncodedStore], tmp_path)
     assert done.returncode == 0, done.stdout
 
 
