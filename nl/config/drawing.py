@@ -11,7 +11,7 @@ from typing import get_args
 from nl.config import types as t
 from nl.config.auth import AuthOptions, GrantOptions
 from nl.config.document import Config
-from nl.config.fields import Unsupported, child_specs, fields_of, join, without_none
+from nl.config.fields import Unsupported, child_specs, fields_of, join, walk, without_none
 from nl.config.values import format_duration, format_size
 
 
@@ -84,6 +84,10 @@ def facts_of(options: t.Options, path: str = "") -> Iterator[str]:
             yield from facts_of(value, key)
         elif value != one.default and not isinstance(value, (t.StoreSpec, tuple, dict)):
             yield _fact(key, value, without_none(one.annotation)[0])
+        elif isinstance(value, tuple):
+            addresses = [each for _, each in walk(value, into_children=False) if type(each) is t.ServerAddress]
+            if addresses:
+                yield f"{key} -> {', '.join(addresses)}"
 
 
 def _fact(key: str, value: object, annotation: object) -> str:

@@ -18,13 +18,15 @@ def missing_blobs(digests: Iterable[Digest], function: DigestFunction) -> Precon
     """FAILED_PRECONDITION with one MISSING violation per blob (REAPI, ExecuteResponse.status).
 
     The subject has no instance name; functions that share a hash length with SHA256 are named in it. Clients upload
-    what is listed and ask again, if every violation has this form.
+    what is listed and ask again, if every violation has this form. The message is what people look for: the usual
+    cause, where clients have uploaded everything, is a worker with a store of its own.
     """
     segment = "" if function is DigestFunction.SHA256 else f"{function.name.lower()}/"
     listed = list(dict.fromkeys(digests))
-    first = ", ".join(map(str, listed[:3])) + (", ..." if len(listed) > 3 else "")
+    more = f" ({len(listed)} input blobs are missing, this one among them.)" if len(listed) > 1 else ""
     return PreconditionError(
-        f"{len(listed)} input blob{'s' if len(listed) != 1 else ''} not in the CAS: {first}",
+        f"Object {listed[0]} not found in either fast or slow store. If using multiple workers, ensure all workers "
+        f"share the same CAS storage path.{more}",
         details=tuple(
             Violation("MISSING", f"blobs/{segment}{digest.hash}/{digest.size}") for digest in listed[:MAX_VIOLATIONS]
         ),

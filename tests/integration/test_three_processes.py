@@ -5,6 +5,7 @@ The scheduler's and the worker's configs are those that users have, but for port
 
 from __future__ import annotations
 
+import re
 import shutil
 from collections.abc import Iterator
 from contextlib import ExitStack
@@ -96,6 +97,10 @@ async def test_a_missing_input_is_named_and_the_workers_log_says_what_to_look_at
         response = await execute(cas, scheduler, "true", upload=False)
         assert response.status.code == 9, response.status
         assert response.status.details, "the missing inputs are named, so that clients upload them"
+        assert re.match(
+            "Object [0-9a-f]{64}-1[45] not found in either fast or slow store. If using multiple workers, ensure all "
+            "workers share the same CAS storage path.", response.status.message
+        ), response.status.message  # fmt: skip
     assert "all workers must share the same CAS storage path" in site.worker.log_text()
 
 

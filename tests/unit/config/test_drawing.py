@@ -2,6 +2,7 @@
 
 from nl.config.drawing import draw, draw_store
 from nl.config.loader import load_value
+from nl.config.registry import StoreKinds
 from tests.unit.config.kinds import kinds
 
 CONFIG = {
@@ -49,3 +50,13 @@ def test_a_config_is_drawn_as_trees_listeners_and_workers():
     config = load_value(CONFIG, env={}, kinds=kinds())
     assert draw(config) == DRAWING
     assert draw_store("AC", config.store("AC")) == "AC: mem"
+
+
+def test_a_store_behind_the_network_shows_where():
+    endpoints = [{"address": "grpc://one:1", "token": "secret"}, {"address": "grpc://two:2"}]
+    config = load_value(
+        {"stores": [{"name": "A", "grpc": {"endpoints": endpoints, "store_type": "cas"}}],
+         "servers": [{"listener": {"http": {"socket_address": "127.0.0.1:1"}}, "services": {}}]},
+        env={}, kinds=StoreKinds.built_in(), on_warning=print,
+    )
+    assert draw_store("A", config.stores[0].spec) == "A: grpc  endpoints -> grpc://one:1, grpc://two:2  store_type=cas"
