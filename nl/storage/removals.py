@@ -52,9 +52,9 @@ class RemovalFeeds:
     def __bool__(self) -> bool:
         return bool(self._feeds)
 
-    def watch(self) -> RemovalFeed:
-        """See `Removals`."""
-        feed = RemovalFeed()
+    def watch(self, feed: RemovalFeed | None = None) -> RemovalFeed:
+        """See `Removals`. `feed` is one of the store's own making."""
+        feed = RemovalFeed() if feed is None else feed
         self._feeds.add(feed)
         return feed
 

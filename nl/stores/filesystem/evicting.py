@@ -118,7 +118,7 @@ class Evictor:
                 return False
         finally:
             os.close(fd)
-        self._unlink(folder, name, 0)
+        self.unlink(folder, name, 0)
         return True
 
     async def evict_some(self, size: int | None = None) -> bool:
@@ -155,7 +155,7 @@ class Evictor:
         folder, name = self.mirror.layout.place_of(key, size)
         if size >= _LARGE and len(self._closing) < 64:
             self._free_later(folder, name)
-        self._unlink(folder, name, size)
+        self.unlink(folder, name, size)
         if folder is self.mirror.layout.blobs:
             if not self.mirror.is_exact and is_blob(key) and key not in self.mirror.index.executables:
                 self.mirror.index.add_executable(key, size)  # Another process may have made one.
@@ -166,7 +166,7 @@ class Evictor:
         slot = self.mirror.index.executables.get(key)
         if slot is not None:
             size = self.mirror.index.sizes[slot]
-            self._unlink(self.mirror.layout.executables, file_name(key, size), size)
+            self.unlink(self.mirror.layout.executables, file_name(key, size), size)
 
     def moved_away(self, folder: Folder, name: str, *, key: IndexKey, size: int) -> None:
         """Notes that a file was moved out of the folder, and deletes its variant. Under the lock."""
@@ -186,7 +186,8 @@ class Evictor:
         _close_all(self._closing)
         self._closing.clear()
 
-    def _unlink(self, folder: Folder, name: str, size: int) -> None:
+    def unlink(self, folder: Folder, name: str, size: int) -> None:
+        """Deletes a file and takes it off the sum. Under the lock."""
         try:
             os.unlink(name, dir_fd=folder.fd)
         except FileNotFoundError:

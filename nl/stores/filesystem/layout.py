@@ -21,7 +21,7 @@ import os
 import secrets
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import suppress
 
 from nl.plugin import ActionKey, ConfigError, Digest, ForeignKey, InternalError, Key
@@ -46,11 +46,17 @@ _FOREIGN_TEMP_AGE_S = 24 * 3600
 class Folder:
     """A folder of files that are named after keys. `fd` is open while the layout is."""
 
-    __slots__ = ("fd", "key_of", "path", "watch")
+    __slots__ = ("asked_as", "fd", "key_of", "path", "watch")
 
-    def __init__(self, path: str, key_of: Callable[[str, int], names.IndexKey | None]) -> None:
+    def __init__(
+        self,
+        path: str,
+        key_of: Callable[[str, int], names.IndexKey | None],
+        asked_as: Callable[[str], Sequence[Key] | None] = lambda name: (),
+    ) -> None:
         self.path = path
         self.key_of = key_of
+        self.asked_as = asked_as
         self.fd = -1
         self.watch = -1
 
@@ -67,9 +73,9 @@ class Layout:
         self.name = name
         self.content_path = content
         self.temp_path = os.path.realpath(temp_path)
-        self.blobs = Folder(f"{content}/d", names.key_in_blobs)
-        self.actions = Folder(f"{content}/a", names.key_in_actions)
-        self.texts = Folder(f"{content}/s", names.key_in_texts)
+        self.blobs = Folder(f"{content}/d", names.key_in_blobs, names.asked_in_blobs)
+        self.actions = Folder(f"{content}/a", names.key_in_actions, names.asked_in_actions)
+        self.texts = Folder(f"{content}/s", names.key_in_texts, names.asked_in_texts)
         self.executables = Folder(f"{content}.exec/d", names.key_in_executables)
         self.temp = Folder(f"{self.temp_path}/d", lambda name, size: None)
         self.corrupt = Folder(f"{content}.corrupt", lambda name, size: None)

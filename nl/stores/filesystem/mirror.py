@@ -16,7 +16,7 @@ import time
 
 import trio
 
-from nl.plugin import Digest
+from nl.plugin import Digest, RemovalFeeds
 from nl.stores.filesystem.index import Index
 from nl.stores.filesystem.layout import Folder, Layout
 from nl.stores.filesystem.names import IndexKey, file_name, index_key, is_blob, wrong_size_key
@@ -49,6 +49,7 @@ class Mirror:
         self.folder_lost = False
         self.events_lost = False
         self.why_inexact = ""
+        self.removals = RemovalFeeds()
         self._watch: Watch | None = None
         self._folders: dict[int, Folder] = {}
         self._expected: dict[tuple[int, str], int] = {}
@@ -170,6 +171,8 @@ class Mirror:
 
     def forget(self, folder: Folder, name: str) -> None:
         """Takes a file out of the index, whichever key it has."""
+        if self.removals:
+            self._tell_removed(folder, name)
         while (known := self.known_as(folder, name)) is not None:
             if folder is self.layout.executables:
                 self.index.remove_executable(known[0])
@@ -186,8 +189,17 @@ class Mirror:
     def want_scan(self) -> None:
         """The index may not be relied on until a scan has come to its end."""
         self.scan_wanted = True
+        self.removals.lost_track()
         if self.scanned.is_set():
             self.scanned = trio.Event()
+
+    def _tell_removed(self, folder: Folder, name: str) -> None:
+        keys = folder.asked_as(name)
+        if keys is None:
+            self.removals.lost_track()
+        else:
+            for key in keys:
+                self.removals.removed(key)
 
     def report_foreign(self, folder: Folder, name: str) -> None:
         """A file that is not of a cache is left alone; the first one is logged."""

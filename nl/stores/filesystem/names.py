@@ -17,7 +17,8 @@ from __future__ import annotations
 
 import hashlib
 import re
-from urllib.parse import quote
+from collections.abc import Sequence
+from urllib.parse import quote, unquote
 
 from nl.plugin import ActionKey, Digest, DigestFunction, ForeignKey, InvalidRequestError, Key
 
@@ -61,9 +62,14 @@ def unmarked_key(digest: Digest) -> IndexKey | None:
     return None if digest.function is _SHA256 else digest.hash
 
 
+def _is_sha256(key: IndexKey) -> bool:
+    """Whether a key is a SHA-256 hash: a text with its letter before it may be as long."""
+    return len(key) == _HASH_SIZE and key[0] != _TEXT
+
+
 def is_blob(key: IndexKey) -> bool:
     """Whether a key is that of a blob with the size that its name says."""
-    return len(key) == _HASH_SIZE or (len(key) == _HASH_SIZE + 1 and key[0] == _BLAKE3)
+    return _is_sha256(key) or (len(key) == _HASH_SIZE + 1 and key[0] == _BLAKE3)
 
 
 def is_in_blobs(key: IndexKey) -> bool:
@@ -78,7 +84,7 @@ def is_in_actions(key: IndexKey) -> bool:
 
 def file_name(key: IndexKey, size: int) -> str:
     """The name of the file of a key, which has `size` bytes."""
-    if len(key) == _HASH_SIZE:
+    if _is_sha256(key):
         return f"{key}-{size}"
     if is_blob(key):
         return f"{key[1:]}-{size}{_BLAKE3_SUFFIX}"
@@ -130,3 +136,22 @@ def key_in_executables(name: str, size: int) -> IndexKey | None:
     """The key of an executable variant: that of its blob."""
     digest = Digest.parse_name(name)
     return index_key(digest) if digest is not None and digest.size == size else None
+
+
+def asked_in_blobs(name: str) -> Sequence[Key] | None:
+    """The keys under which a file in `d` may have been known to others; None if that cannot be told."""
+    digest = Digest.parse_name(name)
+    return () if digest is None else (digest, ActionKey(*digest))  # whose result an older cache may have left there
+
+
+def asked_in_actions(name: str) -> Sequence[Key] | None:
+    """The same for `a`."""
+    digest = Digest.parse_name(name)
+    return () if digest is None else (ActionKey(*digest),)
+
+
+def asked_in_texts(name: str) -> Sequence[Key] | None:
+    """The same for `s`."""
+    if name.startswith("%%"):
+        return None  # a hash stands for the key
+    return ("" if name == "%" else unquote(name, errors="surrogatepass"),)

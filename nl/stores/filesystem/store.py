@@ -2,7 +2,7 @@
 
 Layout and names: layout.py, names.py. Who has what: presence.py, mirror.py, index.py, watch.py. Writing: uploading.py,
 writing.py, commit.py. Reading: opening.py, readers.py, verify.py, quarantine.py. Local files: links.py,
-executables.py, adopting.py. Memory of use: recency.py.
+executables.py, adopting.py. Memory of use: recency.py. What leaves: removing.py.
 
 What it promises beyond the contract: never a wrong byte (what is not known to be right is hashed before it is served);
 several processes on one folder see the same blobs and together stay under `max_bytes`. What it does not: survive a
@@ -23,9 +23,11 @@ from nl.plugin import (
     MAX_WHOLE,
     BlobSizeLimit,
     Buffer,
+    Deletes,
     Key,
     LocalFiles,
     Reader,
+    Removals,
     Store,
     StoreContext,
     UnavailableError,
@@ -47,6 +49,7 @@ from nl.stores.filesystem.presence import Presence
 from nl.stores.filesystem.quarantine import Quarantine
 from nl.stores.filesystem.readers import FileAccess
 from nl.stores.filesystem.recency import Recency
+from nl.stores.filesystem.removing import RemovalNews, Remover
 from nl.stores.filesystem.scanning import Scanner
 from nl.stores.filesystem.unmarked import UnmarkedBlobs
 from nl.stores.filesystem.uploading import Uploader
@@ -105,6 +108,11 @@ class FilesystemStore(Store):
             Linker(self._committer, executables, self._opener.opened, threads=write_threads),
             Adopter(self._committer, self._verifier, self._space, threads=write_threads),
         )
+        self._offered: dict[type, object] = {
+            LocalFiles: self._local_files,
+            Deletes: Remover(self._committer, unmarked),
+            Removals: RemovalNews(self._mirror),
+        }
 
     async def has(self, keys: Sequence[Key]) -> list[int | None]:
         return await self._presence.sizes(keys)
@@ -126,7 +134,9 @@ class FilesystemStore(Store):
     def capability(self, kind: type[C]) -> C | None:
         if kind is BlobSizeLimit and self._options.eviction_policy.max_bytes:
             return cast("C", self)
-        return cast("C", self._local_files) if kind is LocalFiles else None
+        if kind is Removals and self._options.eviction_policy.max_seconds:
+            return None  # what is too old is gone when it is asked for, and not before
+        return cast("C | None", self._offered.get(kind))
 
     def max_blob_bytes(self) -> int:
         """See `BlobSizeLimit`."""
