@@ -52,9 +52,9 @@ class Adopter:
         if digest in EMPTY_DIGESTS or self._committer.is_intact(digest):
             return
         self._committer.refuse_too_large(digest, digest.size)
-        self._space.refuse_to_keep(digest, path)
         layout = self._committer.mirror.layout
         try:
+            self._space.refuse_to_keep(digest, path)
             name = layout.temp_name()
             try:
                 os.rename(path, name, dst_dir_fd=layout.temp.fd)

@@ -93,6 +93,8 @@ class DiskSpace:
     def refuse_to_keep(self, digest: Digest, path: str) -> None:
         """Raises ExhaustedError for a file that is on the disk already, and would keep it full if it stayed."""
         facts = self._facts()
+        if os.stat(path, follow_symlinks=False).st_dev != os.fstat(self._layout.blobs.fd).st_dev:
+            return
         missing = self._reserve(facts) - facts.f_bavail * facts.f_frsize
         if 0 < missing <= digest.size and not self._is_filled_by_us(facts, Lacking.BYTES):
             raise ExhaustedError(

@@ -228,6 +228,8 @@ class FilesystemStore(Store):
             return
         self._mirror.lose()
         await trio.to_thread.run_sync(self._layout.reopen)
+        self._uses.close()
+        await self._share_uses()
         self._mirror.start()
 
     def statistics(self) -> Mapping[str, int | float | str]:

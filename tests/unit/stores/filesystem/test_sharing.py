@@ -165,6 +165,9 @@ async def test_deleting_the_folders_under_a_store_does_not_end_it(place, what):
         assert await store.has([digest]) == [20]
         assert await store.get(digest) == b"gone with the folder"
         await until(lambda: store.statistics()["state"] == "exact")
+        async with place.running() as other:
+            await until(lambda: not store._uses.is_alone)
+            assert not other._uses.is_alone, "they share what was used, also after that"
 
 
 async def test_waiting_for_the_lock_stalls_no_reads_and_says_who_has_it(place, monkeypatch, caplog):
