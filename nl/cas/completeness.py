@@ -15,7 +15,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from contextlib import aclosing
 from functools import partial
 from itertools import chain, islice
-from typing import Final, NamedTuple
+from typing import Final, Literal, NamedTuple
 
 import trio
 
@@ -44,8 +44,10 @@ _FEW: Final = 100
 """References that are kept as they are; more are packed."""
 _SLICE: Final = 2048
 """Keys asked for at once: a few milliseconds in a store on this machine."""
-_LARGE_READS: Final = 4
-"""Large directories read at once: each takes up to 64 MiB of reading and 32 MiB of memory until it is remembered."""
+_LARGE_AT_ONCE: Final = 4
+"""Results with large directories, or more than a slice of references, that are looked into at once: each takes a slice
+of every turn of the loop, and one that is read for the first time up to 32 MiB of memory."""
+_Kind = Literal["tree", "root"]
 _log = logging.getLogger(__name__)
 
 
@@ -67,10 +69,10 @@ class Completeness:
         self._cas = cas
         self._name = name
         self._results: LruIndex[ActionKey, _Known] = LruIndex(EvictionPolicy(max_bytes=REMEMBERED_BYTES))
-        self._directories: LruIndex[tuple[str, Digest], PackedDigests] = LruIndex(
+        self._directories: LruIndex[tuple[_Kind, Digest], PackedDigests] = LruIndex(
             EvictionPolicy(max_bytes=REMEMBERED_BYTES)
         )
-        self._large_reads = trio.CapacityLimiter(_LARGE_READS)
+        self._large = trio.CapacityLimiter(_LARGE_AT_ONCE)
         self._complete = 0
         self._incomplete = 0
 
@@ -84,27 +86,29 @@ class Completeness:
             known = self._results.get(key)
             if known is None or not (known.value is value or known.value == value):
                 known = await self._learn(key, value, sealed=sealed)
-            if known.trees or known.roots:
+            if known.trees or known.roots or isinstance(known.direct, PackedDigests):
                 await self._require_all(known)
             elif known.direct:
-                await self._require_direct(known.direct)
+                await self._require_few(known.direct)
         except IncompleteError as reason:
             self._incomplete += 1
             _log.debug("%s: the result of %s is incomplete: %s", self._name, key, reason.message)
             raise
         self._complete += 1
 
-    async def _require_direct(self, direct: Sequence[Digest] | PackedDigests) -> None:
-        if isinstance(direct, PackedDigests):
-            await self._ask(direct)
-        elif None in await self._cas.has(direct):
+    async def _require_few(self, direct: Sequence[Digest]) -> None:
+        if None in await self._cas.has(direct):
             raise _gone()
 
     async def _require_all(self, known: _Known) -> None:
         """Direct references and what is in directories, in as few trips as may be."""
         inside = [await self._inside("tree", tree) for tree in known.trees]
         inside += [await self._inside("root", root) for root in known.roots]
-        await self._ask(chain(known.direct, *inside))
+        if len(known.direct) + sum(map(len, inside)) <= _SLICE:
+            await self._ask(chain(known.direct, *inside))
+        else:
+            async with self._large:
+                await self._ask(chain(known.direct, *inside))
 
     async def _ask(self, digests: Iterable[Digest]) -> None:
         source = iter(digests)
@@ -127,30 +131,33 @@ class Completeness:
             self._results.insert(key, known, size=size)
         return known
 
-    async def _inside(self, kind: str, digest: Digest) -> PackedDigests:
+    async def _inside(self, kind: _Kind, digest: Digest) -> PackedDigests:
         """What is in a Tree, or below a root directory; remembered."""
         found = self._directories.get((kind, digest))
         if found is None:
             try:
-                found = await (self._read_tree(digest) if kind == "tree" else self._walk(digest))
+                if kind == "tree" and digest.size <= PART_BYTES:
+                    return await self._read(kind, digest)
+                async with self._large:
+                    return self._directories.get((kind, digest)) or await self._read(kind, digest)
             except (CorruptBlobError, ExhaustedError, InvalidRequestError) as error:
                 raise self._unreadable(digest, error) from None
+            except IncompleteError:
+                raise
             except NotFoundError as error:
                 raise IncompleteError(error.message) from None
-            if self._directories.fits(found.bytes_kept):
-                self._directories.insert((kind, digest), found, size=found.bytes_kept)
+        return found
+
+    async def _read(self, kind: _Kind, digest: Digest) -> PackedDigests:
+        found = await (self._read_tree(digest) if kind == "tree" else self._walk(digest))
+        if self._directories.fits(found.bytes_kept):
+            self._directories.insert((kind, digest), found, size=found.bytes_kept)
         return found
 
     async def _read_tree(self, digest: Digest) -> PackedDigests:
         """The files in a Tree."""
         if digest.size > MAX_TREE_BYTES:
             raise IncompleteError(f"its tree {digest} is too large to look into")
-        if digest.size <= PART_BYTES:
-            return await self._read_files(digest)
-        async with self._large_reads:
-            return await self._read_files(digest)
-
-    async def _read_files(self, digest: Digest) -> PackedDigests:
         files = FileDigests(digest, is_tree=True)
         async with self._cas.open(digest) as reader:
             while parts := await reader.receive_parts(PART_BYTES):
@@ -165,7 +172,7 @@ class Completeness:
         directories: set[Digest] = set()
         wanted: set[Digest] = {root}
         records = bytearray()
-        async with self._large_reads, aclosing(walk(self._cas, root)) as walking:
+        async with aclosing(walk(self._cas, root)) as walking:
             async for loaded in walking:
                 directories.add(loaded.digest)
                 wanted.update(loaded.children)

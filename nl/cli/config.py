@@ -22,15 +22,16 @@ def check(file: str) -> int:
     from nl.config.drawing import draw
     from nl.config.loader import in_file, load_file
     from nl.errors import ConfigError
+    from nl.server.completeness import CompletenessChecks
     from nl.storage.builder import build_stores
 
     kinds = StoreKinds()
     config = load_file(file, kinds=kinds, on_warning=lambda line: click.echo(f"warning: {line}", err=True))
     try:
-        build_stores(config.stores, kinds=kinds)
+        graph = build_stores(config.stores, kinds=kinds)
     except ConfigError as exc:
         raise in_file(exc, file) from exc
-    click.echo(f"OK {file}\n{draw(config)}")
+    click.echo("\n".join((f"OK {file}", draw(config), *CompletenessChecks(config, graph).lines())))
     return 0
 
 

@@ -80,6 +80,10 @@ class AcService(Options):
     """The instance name that clients send."""
     ac_store: StoreName
     """The store that holds the action results."""
+    check_completeness: Flag = True
+    """Answer only with results whose outputs are all in the CAS of this instance name; others are misses, also for
+    Execute. Asking keeps the outputs from eviction. It is not done twice where `ac_store` is a
+    `completeness_checking`."""
     read_only: Flag = False
     """Refuse uploads of results from clients."""
 

@@ -11,10 +11,11 @@ from nl.rpc.server import Server
 from nl.rpc.slots import Slots
 from nl.scheduler.options import SimpleSchedulerOptions
 from nl.scheduler.simple import SimpleScheduler
+from nl.server.completeness import CompletenessChecks
 from nl.server.doors import Doors
 from nl.server.listeners import Bound, http_limits, transport_options
 from nl.server.lookup import lookup_by_instance
-from nl.server.services import Mounted, action_caches, mount
+from nl.server.services import Mounted, cache_lookups, mount
 from nl.server.status import StatusPage, routes
 from nl.services.health import HealthRegistry
 from nl.storage.builder import StoreGraph, build_stores
@@ -61,14 +62,17 @@ def compose(config: Config, bound: Sequence[Bound], *, slots: Slots) -> Composit
     """
     doors = Doors(config)
     graph = build_stores(config.stores)
-    schedulers = build_schedulers(config, graph)
+    checks = CompletenessChecks(config, graph)
+    schedulers = build_schedulers(config, graph, checks)
     health = HealthRegistry()
     endpoints: list[Endpoint] = []
     shown = shown_headers(graph)
     page = StatusPage(health, graph, endpoints, doors)
     for index, (server, sockets) in enumerate(zip(config.servers, bound, strict=True)):
         listener = server.listener.http
-        mounted = mount(server, config=config, graph=graph, schedulers=schedulers, health=health)
+        mounted = mount(
+            server, config=config, graph=graph, schedulers=schedulers, health=health, checks=checks
+        )  # fmt: skip
         options = replace(transport_options(listener, path=f"servers[{index}].listener.http"), shown_headers=shown)
         authenticator = doors.at(index)
         if authenticator is not None:
@@ -81,9 +85,9 @@ def compose(config: Config, bound: Sequence[Bound], *, slots: Slots) -> Composit
     return Composition(config, doors, graph, schedulers, health, endpoints)
 
 
-def build_schedulers(config: Config, graph: StoreGraph) -> dict[str, SimpleScheduler]:
+def build_schedulers(config: Config, graph: StoreGraph, checks: CompletenessChecks) -> dict[str, SimpleScheduler]:
     """The schedulers by their names."""
-    lookup = lookup_by_instance(action_caches(config, graph))
+    lookup = lookup_by_instance(cache_lookups(config, graph, checks))
     schedulers = {}
     for entry in config.schedulers:
         options = SimpleSchedulerOptions.from_config(entry.spec.options)

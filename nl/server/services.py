@@ -17,13 +17,14 @@ import trio
 from nl.config import servers as cfg
 from nl.config.document import Config
 from nl.rpc.method import Service
-from nl.scheduler.simple import SimpleScheduler
+from nl.scheduler.simple import Lookup, SimpleScheduler
+from nl.server.completeness import CompletenessChecks
 from nl.server.descriptors import transfers_within
 from nl.services.action_cache import ActionCacheInstance, ActionCacheService
 from nl.services.bytestream import ByteStreamInstance, ByteStreamService
 from nl.services.capabilities import CapabilitiesInstance, CapabilitiesService
 from nl.services.cas import CasInstance, CasService
-from nl.services.execution import ExecutionInstance, ExecutionService
+from nl.services.execution import ExecutionInstance, ExecutionService, cache_lookup
 from nl.services.health import HealthRegistry, HealthService
 from nl.services.limits import BATCH_BYTES
 from nl.services.operations import OperationsService
@@ -77,6 +78,7 @@ class Site:
     config: Config
     graph: StoreGraph
     schedulers: Mapping[str, SimpleScheduler]
+    checks: CompletenessChecks
 
     @property
     def any_name(self) -> bool:
@@ -89,10 +91,10 @@ class Site:
         return [entry for server in servers for entry in getattr(server.services, kind) or ()]
 
 
-def action_caches(config: Config, graph: StoreGraph) -> dict[str, Store]:
-    """The action cache of each instance name, over all listeners."""
+def cache_lookups(config: Config, graph: StoreGraph, checks: CompletenessChecks) -> dict[str, Lookup]:
+    """How each instance name's action cache is looked into, over all listeners."""
     return {
-        entry.instance_name: graph[entry.ac_store]
+        entry.instance_name: cache_lookup(graph[entry.ac_store], checks.of(server, entry))
         for server in config.servers
         for entry in server.services.ac or ()
     }
@@ -105,9 +107,10 @@ def mount(
     graph: StoreGraph,
     schedulers: Mapping[str, SimpleScheduler],
     health: HealthRegistry,
+    checks: CompletenessChecks,
 ) -> Mounted:
     """The service objects of one listener, health and reflection always among them."""
-    site = Site(server, config, graph, schedulers)
+    site = Site(server, config, graph, schedulers, checks)
     mounted = Mounted()
     for kind, build in _BUILDERS.items():
         entries = getattr(server.services, kind)
@@ -129,7 +132,8 @@ def _action_cache(entries: Sequence[cfg.AcService], site: Site) -> Iterable[Serv
     cas = {entry.instance_name: site.graph[entry.cas_store] for entry in site.server.services.cas or ()}
     instances = {
         entry.instance_name: ActionCacheInstance(
-            site.graph[entry.ac_store], cas.get(entry.instance_name), entry.read_only
+            site.graph[entry.ac_store], cas.get(entry.instance_name), entry.read_only,
+            site.checks.of(site.server, entry),
         )
         for entry in entries
     }

@@ -3,12 +3,14 @@
 The action itself is never fetched or looked at: clients keep other things under digests of their own (moon). A result
 passes through as the bytes it is, both ways: on its way in it must be one, on its way out it is decoded only when the
 request asks for contents to be inlined, or when it must shed some to fit into a message.
-Whether a hit's outputs still exist is the business of the store (`completeness_checking`).
+A hit whose outputs are gone is a miss (`nl.cas.completeness`), unless the config wants it otherwise or the store has
+looked already.
 """
 
 from __future__ import annotations
 
 import logging
+from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -17,11 +19,12 @@ import grpclib.const
 
 from nl.blob.reader import Buffer
 from nl.cas.action_results import check_size, drop_inlined, load_action_result, store_action_result
+from nl.cas.completeness import Completeness, IncompleteError
 from nl.cas.digests import parse_digest
 from nl.cas.large import IN_PLACE_BYTES, off_loop_if, off_loop_if_large
 from nl.errors import BlobNotFoundError, CorruptBlobError, InvalidRequestError, NotFoundError, PermissionDeniedError
 from nl.model.access import Right
-from nl.model.digest import Digest
+from nl.model.digest import ActionKey, Digest
 from nl.pb import reapi
 from nl.pb.codec import DecodeError, decode, encode
 from nl.pb.hot import parse_update_action_result
@@ -42,6 +45,8 @@ class ActionCacheInstance:
     store: Store
     cas: Store | None = None
     read_only: bool = False
+    completeness: Completeness | None = None
+    """What says whether a result's outputs are there; None: the store does, or nobody."""
 
 
 class EncodedUpdate(EncodedRequest):
@@ -55,6 +60,7 @@ class ActionCacheService:
 
     def __init__(self, instances: Mapping[str, ActionCacheInstance], *, any_name: bool = False) -> None:
         self._instances = Instances(instances, any_name=any_name)
+        self._checks = {each.completeness for each in instances.values() if each.completeness is not None}
 
     async def get_action_result(
         self, stream: ServerStream[reapi.GetActionResultRequest, reapi.ActionResult]
@@ -65,6 +71,11 @@ class ActionCacheService:
         function = parse_function(request.digest_function)
         digest = parse_digest(request.action_digest, function, "action_digest")
         encoded = await _load(instance.store, digest)
+        if instance.completeness is not None:
+            try:
+                await instance.completeness.require(ActionKey(*digest), encoded)
+            except IncompleteError as exc:
+                raise NotFoundError(f"no action result for {digest}: {exc.message}") from None
         wants_inlined = request.inline_stdout or request.inline_stderr or request.inline_output_files
         if wants_inlined and instance.cas is not None and self._may_read_blobs(stream, request.instance_name):
             encoded = await _inline(instance.cas, request, digest, encoded=encoded)
@@ -94,6 +105,13 @@ class ActionCacheService:
         if len(encoded) > REPLY_BYTES:
             encoded = await off_loop_if_large(_without_inlined, encoded)
         await stream.send_parts([encoded])
+
+    def statistics(self) -> Mapping[str, int]:
+        """What the checks of all instances have found, and remember."""
+        total: Counter[str] = Counter()
+        for completeness in self._checks:
+            total.update(completeness.statistics())
+        return total
 
     def __mapping__(self) -> dict[str, grpclib.const.Handler]:
         unary = grpclib.const.Cardinality.UNARY_UNARY

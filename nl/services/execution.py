@@ -18,6 +18,7 @@ import trio
 
 from nl.blob.reader import Buffer
 from nl.cas.action_results import load_action_result
+from nl.cas.completeness import Completeness, IncompleteError
 from nl.cas.digests import parse_digest
 from nl.cas.large import off_loop_if_large
 from nl.errors import (
@@ -29,7 +30,7 @@ from nl.errors import (
     Violation,
 )
 from nl.model.access import Right
-from nl.model.digest import Digest, DigestFunction
+from nl.model.digest import ActionKey, Digest, DigestFunction
 from nl.model.execution import ActionRequest, Properties
 from nl.pb import longrunning, reapi, wkt
 from nl.pb.codec import DecodeError, decode, encode
@@ -109,14 +110,19 @@ class ExecutionService:
         }
 
 
-def cache_lookup(action_cache: Store) -> Lookup:
-    """What a scheduler asks before it runs anything: the response for a stored result, or None."""
+def cache_lookup(action_cache: Store, completeness: Completeness | None = None) -> Lookup:
+    """What a scheduler asks before it runs anything: the response for a stored result, or None.
+
+    `completeness` says whether the result's outputs are still there; None: the store does, or nobody.
+    """
 
     async def look_up(request: ActionRequest) -> bytes | None:
         try:
             encoded = await load_action_result(action_cache, request.action_digest)
+            if completeness is not None:
+                await completeness.require(ActionKey(*request.action_digest), encoded)
             return await off_loop_if_large(_cached_response, encoded)
-        except BlobNotFoundError:
+        except (BlobNotFoundError, IncompleteError):
             return None
         except (CorruptBlobError, DecodeError) as exc:
             _log.warning("a damaged action result counts as a miss: %s (%s)", exc, request.action_digest)

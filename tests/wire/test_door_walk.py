@@ -17,6 +17,7 @@ from nl.model.access import Right
 from nl.pb import bytestream, health, longrunning, reapi, reflection_v1, worker_api
 from nl.pb.codec import encode
 from nl.scheduler.simple import SimpleScheduler
+from nl.server.completeness import CompletenessChecks
 from nl.server.composition import build_schedulers
 from nl.server.services import _BUILDERS, mount
 from nl.server.status import StatusPage, routes
@@ -133,9 +134,12 @@ def table():
     services = parsed.servers[0].services
     assert all(getattr(services, kind) is not None for kind in _BUILDERS), "a kind of service is not walked here"
     graph = build_stores(parsed.stores)
-    schedulers = build_schedulers(parsed, graph)
+    checks = CompletenessChecks(parsed, graph)
+    schedulers = build_schedulers(parsed, graph, checks)
     assert all(isinstance(each, SimpleScheduler) for each in schedulers.values())
-    mounted = mount(parsed.servers[0], config=parsed, graph=graph, schedulers=schedulers, health=HealthRegistry())
+    mounted = mount(
+        parsed.servers[0], config=parsed, graph=graph, schedulers=schedulers, health=HealthRegistry(), checks=checks
+    )
     return {path[1:]: handler for service in mounted.services for path, handler in service.__mapping__().items()}
 
 

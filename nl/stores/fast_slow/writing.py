@@ -129,14 +129,17 @@ class Writing:
         if it can be deleted.
         """
         self._stale.add(key)
-        deletes = self._fast.capability(Deletes) if self._routes.fills_fast or self._routes.writes_fast else None
-        if deletes is not None:
-            try:
+        fast = self._fast
+        deletes = fast.capability(Deletes) if self._routes.fills_fast or self._routes.writes_fast else None
+        try:
+            if deletes is not None:
                 await deletes.delete([key])
-            except NlError as error:
-                self._trouble.note("delete", key, error)
-            else:
-                self._stale.discard(key)
+            elif not fast.traits.authoritative or (await fast.has([key])) != [None]:
+                return
+        except NlError as error:
+            self._trouble.note("delete", key, error)
+        else:
+            self._stale.discard(key)
 
 
 async def _write_both(key: Key, reader: Reader, *, slow: Store, fast: Store) -> NlError | None:

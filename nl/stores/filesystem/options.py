@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import field
+from typing import Literal
 
 from nl.plugin import ConfigError, Count, EvictionPolicy, Flag, Options, Size, Text
 
@@ -44,6 +45,11 @@ class FilesystemOptions(Options):
     """How many large uploads may write to the disk at the same moment; 0 means as many as there are threads for."""
     evict_page_cache: Flag = False
     """Write large uploads through to the disk and drop them from the page cache, for stores that are rarely read."""
+
+    durability: Literal["none", "fsync"] = "none"
+    """Whether an action result is on the disk before it is acknowledged, and so survives a power cut (`fsync`: some
+    milliseconds each), or a few seconds later (`none`). What a power cut tears is found and counts as missing either
+    way; blobs are never waited for, as a result without them is a miss and they are uploaded again."""
 
     def check(self) -> None:
         """Refuses empty paths, a temp folder that is the content folder, and sizes that make no sense."""

@@ -6,8 +6,9 @@ executables.py, adopting.py. Memory of use: recency.py. What leaves: removing.py
 
 What it promises beyond the contract: never a wrong byte (what is not known to be right is hashed before it is served);
 several processes on one folder see the same blobs and together stay under `max_bytes`. What it does not: survive a
-power cut with everything acknowledged (nothing is fsynced; what is torn is found by its hash). On a
-disk that others have filled it refuses uploads rather than delete what it has acknowledged (disk_space.py).
+power cut with everything acknowledged (only action results are fsynced, and only with `durability`; what is torn is
+found by its hash). On a disk that others have filled it refuses uploads rather than delete what it has acknowledged
+(disk_space.py).
 """
 
 from __future__ import annotations
@@ -102,7 +103,10 @@ class FilesystemStore(Store):
             unmarked=unmarked,
         )
         self._space = DiskSpace(self._committer, min_free=options.min_free)
-        self._uploader = Uploader(self._committer, self._space, threads=write_threads, flushes=options.evict_page_cache)
+        self._uploader = Uploader(
+            self._committer, self._space, threads=write_threads, flushes=options.evict_page_cache,
+            durable=options.durability == "fsync",
+        )  # fmt: skip
         executables = Executables(self._committer, self._verifier, self._quarantine, threads=write_threads)
         self._local_files = StoredFiles(
             Linker(self._committer, executables, self._opener.opened, threads=write_threads),

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import os
 
 import trio
 
@@ -16,15 +17,21 @@ from nl.stores.filesystem.writing import DiskPace, Gatherer, TempFile, drain
 
 
 class Uploader:
-    """Takes values in. `flushes`: large ones are written through to the disk and leave the page cache."""
+    """Takes values in. `flushes`: large ones are written through to the disk and leave the page cache.
 
-    def __init__(self, committer: Committer, space: DiskSpace, *, threads: trio.CapacityLimiter, flushes: bool) -> None:
+    `durable`: what no digest guards is on the disk when it is acknowledged.
+    """
+
+    def __init__(
+        self, committer: Committer, space: DiskSpace, *, threads: trio.CapacityLimiter, flushes: bool, durable: bool
+    ) -> None:
         self._committer = committer
         self._mirror = committer.mirror
         self._space = space
         self._layout = committer.mirror.layout
         self._threads = threads
         self._flushes = flushes
+        self._durable = durable
         self._pace = DiskPace()
         self.written_blobs = 0
         self.written_bytes = 0
@@ -103,6 +110,9 @@ class Uploader:
             await trio.to_thread.run_sync(file.flush_and_drop, limiter=self._threads)
 
     async def _commit(self, file: TempFile, folder: Folder, name: str, index_key: IndexKey) -> None:
+        durable = self._durable and folder is not self._layout.blobs
+        if durable:
+            await trio.to_thread.run_sync(os.fsync, file.fd, limiter=self._threads)
         facts = file.finish()
         for attempt in range(ATTEMPTS):
             try:
@@ -114,6 +124,8 @@ class Uploader:
         else:
             await self._committer.commit(file.name, folder, name, key=index_key, facts=facts)
         file.committed = True
+        if durable:  # the name, too
+            await trio.to_thread.run_sync(os.fsync, folder.fd, limiter=self._threads)
         self.written_blobs += 1
         self.written_bytes += facts.st_size
 

@@ -51,7 +51,8 @@ def test_check_draws_a_good_config(tmp_path):
     code, out, err = run("config", "check", "good.json5", cwd=tmp_path)
     assert code == 0
     assert out == ("OK good.json5\nstore CAS: memory  eviction_policy.max_bytes=1 GB\nstore AC: memory\n"
-                   "listener 127.0.0.1:0: cas, ac, bytestream\n  everybody may do everything\n")
+                   "listener 127.0.0.1:0: cas, ac, bytestream\n  everybody may do everything\n"
+                   "action results of instance '' on 127.0.0.1:0: only those whose outputs are in CAS\n")
     assert err == ("warning: good.json5: servers[0].services.bytestream is written with cas_stores, an older form; "
                    'better as a list: [{ instance_name: "main", cas_store: "CAS" }]\n')
 

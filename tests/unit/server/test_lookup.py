@@ -8,6 +8,7 @@ from nl.model.execution import ActionRequest
 from nl.pb import reapi
 from nl.pb.codec import decode, encode
 from nl.server.lookup import lookup_by_instance
+from nl.services.execution import cache_lookup
 from nl.stores.memory import MemoryOptions, MemoryStore
 from nl.testing.context import BareContext
 
@@ -26,7 +27,10 @@ async def cache_with(*results):
 
 async def test_an_action_is_looked_up_in_the_cache_of_its_own_instance_and_in_no_other():
     look_up = lookup_by_instance(
-        {"": await cache_with(("both", 1), ("nameless", 1)), "main": await cache_with(("both", 2), ("main", 2))}
+        {
+            "": cache_lookup(await cache_with(("both", 1), ("nameless", 1))),
+            "main": cache_lookup(await cache_with(("both", 2), ("main", 2))),
+        }
     )
 
     async def found(instance, name):

@@ -7,6 +7,7 @@ from nl.errors import NotFoundError
 from nl.pb import bytestream, longrunning, reapi
 from nl.scheduler.options import SimpleSchedulerOptions
 from nl.scheduler.simple import SimpleScheduler
+from nl.server.completeness import CompletenessChecks
 from nl.server.defaults import default_config
 from nl.server.services import mount
 from nl.services.health import HealthRegistry
@@ -33,9 +34,10 @@ def mounted(services=EVERYTHING, *, store="memory: {}", server=""):
            f"services: {{ {services} }} }}] }}"
     config = load_text(text)
     schedulers = {"MAIN": SimpleScheduler(SimpleSchedulerOptions())}
+    graph = build_stores(config.stores)
     return mount(
-        config.servers[0], config=config, graph=build_stores(config.stores), schedulers=schedulers,
-        health=HealthRegistry(),
+        config.servers[0], config=config, graph=graph, schedulers=schedulers, health=HealthRegistry(),
+        checks=CompletenessChecks(config, graph),
     )  # fmt: skip
 
 
@@ -123,7 +125,10 @@ async def test_each_listener_announces_what_it_does_itself(order):
     config = load_text(f"{{ {STORES.replace('[', '[' + bounded, 1) % 'memory: {}'} servers: [{listeners}] }}")
     graph = build_stores(config.stores)
     for server, read_only in zip(config.servers, order, strict=True):
-        found = mount(server, config=config, graph=graph, schedulers={}, health=HealthRegistry())
+        found = mount(
+            server, config=config, graph=graph, schedulers={}, health=HealthRegistry(),
+            checks=CompletenessChecks(config, graph),
+        )  # fmt: skip
         announced = await capabilities(found)
         assert announced.action_cache_update_capabilities.update_enabled is not bool(read_only)
         assert bool(announced.max_cas_blob_size_bytes) is bool(read_only)
@@ -132,7 +137,8 @@ async def test_each_listener_announces_what_it_does_itself(order):
 async def test_services_with_figures_are_listed_with_their_names():
     found = mounted()
     statistics = found.statistics()
-    assert list(statistics) == ["google.bytestream.ByteStream"]
+    assert list(statistics) == ["build.bazel.remote.execution.v2.ActionCache", "google.bytestream.ByteStream"]
+    assert statistics["build.bazel.remote.execution.v2.ActionCache"]["incomplete"] == 0
     assert statistics["google.bytestream.ByteStream"]["uploads_open"] == 0
     assert found.runnables == [service_of(found, "Read")]
 

@@ -307,3 +307,37 @@ async def test_many_results_are_one_trip_each_way_and_checked_each():
 
 def test_it_says_that_nobody_needs_to_look_again():
     assert make_store(BareContext())[0].capability(ChecksCompleteness).checks_completeness()
+
+
+async def test_many_large_results_at_once_take_a_bounded_part_of_a_turn():
+    class Asked(MemoryStore):
+        trips = 0
+
+        async def has(self, keys):
+            self.trips += 1
+            return await super().has(keys)
+
+    store, _, cas = make_store(BareContext(), cas=Asked(MemoryOptions(), BareContext()))
+    await cas.put(digest_of(b"x"), b"x")
+    nodes = [reapi.FileNode(name=f"file{n}.o", digest=wire(b"x")) for n in range(10_000)]
+    tree = encode(reapi.Tree(root=reapi.Directory(files=nodes)))
+    await cas.put(digest_of(tree), tree)
+    result = reapi.ActionResult(output_directories=[reapi.OutputDirectory(path="d", tree_digest=wire(tree))])
+    await store_action_result(store, ACTION, encode(result))
+    most = 0
+
+    async def look():
+        nonlocal most
+        while True:
+            before = cas.trips
+            await trio.lowlevel.checkpoint()
+            most = max(most, cas.trips - before)
+
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(look)
+        async with trio.open_nursery() as asking:
+            for _ in range(60):
+                asking.start_soon(store.get, ACTION)
+        nursery.cancel_scope.cancel()
+    assert store.statistics()["complete"] == 60
+    assert most <= 8, "four at once, a slice each; a turn may be seen from either end"
