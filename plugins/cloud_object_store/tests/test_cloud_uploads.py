@@ -100,6 +100,7 @@ async def test_a_reader_that_breaks_off_leaves_no_open_upload(bucket: str, moto:
                 await store.write(digest, reader)
             assert moto.objects(bucket) == {}
             assert moto.open_uploads(bucket) == []
+            assert store.statistics()["upload_memory"] == 0
 
 
 async def test_a_part_that_cannot_be_sent_ends_the_upload_and_aborts_it(
@@ -163,10 +164,37 @@ async def test_a_put_cancelled_during_its_request_is_whole_or_not_there(bucket: 
             with trio.CancelScope() as scope:
                 proxy.faults = [Fault("put", "call", action=lambda scope=scope: token.run_sync_soon(scope.cancel))]
                 await store.put(digest, buffer)
-            buffer[:] = bytes(len(buffer))  # what the thread still sends must not be this
+            buffer[:] = bytes(len(buffer))
             await trio.to_thread.run_sync(quiet, proxy)
             if await store.has([digest]) == [len(data)]:
                 assert await read(store, digest) == data
+
+
+async def test_what_an_abandoned_thread_still_sends_is_not_what_the_caller_writes_there_next(
+    bucket: str, moto: S3Server, monkeypatch: pytest.MonkeyPatch  # noqa: F811
+) -> None:
+    token, sent, go_on, done = trio.lowlevel.current_trio_token(), [], threading.Event(), threading.Event()
+    digest, buffer = digest_of(b"data"), bytearray(b"data")
+    async with running(bucket, moto.url) as store:
+
+        def put_late(key: str, data: bytes) -> None:
+            token.run_sync_soon(scope.cancel)
+            go_on.wait(20)
+            sent.append(bytes(data))
+            done.set()
+
+        monkeypatch.setattr(store._connection.client, "put", put_late)
+        for lend in (lambda: buffer, lambda: memoryview(buffer)):
+            buffer[:] = b"data"
+            go_on.clear()
+            done.clear()
+            with trio.CancelScope() as scope:
+                await store.put(digest, lend())
+            assert scope.cancelled_caught
+            buffer[:] = b"else"
+            go_on.set()
+            assert done.wait(20)
+    assert sent == [b"data", b"data"]
 
 
 async def test_a_cancelled_write_of_a_value_does_not_come_after_the_next_one(bucket: str, proxy: FaultyProxy) -> None:
