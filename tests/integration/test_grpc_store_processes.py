@@ -315,13 +315,15 @@ async def test_a_clients_headers_are_passed_on_as_the_config_says_and_its_token_
             directory = tmp_path / str(len(names))
             directory.mkdir()
             port = free_port()
-            file = write_config(directory, port, {"CAS": remote(*names), "AC": remote(*names, kind="ac")})
+            file = write_config(directory, port, {"CAS": remote(*names), "AC": remote(names[0], kind="ac")})
             with serving(["serve", str(file)], port=port, log=directory / "log"):
                 backend.metadata.clear()
                 backend.calls.clear()
                 await trio.to_thread.run_sync(ask_with_headers, port, data)
             by_call = list(zip(backend.calls, backend.metadata, strict=True))
-            own = [headers for method, headers in by_call if method != "GetCapabilities"]
+            (of_result,) = [headers for method, headers in by_call if method == "GetActionResult"]
+            assert of_result["x-request-id"] == "r-2" and "authorization" not in of_result, "another store's list"
+            own = [headers for method, headers in by_call if method not in ("GetCapabilities", "GetActionResult")]
             assert {method for method, _ in by_call} >= {"FindMissingBlobs", "BatchReadBlobs", "Read", "Write"}
             assert all(headers["x-request-id"].startswith("r-") for headers in own), by_call
             assert {headers["x-request-id"] for headers in own} == {"r-1", "r-2"}, "each with its own"
@@ -351,3 +353,7 @@ def ask_with_headers(port: int, data: bytes) -> None:
             update.requests.add(digest=digest(new), data=new)
             stored = call("BatchUpdateBlobs", update, REAPI.BatchUpdateBlobsResponse)
             assert not stored.responses[0].status.code
+        asked = REAPI.GetActionResultRequest(action_digest=digest(b"action"))
+        results = "/build.bazel.remote.execution.v2.ActionCache/GetActionResult"
+        with pytest.raises(grpc.RpcError):
+            channel.unary_unary(results)(asked.SerializeToString(), metadata=metadata, timeout=30)

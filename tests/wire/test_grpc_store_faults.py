@@ -10,6 +10,7 @@ import trio
 from nl.cas.action_results import seal, store_action_result, unseal
 from nl.plugin import (
     CHUNK,
+    EMPTY_DIGESTS,
     ActionKey,
     BlobNotFoundError,
     BytesReader,
@@ -85,6 +86,19 @@ async def test_a_read_that_always_breaks_is_given_up(server: ForeignServer) -> N
         with pytest.raises(UnavailableError, match=f"'REMOTE' .*127.0.0.1:{server.port}.*Read of {digest}.*fishing"):
             await read(store, digest)
     assert server.count("Read") == 1 + QUICK.max_retries
+
+
+async def test_a_read_that_breaks_again_and_again_but_gets_on_comes_to_its_end(server: ForeignServer) -> None:
+    digest, data = kept(server, LARGE)
+    server.plan("Read", *[fail("UNAVAILABLE", after=100_000)] * 6)
+    async with remote_cas(server.port) as store:
+        assert await read(store, digest) == data
+    assert server.count("Read") == 7 > 1 + QUICK.max_retries
+
+
+async def test_the_empty_blob_is_there_whatever_a_server_says(server: ForeignServer) -> None:
+    async with remote_cas(server.port) as store:
+        assert await store.has([*sorted(EMPTY_DIGESTS), digest_of(b"x")]) == [0, 0, None]
 
 
 async def test_what_would_be_in_vain_is_not_tried_again(server: ForeignServer) -> None:
