@@ -116,16 +116,9 @@ class DedupStore(Store):
 
     async def _find(self, keys: Sequence[Key]) -> list[ChunkIndex | None]:
         """The list of each key's chunks, None where there is none that can be used."""
-        found: list[ChunkIndex | None] = []
-        for at in range(0, len(keys), _LISTS_AT_ONCE):
-            found += await self._find_some(keys[at : at + _LISTS_AT_ONCE])
-        return found
-
-    async def _find_some(self, keys: Sequence[Key]) -> list[ChunkIndex | None]:
         count = len(keys)
-        own = [_place_of(key) for key in keys]
-        foreign = [_foreign(key) for key in keys]
-        sizes = await self._lists.has([*own, *foreign])
+        places = [*map(_place_of, keys), *map(_foreign, keys)]
+        sizes = await self._lists.has(places)
         found: list[ChunkIndex | None] = [None] * count
         unread: list[tuple[int, Key]] = []
         for at, key in enumerate(keys):
@@ -133,11 +126,12 @@ class DedupStore(Store):
             if sizes[at] is not None and known is not None and known.encoded_size == sizes[at]:
                 found[at] = known
             elif sizes[at] is not None:
-                unread.append((at, own[at]))
-            elif sizes[count + at] is not None and not isinstance(key, str):
-                unread.append((at, foreign[at]))
-        if unread:
-            for (at, _), data in zip(unread, await self._read_lists([place for _, place in unread]), strict=True):
+                unread.append((at, places[at]))
+            elif sizes[count + at] is not None:
+                unread.append((at, places[count + at]))
+        for start in range(0, len(unread), _LISTS_AT_ONCE):
+            some = unread[start : start + _LISTS_AT_ONCE]
+            for (at, _), data in zip(some, await self._read_lists([place for _, place in some]), strict=True):
                 if not isinstance(data, NlError):
                     found[at] = self._decoded(keys[at], data)
                 elif not isinstance(data, BlobNotFoundError):
