@@ -70,7 +70,7 @@ class Mirror:
             self.why_inexact = str(error)
             _log.warning(
                 "store %s: cannot watch %s: %s. The store works all the same, but asks the file system about every "
-                "blob, and learns only once a minute which blobs other processes have written, that it may evict",
+                "blob, and lists the folder now and then to learn which ones other processes have written",
                 self.layout.name, self.layout.content_path, error,
             )  # fmt: skip
 
