@@ -27,7 +27,7 @@ PLANNED = frozenset({
 PLUGINS = {
     "experimental_cloud_object_store": "nl-cloud-object-store",
     "experimental_mongo": "nl-store-experimental-mongo",
-    "redis_store": "nl-store-redis-store",
+    "redis_store": "nl-redis-store",
 }
 """Kinds of NativeLink with heavy dependencies: the distribution that brings them."""
 

@@ -152,9 +152,9 @@ def test_an_unknown_kind_lists_what_is_installed():
 
 
 def test_kinds_of_nativelink_that_are_absent_say_where_they_come_from():
-    assert str(refusal("redis_store")).startswith(
-        "stores[3].redis_store: the store kind redis_store is not installed: it comes with the plugin "
-        "nl-store-redis-store; expected one of the installed kinds ")
+    assert str(refusal("experimental_mongo")).startswith(
+        "stores[3].experimental_mongo: the store kind experimental_mongo is not installed: it comes with the plugin "
+        "nl-store-experimental-mongo; expected one of the installed kinds ")
     assert str(refusal("dedup")).startswith(
         "stores[3].dedup: the store kind dedup of NativeLink is not part of this version; expected one of ")
 

@@ -1,0 +1,126 @@
+"""What can go wrong between us and a server, and what each error reply of a server means.
+
+`code` is the name of a gRPC status as NativeLink's `retry_on_errors` writes it; it decides about another attempt.
+"""
+
+from __future__ import annotations
+
+from nl.plugin import ExhaustedError, NlError, TooLargeError, UnavailableError
+
+
+class RedisError(Exception):
+    """A command failed. The text is one line without secrets."""
+
+    code: str = "Unavailable"
+
+    def translated(self, store: str) -> NlError:
+        """The contract's name for it."""
+        return UnavailableError(f"store {store}: {self}")
+
+
+class TransientError(RedisError):
+    """Trying again may help: no connection, a broken one, a server that loads its data or has lost its master."""
+
+    def __init__(self, text: str, *, code: str = "Unavailable") -> None:
+        super().__init__(text)
+        self.code = code
+
+
+class DemotedError(TransientError):
+    """The server is a replica now: its connections lead to the wrong place."""
+
+
+class MovedError(RedisError):
+    """A node of a cluster says who has the slot: for good, or, if `asking`, for this key while the slot moves."""
+
+    code = "Aborted"
+
+    def __init__(self, text: str, *, host: str, port: int, slot: int, asking: bool) -> None:
+        super().__init__(text)
+        self.host = host
+        self.port = port
+        self.slot = slot
+        self.asking = asking
+
+
+class UnknownScriptError(RedisError):
+    """The server has forgotten a script, or never had it."""
+
+    code = "FailedPrecondition"
+
+
+class FullError(RedisError):
+    """The server's `maxmemory` is used up, and it may not evict, or has nothing to."""
+
+    code = "OutOfRange"
+
+    def translated(self, store: str) -> NlError:
+        return ExhaustedError(f"store {store}: {self}")
+
+
+class ValueTooLargeError(RedisError):
+    """The server takes no values of that size."""
+
+    code = "OutOfRange"
+
+    def translated(self, store: str) -> NlError:
+        return TooLargeError(f"store {store}: {self}")
+
+
+class RefusedError(RedisError):
+    """The server refuses, and will refuse again: a wrong password, no permission, the wrong kind of server.
+
+    `option` names the option at fault, if it is clear which one is.
+    """
+
+    code = "PermissionDenied"
+
+    def __init__(self, text: str, *, option: str = "") -> None:
+        super().__init__(text)
+        self.option = option
+
+    def translated(self, store: str) -> NlError:
+        failure = super().translated(store)
+        failure.retryable = False
+        return failure
+
+
+class ReplyError(Exception):
+    """An error reply as it came: `WORD text`. Not raised but returned among the replies of a pipeline."""
+
+
+_TRANSIENT = frozenset({
+    "LOADING", "CLUSTERDOWN", "TRYAGAIN", "MASTERDOWN", "BUSY", "MISCONF", "NOREPLICAS", "UNKILLABLE",
+})
+_REFUSED = frozenset({"NOAUTH", "WRONGPASS", "NOPERM"})
+
+
+def meaning(reply: ReplyError, where: str) -> RedisError:
+    """The error that a reply stands for. `where` is the server, for the message."""
+    said = str(reply).splitlines()[0][:200] if str(reply) else "an error without text"
+    word, _, rest = said.partition(" ")
+    text = f"{where} says: {said}"
+    if word in ("MOVED", "ASK"):
+        return _moved(text, rest, asking=word == "ASK")
+    if word == "READONLY":
+        return DemotedError(text)
+    if word in _TRANSIENT or "max number of clients" in rest:
+        return TransientError(text)
+    if word == "NOSCRIPT":
+        return UnknownScriptError(text)
+    if word == "OOM":
+        return FullError(text)
+    if "exceeds maximum allowed" in rest or "invalid bulk length" in rest:
+        return ValueTooLargeError(text)
+    if word in _REFUSED or "invalid password" in rest or "AUTH" in rest or "DB index" in rest:
+        return RefusedError(text, option="addresses")
+    return RefusedError(text)
+
+
+def _moved(text: str, rest: str, *, asking: bool) -> RedisError:
+    """`MOVED 3999 127.0.0.1:6381`; an empty host is that of who says so."""
+    slot, _, address = rest.partition(" ")
+    host, _, port = address.rpartition(":")
+    if not (slot.isdecimal() and port.isdecimal()):
+        return TransientError(text)
+    return MovedError(text, host=host.strip("[]"), port=int(port), slot=int(slot), asking=asking)
