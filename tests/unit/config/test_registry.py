@@ -155,8 +155,9 @@ def test_kinds_of_nativelink_that_are_absent_say_where_they_come_from():
     assert str(refusal("experimental_mongo")).startswith(
         "stores[3].experimental_mongo: the store kind experimental_mongo is not installed: it comes with the plugin "
         "nl-store-experimental-mongo; expected one of the installed kinds ")
-    assert str(refusal("dedup")).startswith(
-        "stores[3].dedup: the store kind dedup of NativeLink is not part of this version; expected one of ")
+    assert str(refusal("ontap_s3_existence_cache")).startswith(
+        "stores[3].ontap_s3_existence_cache: the store kind ontap_s3_existence_cache of NativeLink is not part of this "
+        "version; expected one of ")
 
 
 def test_the_built_in_kinds_register_like_any_other():
