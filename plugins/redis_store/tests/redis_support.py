@@ -81,6 +81,10 @@ class RedisServer:
             self._process.wait()
             self._process = None
 
+    def signal(self, name: str) -> None:
+        """STOP or CONT."""
+        os.kill(self.pid, signal.Signals[f"SIG{name}"])
+
     def cli(self, *arguments: str, login: tuple[str, ...] = ()) -> str:
         """What redis-cli prints."""
         command = ["redis-cli", "-p", str(self.port), *login, *arguments]

@@ -112,6 +112,8 @@ def meaning(reply: ReplyError, where: str) -> RedisError:
         return FullError(text)
     if "exceeds maximum allowed" in rest or "invalid bulk length" in rest:
         return ValueTooLargeError(text)
+    if "cluster support disabled" in rest or "unknown command 'SENTINEL'" in rest:
+        return RefusedError(text, option="mode")
     if word in _REFUSED or "invalid password" in rest or "AUTH" in rest or "DB index" in rest:
         return RefusedError(text, option="addresses")
     return RefusedError(text)
