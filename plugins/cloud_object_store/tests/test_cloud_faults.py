@@ -172,6 +172,19 @@ async def test_a_value_replaced_in_the_middle_of_a_download_is_never_mixed(bucke
         assert await read(store, key) == make_blob(4 * MIB, seed=2)
 
 
+async def test_a_reader_that_is_left_halfway_lets_its_connection_go(bucket: str, proxy: FaultyProxy) -> None:
+    digest = digest_of(data := make_blob(30 * MIB))
+    async with running(bucket, proxy.url) as store:
+        await store.put(digest, data)
+        async with store.open(digest) as reader:
+            await reader.receive_parts(1000)
+            assert proxy.busy == 1, "the rest is waiting to be sent"
+        with trio.fail_after(20):
+            while proxy.busy:  # noqa: ASYNC110
+                await trio.sleep(0.01)
+        assert reader.size == len(data)
+
+
 # ---------------------------------------------------------------------------------------------- what does not pass
 
 
