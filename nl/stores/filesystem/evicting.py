@@ -46,7 +46,9 @@ class Evictor:
             self.mirror.refresh()
             if self.mirror.is_exact:
                 yield
-                self._tell(Sum(self.mirror.index.bytes, 0))
+                self._sum = Sum(self.mirror.index.bytes, 0)
+                if not self.mirror.index.is_alone:  # else nobody is there to be told; `tell_sum` is for who comes
+                    self.lock.write_sum(self._sum)
             else:
                 self._sum = self.lock.read_sum() or Sum(self.mirror.index.bytes, 0)
                 yield
@@ -66,6 +68,13 @@ class Evictor:
     def _tell(self, told: Sum) -> None:
         self._sum = told
         self.lock.write_sum(told)
+
+    async def tell_sum(self) -> None:
+        """Tells the sum to a process that has just come, and to whoever comes after this one."""
+        await self.lock.acquire()
+        with self.locked():
+            if self.mirror.is_exact:
+                self._tell(Sum(self.mirror.index.bytes, 0))
 
     async def begin_listing(self) -> int:
         """Before a scan: what `settle` needs to know after it."""

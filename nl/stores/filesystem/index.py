@@ -50,6 +50,11 @@ class Index:
     def __len__(self) -> int:
         return len(self.slots)
 
+    @property
+    def is_alone(self) -> bool:
+        """Whether no other process is on the folder, as far as this one knows yet."""
+        return self._shared.is_alone
+
     # Sizes
 
     def cost(self, size: int) -> int:

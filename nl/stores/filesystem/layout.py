@@ -191,8 +191,10 @@ class Layout:
             return self.blobs, name
         return self.actions if names.is_in_actions(key) else self.texts, name
 
-    def has_lock_file(self) -> bool:
-        """Whether the open lock file is still the one at its path."""
+    def has_lock_file(self, *, is_local: bool) -> bool:
+        """Whether the open lock file is still the one at its path. On a local disk its link count tells."""
+        if is_local:
+            return os.fstat(self.lock_fd).st_nlink > 0
         try:
             there = os.stat(self.lock_path)
         except FileNotFoundError:

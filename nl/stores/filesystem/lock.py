@@ -52,7 +52,7 @@ class Lock:
             except BlockingIOError:
                 return False
             # A cleaner may have deleted the file: then others lock another one of that name.
-            if layout.has_lock_file():
+            if layout.has_lock_file(is_local=self._mirror.is_watching):
                 return True
             layout.open_lock_file()
 

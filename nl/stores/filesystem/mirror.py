@@ -114,7 +114,8 @@ class Mirror:
             self._expected[expected] = self._expected.get(expected, 0) + 1
         if self.changed_during_scan is not None:
             self.changed_during_scan.add((folder, name))
-        self.forget(folder, name)
+        if key in self.index.slots or wrong_size_key(name) in self.index.slots or folder is self.layout.executables:
+            self.forget(folder, name)  # a look-up of both keys is cheaper than to find out which one the name has
         slot = self.add(folder, key, size)
         self.index.know(slot, inode=inode, mtime_ns=mtime_ns)
 

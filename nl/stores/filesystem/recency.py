@@ -10,6 +10,7 @@ import errno
 import logging
 import os
 import time
+from collections.abc import Awaitable, Callable
 
 import trio
 
@@ -46,12 +47,13 @@ class Recency:
         self._uses = uses
         self.flushed_blobs = 0
 
-    async def keep_company(self) -> None:
-        """Runs for ever: when another process comes to the folder, tells it what this one has used, and will use."""
+    async def keep_company(self, tell_sum: Callable[[], Awaitable[None]]) -> None:
+        """Runs for ever: tells another process that comes to the folder what there is, and what this one has used."""
         while True:
             await trio.sleep(_TICK_S)
             if self._uses.has_company():
                 self._uses.keep_company()
+                await tell_sum()
                 for _ in self._mirror.index.tell_uses(self._began):
                     await trio.lowlevel.checkpoint()
                 self._uses.completed()

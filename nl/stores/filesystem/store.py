@@ -154,12 +154,13 @@ class FilesystemStore(Store):
             self._mirror.start()
             async with trio.open_nursery() as nursery:
                 await nursery.start(self._verifier.run)
-                nursery.start_soon(self._recency.keep_company)
+                nursery.start_soon(self._recency.keep_company, self._committer.tell_sum)
                 task_status.started()
                 await self._maintain()
         finally:
             with trio.move_on_after(5, shield=True):
                 await self._recency.flush()
+                await self._committer.tell_sum()
             self._mirror.stop()
             self._committer.close()
             self._uses.close()
@@ -201,6 +202,7 @@ class FilesystemStore(Store):
                 if now >= flush_at:
                     flush_at = now + _FLUSH_S
                     await self._recency.flush()
+                    await self._committer.tell_sum()
             except OSError as error:
                 _log.error("%s", translate(error, store=self.name, path=self._layout.content_path, doing="look after"))
                 await trio.sleep(_FLUSH_S)
