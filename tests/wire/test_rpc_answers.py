@@ -119,6 +119,21 @@ async def test_a_reply_that_nobody_has_credit_for_ends_with_the_servers_grace(se
                 assert b"grpc-status\x0214" in await client.until(fr.HEADERS, sid=1)
 
 
+async def test_a_lame_duck_leaves_with_the_last_reply_that_has_waited_for_credit(service):
+    async with serving(service) as (server, port):
+        client = await RawClient.connect(port, settings=SHUT)
+        await client.send(headers(1), message(1, b"hello"))
+        await client.settled()
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(server.shutdown, 60)
+            await client.send(fr.ping(await client.until(fr.PING), ack=True))
+            await client.until(fr.GOAWAY)
+            await client.settled()
+            await client.send(fr.window_update(1, 100))
+            assert (await client.until(fr.DATA, sid=1)).endswith(b"hello")
+            await client.closed()
+
+
 async def test_a_call_that_is_reset_while_its_reply_waits_leaves_nothing_behind(service):
     async with serving(service) as (server, port):
         client = await RawClient.connect(port, settings=SHUT)
@@ -170,6 +185,19 @@ async def test_large_replies_are_packed_for_those_who_accept_it(service, accepts
             await client.send(headers(sid, "Big", extra=extra), message(sid, size))
             flag, length = fr.PREFIX.unpack_from(await client.until(fr.DATA, sid=sid))
             assert (flag, length < int(size)) == ((1, True) if packed and size == b"1024" else (0, False))
+
+
+@pytest.mark.parametrize("accepts", [b"gzip", b"identity", None])
+@pytest.mark.parametrize("method", ["Echo", "Big", "Repeat", "Metadata"])
+async def test_replies_are_announced_as_packed_only_to_those_who_accept_it(service, method, accepts):
+    """Whichever way the headers leave: with a small reply, before a large one or a stream, or by themselves."""
+    extra = [] if accepts is None else [(b"grpc-accept-encoding", accepts)]
+    async with serving(service, options=ServerOptions(send_compression="gzip")) as (_, port):
+        client = await RawClient.connect(port)
+        await client.send(headers(1, method, extra=extra), message(1, b"20000"))
+        told = hpack.HeaderDecoder().decode(await client.until(fr.HEADERS, sid=1))
+        assert (b"grpc-encoding", b"gzip") in [(name, value) for name, value, _, _ in told] or accepts != b"gzip"
+        assert b"grpc-encoding" not in [name for name, *_ in told] or accepts == b"gzip"
 
 
 async def test_a_peer_that_says_anything_lives_also_without_an_answer_to_ping(service):

@@ -12,7 +12,7 @@ from nl.rpc import hpack
 from nl.rpc.frames import ErrorCode, Setting
 from nl.rpc.h2.limits import Limits
 from nl.rpc.options import ServerOptions
-from nl.rpc.outbox import HIGH_WATER
+from nl.rpc.outbox import HIGH_WATER, Socket
 from tests.wire.raw_h2 import RawClient, headers, message
 from tests.wire.rpc_hosting import serving
 from tests.wire.rpc_service import RawService
@@ -33,7 +33,7 @@ async def finished(client, sids):
     with trio.fail_after(30):
         while waiting:
             kind, flags, sid, payload = await client.frame()
-            if kind == fr.DATA:
+            if kind == fr.DATA and sid in data:
                 data[sid] += payload
             if flags & fr.END_STREAM:
                 waiting.discard(sid)
@@ -61,6 +61,36 @@ async def test_replies_that_wait_for_room_need_no_task_are_counted_and_arrive_wh
         replies = await finished(client, sids)
         assert all(len(data) == 5 + len(payload) for data in replies.values())
         assert not connection.held_back
+
+
+class Pausing(RawService):
+    """Pour sends one large message, and then nothing for a while."""
+
+    async def pour(self, stream):
+        await stream.recv_message()
+        await stream.send_message(bytes(8 * MIB))
+        await self.release.wait()
+
+
+async def test_replies_that_waited_for_room_leave_also_when_nothing_else_happens_on_the_connection(monkeypatch):
+    """A payload takes the full queue along: that makes room, and who sent it does not look at the queue again."""
+    monkeypatch.setattr("nl.rpc.server._SWEEP_S", 3600)  # which would find them, up to a second later
+    service = Pausing()
+    async with serving(service) as (server, port):
+        client = await RawClient.connect(port, settings={Setting.INITIAL_WINDOW_SIZE: fr.MAX_WINDOW})
+        await client.send(fr.window_update(0, fr.MAX_WINDOW - fr.DEFAULT_WINDOW))
+        await client.send(headers(1, "Pour"), message(1), headers(3, "Pour"), message(3))
+        await wait_all_tasks_blocked()  # one of them in the middle of a piece, the other in line for the socket
+        sids = range(5, 1605, 2)  # more than the pieces to come can take along, each up to HIGH_WATER
+        await client.send(*(headers(sid, "Big") + message(sid, b"16000") for sid in sids))
+        await wait_all_tasks_blocked()
+        [connection] = server._connections
+        assert connection.outbox.socket is Socket.TAKEN
+        assert len(connection.held_back) > 16 * HIGH_WATER // 16_000
+        replies = await finished(client, sids)
+        assert {len(data) for data in replies.values()} == {5 + 16_000}
+        assert not connection.held_back
+    RawClient.close_all()
 
 
 async def test_replies_that_wait_for_credit_go_out_as_it_comes_and_resets_take_theirs_along(service):

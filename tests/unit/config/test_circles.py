@@ -32,7 +32,8 @@ def load(*, stores, listeners=("127.0.0.1:50051",), services=None, **server):
     [
         ("127.0.0.1:50051", "grpc://127.0.0.1:50051"), ("0.0.0.0:50051", "http://localhost:50051"),
         ("[::]:50051", "grpc://[::1]:50051"), ("10.1.2.3:50051", "10.1.2.3:50051"), ("0.0.0.0:80", "grpc://localhost"),
-        ("unix:/run/nl.sock", "unix:/run/nl.sock"),
+        ("0.0.0.0:443", "https://localhost"), ("0.0.0.0:443", "grpcs://localhost"), ("0.0.0.0:80", "http://localhost/"),
+        ("unix:/run/nl.sock", "unix:/run/nl.sock"), ("unix:///run/nl.sock", "unix:/run/nl.sock"),
     ],
 )
 def test_a_store_of_its_own_listener_is_refused_with_its_place(listens, address):
@@ -57,6 +58,8 @@ def test_another_listener_port_instance_or_sort_is_no_circle():
     load(stores={"A": grpc(ours), "M": memory}, listeners=("127.0.0.1:50051", "127.0.0.1:50052"), services=both)
     load(stores={"A": grpc("grpc://127.0.0.1:50052")})
     load(stores={"A": grpc("grpc://elsewhere:50051")})
+    load(stores={"A": grpc("https://localhost")}, listeners=("127.0.0.1:80",))
+    load(stores={"A": grpc("grpc://localhost")}, listeners=("127.0.0.1:443",))
     load(stores={"A": grpc(ours, instance_name="other")})
     load(stores={"A": grpc(ours, kind="ac")})
 

@@ -1,9 +1,15 @@
-"""Whoever waits for the connection's credit gets it, whatever has become of the one that was before it in the line."""
+"""Whoever waits for the connection's credit gets it, whatever has become of the one that was before it in the line.
+
+Messages are taken up to their limit, however they arrive.
+"""
+
+import gzip
 
 import pytest
 import trio
 from trio.testing import wait_all_tasks_blocked
 
+from nl.errors import ExhaustedError
 from nl.rpc import frames as fr
 from nl.rpc.call import Call
 from nl.rpc.connection import Connection
@@ -125,3 +131,38 @@ async def test_of_what_the_first_in_line_leaves_the_second_gets_the_rest(nursery
     h2.wake_next()
     await wait_all_tasks_blocked()
     assert credits == [30]
+
+
+async def received(data, pieces, *, encoding=None, body=False):
+    """The message that a call of at most 100 bytes makes of DATA that comes in such pieces."""
+    call = Call(Connection(Wide(), Limits()), 1, max_message_size=100)
+    call.encoding, call.recv_closed = encoding, True
+    for start, stop in zip((0, *pieces), (*pieces, len(data)), strict=True):
+        call.chunks.append((memoryview(data)[start:stop], None))  # as from several buffers: `add` would join them
+        call.held += stop - start
+    if not body:
+        return await call.receive_message()
+    reader, whole = await call.receive_body(), b""
+    while parts := await reader.receive_parts():
+        whole += b"".join(parts)
+    return whole
+
+
+@pytest.mark.parametrize("body", [False, True])
+@pytest.mark.parametrize("pieces", [(), (2,), (5,), (5, 50), (104,)])
+async def test_a_message_may_be_as_large_as_the_limit_and_no_larger_however_it_arrives(pieces, body):
+    largest, too_large = bytes(range(100)), bytes(101)
+    assert await received(fr.PREFIX.pack(0, 100) + largest, pieces, body=body) == largest
+    with pytest.raises(ExhaustedError, match="message of 101 bytes; the limit is 100, the option max_message_size"):
+        await received(fr.PREFIX.pack(0, 101) + too_large, pieces, body=body)
+
+
+@pytest.mark.parametrize("body", [False, True])
+async def test_a_packed_message_may_unpack_to_the_limit_and_no_further(body):
+    async def unpacked(size):
+        packed = gzip.compress(bytes(size))
+        return await received(fr.PREFIX.pack(1, len(packed)) + packed, (), encoding="gzip", body=body)
+
+    assert await unpacked(100) == bytes(100)
+    with pytest.raises(ExhaustedError, match="100"):
+        await unpacked(101)

@@ -30,6 +30,14 @@ def test_a_timeout_is_rounded_up_in_the_finest_unit_that_has_room(seconds, text)
     assert metadata.encode_timeout(seconds) == text
 
 
+@pytest.mark.parametrize(("seconds", "text"), [
+    (0.0999999995, b"100000u"), (99.9999995, b"100000m"), (99_999.9995, b"100000S"), (99_999_999.5, b"27778H"),
+])  # fmt: skip
+def test_a_timeout_that_rounding_makes_nine_digits_long_takes_the_next_unit(seconds, text):
+    assert metadata.encode_timeout(seconds) == text
+    assert metadata.decode_timeout(text) >= seconds
+
+
 @pytest.mark.parametrize("seconds", [float("inf"), 1e300, 4e11])
 def test_what_is_longer_than_gRPC_can_say_is_the_longest_that_it_can(seconds):
     assert metadata.encode_timeout(seconds) == b"99999999H"

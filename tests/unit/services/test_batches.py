@@ -5,6 +5,7 @@ from nl.model.digest import Digest
 from nl.pb import reapi
 from nl.plugin import digest_of
 from nl.services.cas import CasInstance, CasService
+from nl.services.limits import UNPACKED_BATCH_BYTES
 from nl.stores.memory import MemoryOptions, MemoryStore
 from nl.testing import BareContext
 from tests.unit.services.memory_stream import call
@@ -70,3 +71,18 @@ async def test_a_read_is_one_trip_in_the_order_of_the_request():
     assert [bytes(each.data) for each in reply.responses] == [BLOBS[3], b"", b"", BLOBS[0]]
     assert store.trips == [[DIGESTS[3], DIGESTS[5], DIGESTS[0]]]
     assert all(isinstance(key, Digest) for key in store.trips[0])
+
+
+async def test_what_packed_blobs_unpack_to_is_bounded_together_and_no_size_takes_anything_off():
+    sizes = [-(1 << 62), UNPACKED_BATCH_BYTES - 1, 2, 1, 1]
+    request = reapi.BatchUpdateBlobsRequest(requests=[
+        reapi.BatchUpdateBlobsRequestRequest(
+            digest=reapi.Digest(hash=DIGESTS[0].hash, size_bytes=size), data=b"no frame",
+            compressor=reapi.CompressorValue.ZSTD,
+        )
+        for size in sizes
+    ])  # fmt: skip
+    [reply] = await call(CasService({"": CasInstance(Counting())}), "BatchUpdateBlobs", request)
+    assert [each.status.code for each in reply.responses] == [Code.INVALID_ARGUMENT] * len(sizes)
+    too_many = ["does not fit into a batch any more" in each.status.message for each in reply.responses]
+    assert too_many == [False, False, True, False, True]

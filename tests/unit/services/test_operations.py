@@ -113,6 +113,17 @@ async def test_list_pages_through_all_operations_in_order():
             await listed(at, name="other")
 
 
+async def test_a_page_has_a_hundred_operations_and_never_more_than_a_thousand_whatever_is_asked_for():
+    async with house() as at:
+        action = await at.action()
+        names = []
+        for _ in range(1001):  # twins: each client has an operation of its own
+            async with at.executing(action) as stream:
+                names.append((await stream.receive()).name)
+        assert [len(page) for page in await listed(at)] == [*[100] * 10, 1]
+        assert await listed(at, page_size=5000) == [names[:1000], names[1000:]]
+
+
 @pytest.mark.parametrize("name", ["operation", "ops-operations", "a/b", "soperations"])
 async def test_operations_are_listed_under_the_name_of_their_instance_whatever_it_is(name):
     async with house(instance={"names": ("", "main", name)}) as at:
