@@ -36,7 +36,8 @@ class RedisServer:
     """A redis-server at a port of its own, which it keeps when it is started again."""
 
     def __init__(
-        self, folder: Path, *settings: str, port: int = 0, command: tuple[str, ...] = ("redis-server",)
+        self, folder: Path, *settings: str, port: int = 0, tls: bool = False,
+        command: tuple[str, ...] = ("redis-server", "--save", "", "--repl-diskless-sync-delay", "0"),
     ) -> None:
         if shutil.which("redis-server") is None:
             pytest.skip("redis-server is not installed: apt-get install redis-server")
@@ -46,12 +47,12 @@ class RedisServer:
         self.log = folder / "log"
         self._folder = folder
         self._settings = settings
-        self._command = command
+        self._command = (*command, "--tls-port" if tls else "--port", str(self.port))
         self._process: subprocess.Popen[bytes] | None = None
 
     def start(self) -> None:
-        command = [*self._command, "--port", str(self.port), "--bind", "127.0.0.1", "--dir", str(self._folder),
-                   "--save", "", "--daemonize", "no", *self._settings]
+        command = [*self._command, "--bind", "127.0.0.1", "--dir", str(self._folder), "--daemonize", "no",
+                   *self._settings]
         with self.log.open("ab") as log:
             self._process = subprocess.Popen(command, stdin=subprocess.DEVNULL, stdout=log, stderr=log)
         self.wait_for_port()
@@ -96,14 +97,10 @@ class RedisServer:
         listed = [self.cli("-n", database, "--scan") for database in ("0", "3")]
         return {line for text in listed for line in text.splitlines()}
 
-    def resident(self) -> int:
-        """Bytes of memory that the server's data take."""
-        return int(dict(line.split(":", 1) for line in self.cli("INFO", "memory").splitlines()[1:])["used_memory"])
-
 
 @contextmanager
-def redis_server(folder: Path, *settings: str) -> Iterator[RedisServer]:
-    server = RedisServer(folder, *settings)
+def redis_server(folder: Path, *settings: str, tls: bool = False) -> Iterator[RedisServer]:
+    server = RedisServer(folder, *settings, tls=tls)
     server.start()
     try:
         yield server

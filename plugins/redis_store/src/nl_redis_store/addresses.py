@@ -94,7 +94,7 @@ def _db(text: str, path: str) -> int:
     if not text:
         return 0
     if not (text.isdecimal() and text.isascii()):
-        raise ConfigError(path, f'"{text}" is no number of a database; expected /0, /1, ...')
+        raise ConfigError(path, "what follows the host is no number of a database; expected /0, /1, ...")
     return int(text)
 
 

@@ -14,7 +14,7 @@ import trio
 
 from nl.plugin import Buffer
 from nl_redis_store.addresses import Address
-from nl_redis_store.errors import ReplyError, TransientError, meaning
+from nl_redis_store.errors import RefusedError, ReplyError, TransientError, meaning
 
 Command = tuple[Buffer, ...]
 """Its name and arguments."""
@@ -107,7 +107,10 @@ async def dial(address: Address, *, timeout_s: float, tls: ssl.SSLContext | None
                 await trio.aclose_forcefully(stream)
                 raise
     except (OSError, trio.BrokenResourceError) as error:
-        raise TransientError(f"cannot connect to {address}: {said(error)}") from error
+        text = f"cannot connect to {address}: {said(error)}"
+        if isinstance(error.__cause__, ssl.SSLCertVerificationError):
+            raise RefusedError(text, option="root_certificates") from error
+        raise TransientError(text) from error
     except trio.TooSlowError:
         text = f"{address} did not answer within {timeout_s:g} s"
         raise TransientError(text, code="DeadlineExceeded") from None
@@ -150,6 +153,8 @@ def said(error: BaseException) -> str:
     cause = error.__cause__ or error
     if isinstance(cause, BaseExceptionGroup):
         return said(cause)
+    if isinstance(cause, ssl.SSLCertVerificationError):
+        return f"certificate verify failed: {cause.verify_message}"
     if isinstance(cause, OSError) and cause.strerror:
         return cause.strerror
     text = str(cause).splitlines()

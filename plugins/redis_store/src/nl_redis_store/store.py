@@ -12,6 +12,7 @@ import trio
 from nl.plugin import (
     EMPTY_DIGESTS,
     MAX_WHOLE,
+    SMALL,
     BlobNotFoundError,
     BlobSizeLimit,
     Buffer,
@@ -168,7 +169,8 @@ class RedisStore(Store):
         name = self._names.of(key)
         if isinstance(key, Digest):
             return piece(name, 0, key.size + 1, *self._use(name))
-        return piece(name, 0, most + 1, (b"EXISTS", name), *self._use(name))
+        getting = piece(name, 0, most + 1, (b"EXISTS", name), *self._use(name))
+        return getting._replace(receives=SMALL)  # as most action results are: or each would be a trip of its own
 
     def open(self, key: Key, *, offset: int = 0, length: int | None = None) -> AbstractAsyncContextManager[Reader]:
         return _Opening(self, key, offset, length)
