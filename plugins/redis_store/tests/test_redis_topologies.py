@@ -38,7 +38,7 @@ def wait_until(true: Callable[[], bool]) -> None:
     until = time.monotonic() + 60
     while not true():
         assert time.monotonic() < until
-        time.sleep(0.05)
+        time.sleep(0.1)
 
 
 # ----------------------------------------------------------------------------------------------------------- sentinels
@@ -81,7 +81,7 @@ async def test_a_store_follows_the_master_that_sentinels_name(
     url = f"redis+sentinel://127.0.0.1:{watcher.port}/0?sentinelServiceName=builds"
     async with store_on(silent, url, mode="sentinel") as store:
         await store.write(digest, BytesReader(data))
-        assert master.cli("WAIT", "1", "5000") == "1"
+        wait_until(lambda: replica.cli("EXISTS", key_text(digest)) == "1")
         master.kill()
         await store.put(other, b"after")
         assert await read(store, digest) == data
@@ -94,7 +94,8 @@ async def test_a_master_that_is_demoted_is_left(watched: tuple[RedisServer, Redi
     url = f"redis+sentinel://127.0.0.1:{watcher.port}/0?sentinelServiceName=builds"
     async with store_on(url) as store:
         await store.put("first", b"1")
-        watcher.cli("SENTINEL", "FAILOVER", "builds")
+        wait_until(lambda: replica.cli("EXISTS", key_text("first")) == "1")
+        wait_until(lambda: watcher.cli("SENTINEL", "FAILOVER", "builds") == "OK")  # once it knows the replica
         wait_until(lambda: "role:slave" in master.cli("INFO", "replication"))
         await store.put("second", b"2")
         assert await find(store, "first") == b"1"
@@ -180,7 +181,7 @@ async def test_a_cluster_that_fails_over_loses_nothing_that_was_replicated(tmp_p
         async with store_on(*urls, mode="cluster", connection_timeout_ms=500) as store:
             assert await store.put_many(list(blobs.items())) == [None] * 60
             victim = next(server for server in own.servers if "role:master" in server.cli("INFO", "replication"))
-            assert victim.cli("WAIT", "1", "5000") == "1"
+            wait_until(lambda: sum(int(server.cli("DBSIZE")) for server in own.servers) == 120)
             victim.kill()
             assert await store.has(list(blobs)) == [digest.size for digest in blobs]
             assert await store.get_many(list(blobs)) == list(blobs.values())
