@@ -13,6 +13,8 @@ from pathlib import Path
 
 import pytest
 
+from nl.config.convert import convert
+from nl.config.fields import Conversion
 from nl.config.registry import StoreKinds
 from tests.support.foreign import AC, BYTESTREAM, REAPI, chunks, connect, digest, read_name, upload_name
 from tests.support.processes import ROOT, Server, free_port, nl_command, serving, wait_until_listening
@@ -116,3 +118,21 @@ def test_a_wrong_password_ends_the_start_in_one_line(tmp_path: Path) -> None:
     lines = [line for line in done.stderr.splitlines() if "WRONGPASS" in line]
     assert len(lines) == 1, done.stderr
     assert "redis_store.addresses: " in lines[0]
+
+
+def test_all_options_of_nativelink_are_taken_in_their_forms() -> None:
+    raw = {
+        "addresses": ["redis://${HOST:-127.0.0.1}:6379/"], "response_timeout_s": 7, "connection_timeout_s": 2,
+        "experimental_pub_sub_channel": "changes", "key_prefix": "cas/", "mode": "standard",
+        "broadcast_channel_capacity": "4096", "command_timeout_ms": "10000", "connection_timeout_ms": 3000,
+        "health_check_timeout_ms": 0, "read_chunk_size": 65536, "connection_pool_size": "3", "key_ttl_s": 86400,
+        "max_chunk_uploads_per_update": 10, "scan_count": 10000, "retry": {"max_retries": 6, "delay": 0.3},
+        "max_client_permits": 500, "max_count_per_cursor": 1500,
+    }
+    kinds = StoreKinds()
+    kind = kinds.load("redis_store", "")
+    options = convert(kind.options, raw, "", Conversion(env={}, kinds=kinds.options))
+    assert options.servers()[0].host == "127.0.0.1"
+    assert (options.command_timeout, options.connect_timeout, options.health_timeout) == (7, 2, 4)
+    assert options.ttl_s == 86400
+    assert "127.0.0.1" not in repr(options)

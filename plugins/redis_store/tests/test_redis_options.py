@@ -5,10 +5,7 @@ from __future__ import annotations
 import pytest
 from redis_support import options_for
 
-from nl.config.convert import convert
-from nl.config.fields import Conversion
-from nl.plugin import ConfigError, Options
-from nl_redis_store import RedisStoreOptions
+from nl.plugin import ConfigError
 from nl_redis_store.addresses import Address, parse_address
 from nl_redis_store.errors import ReplyError, RefusedError, TransientError, meaning
 from nl_redis_store.options import Retry
@@ -74,26 +71,6 @@ def test_options_that_cannot_work_are_refused(options: dict[str, object], path: 
     with pytest.raises(ConfigError) as caught:
         options_for(*options.pop("addresses"), **options)  # type: ignore[misc]
     assert caught.value.path == path
-
-
-def test_all_options_of_nativelink_are_taken_in_their_forms() -> None:
-    raw = {
-        "addresses": ["redis://${HOST:-127.0.0.1}:6379/"], "response_timeout_s": 7, "connection_timeout_s": 2,
-        "experimental_pub_sub_channel": "changes", "key_prefix": "cas/", "mode": "standard",
-        "broadcast_channel_capacity": "4096", "command_timeout_ms": "10000", "connection_timeout_ms": 3000,
-        "health_check_timeout_ms": 0, "read_chunk_size": 65536, "connection_pool_size": "3", "key_ttl_s": 86400,
-        "max_chunk_uploads_per_update": 10, "scan_count": 10000, "retry": {"max_retries": 6, "delay": 0.3},
-        "max_client_permits": 500, "max_count_per_cursor": 1500,
-    }
-    options = convert(RedisStoreOptions, raw, "", Conversion(env={}, kinds=no_children))
-    assert options.servers() == (Address(host="127.0.0.1"),)
-    assert (options.command_timeout, options.connect_timeout, options.health_timeout) == (7, 2, 4)
-    assert options.ttl_s == 86400
-    assert "127.0.0.1" not in repr(options)
-
-
-def no_children(kind: str, path: str) -> type[Options]:
-    raise AssertionError(f"{path} has no child stores")
 
 
 def test_pauses_double_and_are_spread() -> None:

@@ -24,7 +24,7 @@ MAX_RECEIVE = 4 * 1024 * 1024
 class Request:
     """Commands that go to a server in one piece, and then either their replies or what became of them."""
 
-    __slots__ = ("commands", "done", "error", "flight", "receives", "replies", "sends", "wanted")
+    __slots__ = ("commands", "done", "error", "flight", "receives", "replies", "sends", "taken", "wanted")
 
     def __init__(self, commands: Sequence[Command], *, sends: int, receives: int) -> None:
         """`sends` and `receives` are about how many bytes of payload that is."""
@@ -35,8 +35,10 @@ class Request:
         self.replies: list[Reply] = []
         self.error: RedisError | None = None
         self.wanted = True
+        self.taken = False
+        """Whether it has left the queue."""
         self.flight: trio.CancelScope | None = None
-        """While it is on its way."""
+        """Its trip, while there is one."""
 
     def fail(self, error: RedisError) -> None:
         """It has no replies."""
@@ -48,14 +50,14 @@ class Request:
         not sent never are, those that were have been answered, or their connection is cut after `grace_s`.
         """
         self.wanted = False
-        if self.flight is None or self.done.is_set():
+        if not self.taken:
             return
         with trio.CancelScope(shield=True):
             with trio.move_on_after(grace_s):
                 await self.done.wait()
-            if not self.done.is_set():
+            if self.flight is not None:
                 self.flight.cancel()
-                await self.done.wait()
+            await self.done.wait()
 
 
 class Node:
@@ -134,6 +136,7 @@ class Node:
                     break
                 self._waiting.popleft()
                 if request.wanted:
+                    request.taken = True
                     batch.append(request)
             if batch:
                 return batch
