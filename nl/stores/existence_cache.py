@@ -2,8 +2,9 @@
 
 Only a yes is remembered. It is forgotten when the backend says that the blob has gone (`Removals`), when reading it
 finds nothing, and after a while in any case where the backend cannot say so: an upload is never left out because of
-what is remembered there (`Traits.authoritative`). What is answered from memory is a use all the same: the backend is
-told of it in batches.
+what is remembered there (`Traits.authoritative`). An answer that was under way when its blob went is given, since it
+was true when the backend gave it, but not remembered (`_Meanwhile`). What is answered from memory is a use all the
+same: the backend is told of it in batches.
 """
 
 from __future__ import annotations
@@ -11,7 +12,7 @@ from __future__ import annotations
 import logging
 import time
 from collections.abc import AsyncIterator, Callable, Iterator, Mapping, Sequence
-from contextlib import asynccontextmanager, contextmanager
+from contextlib import ExitStack, asynccontextmanager, contextmanager
 from dataclasses import field, replace
 from functools import cached_property
 from typing import Final, TypeVar, cast
@@ -52,6 +53,8 @@ UNTOLD_S: Final = 60.0
 TOUCH_S: Final = 1.0
 """How often the backend hears of uses."""
 _MAX_TOUCHES: Final = 100_000
+_MAX_GONE: Final = 100_000
+"""Keys that are known to have gone while operations were under way: beyond, any may have."""
 
 
 class ExistenceCacheOptions(Options):
@@ -72,6 +75,48 @@ class ExistenceCacheOptions(Options):
     believed, counted from when it was learnt."""
 
 
+class _Meanwhile:
+    """What has gone while operations of the backend are under way.
+
+    The news of it may be taken by one question while the answer to another, given before, is still on its way.
+    """
+
+    def __init__(self) -> None:
+        self._under_way = 0
+        self._now = 0
+        self._gone: dict[Key, int] = {}
+        self._all_gone = 0
+
+    @contextmanager
+    def operation(self) -> Iterator[int]:
+        """Around an operation: gives the `since` of `is_gone`."""
+        self._under_way += 1
+        try:
+            yield self._now
+        finally:
+            self._under_way -= 1
+            if not self._under_way:
+                self._gone.clear()
+
+    def gone(self, key: Key) -> None:
+        """A key has gone."""
+        if len(self._gone) >= _MAX_GONE:
+            self.all_gone()
+        elif self._under_way:
+            self._now += 1
+            self._gone[key] = self._now
+
+    def all_gone(self) -> None:
+        """Any key may have gone."""
+        self._now += 1
+        self._all_gone = self._now
+        self._gone.clear()
+
+    def is_gone(self, key: Key, since: int) -> bool:
+        """Whether a key may have gone since an operation began."""
+        return max(self._all_gone, self._gone.get(key, 0)) > since
+
+
 class ExistenceCacheStore(StoreWrapper):
     """See the module. Values under keys that are not digests can change, and are not remembered."""
 
@@ -85,6 +130,7 @@ class ExistenceCacheStore(StoreWrapper):
         self._policy = options.eviction_policy
         self._clock = clock
         self._touched: dict[Key, None] = {}
+        self._meanwhile = _Meanwhile()
         self._hits = 0
         self._misses = 0
         self._withdrawn = 0
@@ -133,50 +179,57 @@ class ExistenceCacheStore(StoreWrapper):
         self._hits += len(keys) - len(unknown)
         self._misses += len(unknown)
         if unknown:
-            for at, size in zip(unknown, await self.backend.has([keys[at] for at in unknown]), strict=True):
-                sizes[at] = size
-                if size is not None:
-                    self._learn(keys[at], size)
+            with self._meanwhile.operation() as since:
+                for at, size in zip(unknown, await self.backend.has([keys[at] for at in unknown]), strict=True):
+                    sizes[at] = size
+                    if size is not None:
+                        self._learn(keys[at], size, since)
         return sizes
 
     async def get(self, key: Key) -> Buffer:
-        with self._learning_of_absence(key):
+        with self._learning_of_absence(key), self._meanwhile.operation() as since:
             data = await self.backend.get(key)
-        self._learn(key, len(data))
+            self._learn(key, len(data), since)
         return data
 
     async def get_many(self, keys: Sequence[Key]) -> list[Buffer | NlError]:
-        found = await self.backend.get_many(keys)
-        for key, data in zip(keys, found, strict=True):
-            if not isinstance(data, NlError):
-                self._learn(key, len(data))
-            elif isinstance(data, (BlobNotFoundError, CorruptBlobError)):
-                self._forget(key)
+        with self._meanwhile.operation() as since:
+            found = await self.backend.get_many(keys)
+            for key, data in zip(keys, found, strict=True):
+                if not isinstance(data, NlError):
+                    self._learn(key, len(data), since)
+                elif isinstance(data, (BlobNotFoundError, CorruptBlobError)):
+                    self._forget(key)
         return found
 
     @asynccontextmanager
     async def open(self, key: Key, *, offset: int = 0, length: int | None = None) -> AsyncIterator[Reader]:
-        with self._learning_of_absence(key):
+        with self._learning_of_absence(key), ExitStack() as opening:
+            since = opening.enter_context(self._meanwhile.operation())
             async with self.backend.open(key, offset=offset, length=length) as reader:
                 if isinstance(key, Digest):
-                    self._learn(key, key.size)
+                    self._learn(key, key.size, since)
+                opening.close()
                 yield reader
 
     async def put(self, key: Key, data: Buffer) -> None:
-        await self.backend.put(key, data)
-        self._learn(key, len(data))
+        with self._meanwhile.operation() as since:
+            await self.backend.put(key, data)
+            self._learn(key, len(data), since)
 
     async def put_many(self, blobs: Sequence[tuple[Key, Buffer]]) -> list[NlError | None]:
-        failed = await self.backend.put_many(blobs)
-        for (key, data), error in zip(blobs, failed, strict=True):
-            if error is None:
-                self._learn(key, len(data))
+        with self._meanwhile.operation() as since:
+            failed = await self.backend.put_many(blobs)
+            for (key, data), error in zip(blobs, failed, strict=True):
+                if error is None:
+                    self._learn(key, len(data), since)
         return failed
 
     async def write(self, key: Key, reader: Reader) -> None:
-        await self.backend.write(key, reader)
-        if isinstance(key, Digest):
-            self._learn(key, key.size)
+        with self._meanwhile.operation() as since:
+            await self.backend.write(key, reader)
+            if isinstance(key, Digest):
+                self._learn(key, key.size, since)
 
     def capability(self, kind: type[C]) -> C | None:
         if kind is Deletes and self.backend.capability(Deletes) is not None:
@@ -210,19 +263,21 @@ class ExistenceCacheStore(StoreWrapper):
         gone = feed.take()
         if gone is None:
             self._withdrawn += len(self._known)
+            self._meanwhile.all_gone()
             for key in list(self._known):
                 self._known.discard(key)
         else:
             for key in gone:
                 self._forget(key)
 
-    def _learn(self, key: Key, size: int) -> None:
-        if isinstance(key, Digest) and key not in EMPTY_DIGESTS:
+    def _learn(self, key: Key, size: int, since: int) -> None:
+        if isinstance(key, Digest) and key not in EMPTY_DIGESTS and not self._meanwhile.is_gone(key, since):
             self._known.insert(key, size, size=ENTRY_BYTES)
 
     def _forget(self, key: Key) -> None:
         self._withdrawn += self._known.discard(key) is not None
         self._touched.pop(key, None)
+        self._meanwhile.gone(key)
 
     @contextmanager
     def _learning_of_absence(self, key: Key) -> Iterator[None]:

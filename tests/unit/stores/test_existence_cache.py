@@ -1,5 +1,7 @@
 """What is remembered, what makes it be forgotten, and that nobody is told of what has gone."""
 
+from contextlib import asynccontextmanager
+
 import pytest
 import trio
 
@@ -119,6 +121,82 @@ async def test_an_answer_that_was_on_its_way_when_the_blob_went_is_not_believed_
     await store.has([TWO])
     assert await store.has([ONE]) == [1]  # which was true when it was asked
     assert await store.has([ONE]) == [None]
+
+
+@pytest.mark.parametrize("loses_track", [False, True])
+@pytest.mark.parametrize("way", ["has", "put", "put_many", "write", "get", "get_many", "open"])
+async def test_news_that_another_question_took_count_for_an_answer_that_was_on_its_way(
+    way, loses_track, autojump_clock
+):
+    context = BareContext()
+
+    class Far(Backend):
+        async def __call__(self, method, *args):
+            result = await method(*args)
+            await trio.sleep(0.1)  # the way back
+            return result
+
+        async def has(self, keys):
+            return await self(super().has, keys)
+
+        async def get(self, key):
+            return await self(super().get, key)
+
+        async def get_many(self, keys):
+            return await self(super().get_many, keys)
+
+        async def put(self, key, data):
+            await self(super().put, key, data)
+
+        async def put_many(self, blobs):
+            return await self(super().put_many, blobs)
+
+        async def write(self, key, reader):
+            await self(super().write, key, reader)
+
+        @asynccontextmanager
+        async def open(self, key, *, offset=0, length=None):
+            async with super().open(key, offset=offset, length=length) as reader:
+                await trio.sleep(0.1)
+                yield reader
+
+    backend = Far(context)
+    store = make(context, backend)
+    if way in {"has", "get", "get_many", "open"}:
+        await backend.put(ONE, b"1")
+    await store.has([TWO])
+
+    async def ask():
+        if way == "open":
+            async with store.open(ONE) as reader:
+                await drain(reader)
+            return
+        arguments = {"has": ([ONE],), "put": (ONE, b"1"), "put_many": ([(ONE, b"1")],),
+                     "write": (ONE, BytesReader(b"1")), "get": (ONE,), "get_many": ([ONE],)}[way]  # fmt: skip
+        await getattr(store, way)(*arguments)
+
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(ask)
+        await trio.sleep(0.05)
+        await backend.delete([ONE])
+        if loses_track:
+            backend._removals.lost_track()
+        nursery.start_soon(store.has, [TWO])  # and takes the news
+    assert await store.has([ONE]) == [None]
+
+
+async def test_what_goes_while_operations_are_under_way_is_kept_within_a_bound(monkeypatch):
+    monkeypatch.setattr("nl.stores.existence_cache._MAX_GONE", 3)
+    context = BareContext()
+    backend = Backend(context)
+    store = make(context, backend)
+    await store.put(ONE, b"1")
+    with store._meanwhile.operation() as since:
+        for number in range(10):
+            store._meanwhile.gone(digest_of(b"%d" % number))
+        assert len(store._meanwhile._gone) <= 3
+        assert store._meanwhile.is_gone(TWO, since)
+    assert not store._meanwhile._gone
 
 
 async def test_a_backend_that_lost_track_has_everything_forgotten():
