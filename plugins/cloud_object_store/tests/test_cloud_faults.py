@@ -16,8 +16,10 @@ from nl.plugin import (
     ActionKey,
     BlobNotFoundError,
     ConfigError,
+    Deletes,
     Digest,
     ExhaustedError,
+    Removals,
     Store,
     TooLargeError,
     UnavailableError,
@@ -421,13 +423,17 @@ async def test_what_was_there_is_not_asked_for_again_for_a_while(bucket: str, pr
             assert await store.has([there, missing, action]) == [5, None, 6]
         assert proxy.count("head") == 1 + 3 + 3, "what is missing, and what may change, is asked for each time"
         assert [store.traits.authoritative, other.traits.authoritative] == [False, True]
-        feed = store.watch_removals()
         await other.delete([there])
         assert await store.has([there]) == [5]
         with pytest.raises(BlobNotFoundError):
             await store.get(there)
         assert await store.has([there]) == [None]
-        assert feed.take() == [there]
+
+
+async def test_no_news_are_offered_of_what_others_delete(bucket: str, moto: S3Server) -> None:  # noqa: F811
+    async with running(bucket, moto.url) as store:
+        assert store.capability(Removals) is None, "a cache in front would believe for ever what it has learnt"
+        assert store.capability(Deletes) is not None
 
 
 async def test_an_object_of_a_wrong_size_is_not_there_until_it_is_mended(

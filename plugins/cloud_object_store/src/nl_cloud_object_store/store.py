@@ -22,9 +22,6 @@ from nl.plugin import (
     Key,
     NlError,
     Reader,
-    RemovalFeed,
-    RemovalFeeds,
-    Removals,
     Store,
     StoreContext,
     TooLargeError,
@@ -58,7 +55,6 @@ class CloudObjectStore(Store):
         self._name = context.name
         self._connection = Connection(options, context.name)
         self._remembered = Remembered(options.remember_s, options.remember_count)
-        self._removals = RemovalFeeds()
         self._traits = Traits(authoritative=not options.remember_s, tracks_use=False)
         self._counts = dict.fromkeys(("lookups", "downloads", "uploads", "bytes_uploaded"), 0)
 
@@ -74,8 +70,8 @@ class CloudObjectStore(Store):
         return self._traits
 
     def capability(self, kind: type[C]) -> C | None:
-        """It can delete, and says what it found gone: what was deleted here, or by others once somebody missed it."""
-        return self if kind in (Deletes, Removals) and isinstance(self, kind) else None
+        """It can delete. It cannot say what leaves it: other servers and the bucket's rules delete, and tell nobody."""
+        return self if kind is Deletes and isinstance(self, kind) else None
 
     def statistics(self) -> Mapping[str, int | float | str]:
         return {
@@ -289,12 +285,6 @@ class CloudObjectStore(Store):
             raise self._connection.translated(error) from error
         finally:
             self._forget(gone)  # those that a lookup found there meanwhile
-            for key in gone:
-                self._removals.removed(key)
-
-    def watch_removals(self) -> RemovalFeed:
-        """See `Removals`."""
-        return self._removals.watch()
 
     def _forget(self, keys: Sequence[Key]) -> None:
         names = [key for key in keys if not isinstance(key, str)]  # a ForeignKey is a digest's object by another name
@@ -303,7 +293,6 @@ class CloudObjectStore(Store):
     def _missed(self, key: Key) -> BlobNotFoundError:
         """The object is not there, whatever was said before."""
         self._forget([key])
-        self._removals.removed(key)
         return BlobNotFoundError(key, self._name)
 
     # ---------------------------------------------------------------------------------------------------------- names
