@@ -7,7 +7,17 @@ import os
 
 import trio
 
-from nl.plugin import EMPTY_DIGESTS, SMALL, Buffer, Digest, Key, NlError, Reader, UploadMismatchError
+from nl.plugin import (
+    EMPTY_DIGESTS,
+    SMALL,
+    Buffer,
+    Digest,
+    Key,
+    NlError,
+    Reader,
+    UnavailableError,
+    UploadMismatchError,
+)
 from nl.stores.filesystem.commit import Committer
 from nl.stores.filesystem.disk_space import ATTEMPTS, DiskSpace
 from nl.stores.filesystem.layout import Folder
@@ -62,7 +72,7 @@ class Uploader:
             raise self._failed(error, folder, name, size) from error
 
     async def write(self, key: Key, reader: Reader) -> None:
-        """See Store.write."""
+        """See Store.write. UnavailableError if the blob was there, and has gone while its bytes came once more."""
         if key in EMPTY_DIGESTS:
             await drain(reader)
             return
@@ -72,6 +82,11 @@ class Uploader:
         self._committer.refuse_too_large(key, expected)
         if type(key) is Digest and self._committer.is_intact(key):
             _require_size(key, await drain(reader))
+            self._mirror.refresh()
+            if not self._committer.is_intact(key):
+                raise UnavailableError(
+                    f"{key} has left {self._layout.where} while it was being uploaded anew: upload it again"
+                )
             return
         try:
             with await self._temp_file(expected) as file:

@@ -1,13 +1,13 @@
 """Files under way: room is reserved before it is written to, and writes move to threads when the disk is slow."""
 
 import os
-from contextlib import ExitStack
+from contextlib import ExitStack, nullcontext
 
 import pytest
 import trio
 
 from nl.blob.hashing import digest_of
-from nl.plugin import BytesReader
+from nl.plugin import CHUNK, BytesReader, UnavailableError
 from nl.stores.filesystem.layout import Layout
 from nl.stores.filesystem.reserving import reserve
 from nl.stores.filesystem.writing import DiskPace, Gatherer, TempFile
@@ -128,6 +128,28 @@ async def test_stalled_uploads_keep_little_together_whatever_the_disk_and_nothin
         for gatherer in gatherers:
             gatherer.forget()
         assert pace.gathered == 0
+
+
+@pytest.mark.parametrize("goes", ["evicted", "deleted by somebody", "not at all"])
+async def test_a_blob_that_goes_while_it_is_uploaded_anew_is_not_acknowledged(place, goes):
+    data = make_blob(10_000)
+    digest = digest_of(data)
+
+    class LeavingReader(PartsReader):
+        async def receive_parts(self, max_bytes=CHUNK):
+            parts = await super().receive_parts(max_bytes)
+            if not parts and goes == "evicted":
+                await store._committer.evict_some()
+            elif not parts and goes == "deleted by somebody":
+                place.file(digest).unlink()
+            return parts
+
+    async with place.running() as store:
+        await store.put(digest, data)
+        with nullcontext() if goes == "not at all" else pytest.raises(UnavailableError, match="upload it again"):
+            await store.write(digest, LeavingReader(split(data, 3000)))
+        await store.write(digest, PartsReader(split(data, 3000)))
+        assert await store.get(digest) == data
 
 
 async def test_an_upload_that_never_waits_lets_others_run(place):
