@@ -14,6 +14,7 @@ from collections.abc import Awaitable, Callable
 
 import trio
 
+from nl.plugin import UnavailableError
 from nl.stores.filesystem.clock import Clock
 from nl.stores.filesystem.mirror import Mirror
 from nl.stores.filesystem.uses import UseTable
@@ -53,7 +54,10 @@ class Recency:
             await trio.sleep(_TICK_S)
             if self._uses.has_company():
                 self._uses.keep_company()
-                await tell_sum()
+                try:
+                    await tell_sum()
+                except (OSError, UnavailableError) as error:  # the sum is told again every few seconds
+                    _log.error("store %s: the sum of bytes is not told: %s", self._mirror.layout.name, error)
                 for _ in self._mirror.index.tell_uses(self._began):
                     await trio.lowlevel.checkpoint()
                 self._uses.completed()

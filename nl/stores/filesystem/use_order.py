@@ -53,6 +53,8 @@ class UseOrder:
         self._moved: list[tuple[float, int]] = []
         """Lines to be added when enough have come together, or when they are next."""
         self._number = 0
+        self._cleared = 0
+        """How often all was forgotten."""
         self.lines = 0
 
     def note(self, slot: int, when: float) -> None:
@@ -113,10 +115,16 @@ class UseOrder:
         return not self.lines and not self._moved
 
     def used_since(self, when: float) -> Iterator[list[int]]:
-        """Slots that were used later than `when`, in groups, the latest first. The caller may wait between groups."""
+        """Slots that were used later than `when`, in groups, the latest first. The caller may wait between groups.
+
+        What is cleared meanwhile ends it: the slots are nobody's then.
+        """
+        cleared = self._cleared
         runs = [self._tail, *(run for _, _, run in sorted(self._runs, key=lambda item: item[0], reverse=True))]
         used = self._used
         for run in runs:
+            if self._cleared != cleared:
+                return
             if not len(run) or run.times[-1] <= when:
                 continue
             lines = zip(run.times[run.start :], run.slots[run.start :], strict=True)
@@ -145,6 +153,7 @@ class UseOrder:
 
     def clear(self) -> None:
         """Forgets all."""
+        self._cleared += 1
         self._runs.clear()
         self._moved.clear()
         self._tail = _Run(array("d"), array("I"))

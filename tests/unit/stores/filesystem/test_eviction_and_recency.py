@@ -1,5 +1,6 @@
 """What goes when there is no room, and that the order of use outlives the process."""
 
+import fcntl
 import os
 import time
 
@@ -9,6 +10,7 @@ import trio
 from nl.blob.hashing import digest_of
 from nl.plugin import ActionKey, BytesReader, ExhaustedError, Link, LocalFiles
 from nl.stores.filesystem.clock import Clock
+from nl.stores.filesystem.uses import CELLS
 from nl.testing import PartsReader, make_blob, split
 
 from .conftest import put, until
@@ -284,6 +286,20 @@ async def test_a_store_does_not_wait_for_ever_for_one_that_stands_still(place, m
         monkeypatch.setattr(one._uses, "has_company", lambda: False)
         async with place.running() as two:
             assert await two.get(await put(two, b"x")) == b"x"
+
+
+async def test_a_store_outlives_one_that_comes_and_stands_still_with_the_lock(place, monkeypatch, caplog):
+    monkeypatch.setattr("nl.stores.filesystem.lock._TIMEOUT_S", 0.3)
+    async with place.running() as store:
+        digest = await put(store, b"x")
+        with (place.content / ".lock").open("r+b") as file:
+            fcntl.flock(file, fcntl.LOCK_EX)
+            store._uses.times[CELLS] = 2.0  # as the other one does when it comes
+            await until(lambda: store._uses.is_complete and not store._uses.is_alone)
+        assert "has been locked" in caplog.text
+        assert await store.has([digest]) == [1]
+        assert store._uses.last(store._uses.cell_of(digest.hash)) > 0, "what it has used is told all the same"
+        await put(store, b"y")
 
 
 async def test_where_uses_cannot_be_shared_the_store_says_so_and_works(place, monkeypatch, caplog):

@@ -136,3 +136,13 @@ def test_keys_of_the_index_and_file_names_say_the_same(function, size):
     assert file_name(index_key(digest), size) == name_of(digest)
     wrong = key_in_blobs(name_of(digest), size + 1)
     assert wrong != index_key(digest) and file_name(wrong, size + 1) == name_of(digest)
+
+
+def test_uses_that_are_being_told_end_where_the_index_is_cleared_meanwhile():
+    index = Index(1, UseTable())
+    for number in range(3 * use_order.RUN):
+        index.add(f"{number:064x}", 1, used=float(number + 1))
+    telling = index.tell_uses(0.0)
+    next(telling)
+    index.clear()
+    assert list(telling) == []
