@@ -101,14 +101,29 @@ class Completeness:
             raise _gone()
 
     async def _require_all(self, known: _Known) -> None:
-        """Direct references and what is in directories, in as few trips as may be."""
-        inside = [await self._inside("tree", tree) for tree in known.trees]
-        inside += [await self._inside("root", root) for root in known.roots]
-        if len(known.direct) + sum(map(len, inside)) <= _SLICE:
-            await self._ask(chain(known.direct, *inside))
-        else:
-            async with self._large:
-                await self._ask(chain(known.direct, *inside))
+        """Direct references and what is in directories, in as few trips as may be.
+
+        However many directories a result has, no more than two slices of references are held besides its own.
+        """
+        held: list[Iterable[Digest]] = [known.direct]
+        count = len(known.direct)
+        directories: list[tuple[_Kind, Digest]] = [("tree", tree) for tree in known.trees]
+        directories += [("root", root) for root in known.roots]
+        for kind, digest in directories:
+            if count > _SLICE:
+                await self._ask_in_turn(held)
+                held, count = [], 0
+            few = await self._few_inside(kind, digest, held)
+            if few is None:
+                held, count = [], 0
+            else:
+                held.append(few)
+                count += len(few)
+        await (self._ask_in_turn(held) if count > _SLICE else self._ask(chain(*held)))
+
+    async def _ask_in_turn(self, held: Sequence[Iterable[Digest]]) -> None:
+        async with self._large:
+            await self._ask(chain(*held))
 
     async def _ask(self, digests: Iterable[Digest]) -> None:
         source = iter(digests)
@@ -131,25 +146,37 @@ class Completeness:
             self._results.insert(key, known, size=size)
         return known
 
-    async def _inside(self, kind: _Kind, digest: Digest) -> PackedDigests:
-        """What is in a Tree, or below a root directory; remembered."""
+    async def _few_inside(
+        self, kind: _Kind, digest: Digest, held: Sequence[Iterable[Digest]]
+    ) -> PackedDigests | None:
+        """What is in a Tree, or below a root directory, if it is few. What is many is asked about here, together with
+        `held`, and None returned: whoever waits for its turn holds none of it, and nobody keeps it who has had it.
+        """
         found = self._directories.get((kind, digest))
-        if found is None:
-            try:
-                if kind == "tree" and digest.size <= PART_BYTES:
-                    return await self._read(kind, digest)
-                async with self._large:
-                    return self._directories.get((kind, digest)) or await self._read(kind, digest)
-            except (CorruptBlobError, ExhaustedError, InvalidRequestError) as error:
-                raise self._unreadable(digest, error) from None
-            except IncompleteError:
-                raise
-            except NotFoundError as error:
-                raise IncompleteError(error.message) from None
-        return found
+        if found is None and kind == "tree" and digest.size <= PART_BYTES:
+            found = await self._read(kind, digest)
+        if found is not None and len(found) <= _SLICE:
+            return found
+        del found
+        async with self._large:
+            found = self._directories.get((kind, digest))
+            if found is None:
+                found = await self._read(kind, digest)
+            if len(found) <= _SLICE:
+                return found
+            await self._ask(chain(*held, found))
+        return None
 
     async def _read(self, kind: _Kind, digest: Digest) -> PackedDigests:
-        found = await (self._read_tree(digest) if kind == "tree" else self._walk(digest))
+        """What is in it; remembered."""
+        try:
+            found = await (self._read_tree(digest) if kind == "tree" else self._walk(digest))
+        except (CorruptBlobError, ExhaustedError, InvalidRequestError) as error:
+            raise self._unreadable(digest, error) from None
+        except IncompleteError:
+            raise
+        except NotFoundError as error:
+            raise IncompleteError(error.message) from None
         if self._directories.fits(found.bytes_kept):
             self._directories.insert((kind, digest), found, size=found.bytes_kept)
         return found

@@ -1,10 +1,12 @@
 import random
+import weakref
 
 import pytest
 import trio
 
 from nl.blob.hashing import digest_of
 from nl.cas.action_results import load_action_result, seal, store_action_result
+from nl.cas.packed import PackedDigests
 from nl.pb import reapi
 from nl.pb.codec import encode
 from nl.plugin import (
@@ -341,3 +343,46 @@ async def test_many_large_results_at_once_take_a_bounded_part_of_a_turn():
         nursery.cancel_scope.cancel()
     assert store.statistics()["complete"] == 60
     assert most <= 8, "four at once, a slice each; a turn may be seen from either end"
+
+
+async def test_a_result_with_many_large_trees_holds_one_of_them_at_a_time(monkeypatch):
+    """A client names a thousand Trees of 64 MiB in 80 KB: each of 40 bytes a file, all at once, ended the server."""
+    monkeypatch.setattr("nl.cas.completeness.REMEMBERED_BYTES", 100_000)
+    held = 0
+
+    class Counted(PackedDigests):
+        def __init__(self, records, function):
+            nonlocal held
+            super().__init__(records, function)
+            held += 1
+            weakref.finalize(self, let_go)
+
+    def let_go():
+        nonlocal held
+        held -= 1
+
+    class Asked(MemoryStore):
+        most = 0
+
+        async def has(self, keys):
+            self.most = max(self.most, held)
+            return await super().has(keys)
+
+    monkeypatch.setattr("nl.cas.file_digests.PackedDigests", Counted)
+    store, _, cas = make_store(BareContext(), cas=Asked(MemoryOptions(), BareContext()))
+    directories = []
+    for number in range(20):
+        content = b"%d" % number
+        await cas.put(digest_of(content), content)
+        nodes = [reapi.FileNode(name=f"file{n}.o", digest=wire(content)) for n in range(3000)]
+        tree = encode(reapi.Tree(root=reapi.Directory(files=nodes)))
+        await cas.put(digest_of(tree), tree)
+        directories.append(reapi.OutputDirectory(path=str(number), tree_digest=wire(tree)))
+    await store_action_result(store, ACTION, encode(reapi.ActionResult(output_directories=directories)))
+    async with trio.open_nursery() as nursery:
+        for _ in range(10):
+            nursery.start_soon(store.get, ACTION)
+    assert store.statistics()["complete"] == 10
+    assert cas.most <= 8, "four have a turn, and one may not be collected yet"
+    cas._index.discard(digest_of(b"7"))
+    assert not await is_there(store)
