@@ -15,6 +15,7 @@ from nl.stores.fast_slow.touches import Touches
 from nl.stores.fast_slow.trouble import FastTrouble
 from nl.stores.fast_slow.uploads import Uploads
 
+_CLEAN_UP_S = 5.0
 
 class Writing:
     """The writing half of one store."""
@@ -37,16 +38,24 @@ class Writing:
         """See `Store.put`."""
         async with self._uploads.under_way(key):
             await self._settle(key)
-            if self._routes.writes_slow:
-                await self._slow.put(key, data)
-                self._source.replaced(key)
-            if self._routes.writes_fast:
-                try:
-                    await self._fast.put(key, data)
-                except NlError as error:
-                    await self._not_in_fast(key, error)
-                else:
-                    self._stale.discard(key)
+            try:
+                await self._put(key, data)
+            except BaseException:
+                with trio.move_on_after(_CLEAN_UP_S, shield=True):
+                    await self._left_halfway(key)
+                raise
+
+    async def _put(self, key: Key, data: Buffer) -> None:
+        if self._routes.writes_slow:
+            await self._slow.put(key, data)
+            self._source.replaced(key)
+        if self._routes.writes_fast:
+            try:
+                await self._fast.put(key, data)
+            except NlError as error:
+                await self._not_in_fast(key, error)
+            else:
+                self._stale.discard(key)
 
     async def put_many(self, blobs: Sequence[tuple[Key, Buffer]]) -> list[NlError | None]:
         """See `Store.put_many`: one trip to each store for what cannot change, one by one what can."""
@@ -86,24 +95,32 @@ class Writing:
 
     async def write(self, key: Key, reader: Reader) -> None:
         """See `Store.write`."""
-        routes = self._routes
         async with self._uploads.under_way(key):
             await self._settle(key)
-            if routes.writes_slow and routes.writes_fast:
-                error = await _write_both(key, reader, slow=self._slow, fast=self._fast)
-                if error is None:
-                    self._stale.discard(key)
-                else:
-                    await self._not_in_fast(key, error)
-                self._source.replaced(key)
-            elif routes.writes_slow:
-                await self._slow.write(key, reader)
-                self._source.replaced(key)
-            elif routes.writes_fast:
-                await self._fast.write(key, reader)
+            try:
+                await self._write(key, reader)
+            except BaseException:
+                with trio.move_on_after(_CLEAN_UP_S, shield=True):
+                    await self._left_halfway(key)
+                raise
+
+    async def _write(self, key: Key, reader: Reader) -> None:
+        routes = self._routes
+        if routes.writes_slow and routes.writes_fast:
+            error = await _write_both(key, reader, slow=self._slow, fast=self._fast)
+            if error is None:
+                self._stale.discard(key)
             else:
-                while await reader.receive_parts():
-                    pass
+                await self._not_in_fast(key, error)
+            self._source.replaced(key)
+        elif routes.writes_slow:
+            await self._slow.write(key, reader)
+            self._source.replaced(key)
+        elif routes.writes_fast:
+            await self._fast.write(key, reader)
+        else:
+            while await reader.receive_parts():
+                pass
 
     async def _settle(self, key: Key) -> None:
         """Before a key is written: lets end what would not bear it."""
@@ -122,6 +139,13 @@ class Writing:
             raise error
         self._trouble.note("write", key, error)
         if not isinstance(key, Digest):
+            await self._outdate(key)
+
+    async def _left_halfway(self, key: Key) -> None:
+        """An upload has failed, or its client has left: whether the slow store has the new value is not known, so the
+        fast one must not answer with the old one.
+        """
+        if not isinstance(key, Digest) and self._routes.writes_slow and self._routes.reads_fast:
             await self._outdate(key)
 
     async def _outdate(self, key: Key) -> None:

@@ -10,6 +10,7 @@ from nl.plugin import (
     CHUNK,
     ActionKey,
     BlobNotFoundError,
+    BytesReader,
     Deletes,
     EvictionPolicy,
     ExhaustedError,
@@ -19,6 +20,7 @@ from nl.plugin import (
     Traits,
     UnavailableError,
 )
+from nl.stores.fast_slow import FastSlowOptions, FastSlowStore
 from nl.stores.fast_slow.ring import RING_BYTES, Ring
 from nl.stores.fast_slow.stale import Stale
 from nl.stores.memory import MemoryOptions, MemoryStore
@@ -344,3 +346,37 @@ async def test_it_does_not_delete_where_a_side_that_is_read_cannot():
 
     async with running(fast=Keeps()) as store:
         assert store.capability(Deletes) is None
+
+
+class Late(MemoryStore):
+    """A store whose writing can be made to wait."""
+
+    waits = False
+
+    async def put(self, key, data):
+        if self.waits:
+            await trio.sleep_forever()
+        await super().put(key, data)
+
+    async def write(self, key, reader):
+        if self.waits:
+            await trio.sleep_forever()
+        await super().write(key, reader)
+
+
+@pytest.mark.parametrize("streamed", [False, True])
+async def test_an_upload_given_up_between_the_stores_leaves_no_old_action_result_in_the_fast_one(streamed):
+    context = BareContext()
+    fast, slow = Late(MemoryOptions(), context), MemoryStore(MemoryOptions(), context)
+    options = FastSlowOptions(fast=context.spec(fast), slow=context.spec(slow))
+    async with started(FastSlowStore(options, context)) as store:
+        key = ActionKey("ab" * 32, 5)
+        await store.put(key, b"old")
+        fast.waits = True
+        with trio.move_on_after(0.05) as left:
+            await (store.write(key, BytesReader(b"new")) if streamed else store.put(key, b"new"))
+        assert left.cancelled_caught
+        fast.waits = False
+        assert bytes(await store.get(key)) == bytes(await slow.get(key))
+        assert bytes(await store.get(key)) == bytes(await slow.get(key)), "also once it has been fetched"
+        assert store.statistics()["stale_in_fast"] == 0
