@@ -30,6 +30,12 @@ from nl.stores.compression.options import Lz4Options
 
 Failure = Callable[[str], NlError]
 _STEP: Final = 1024 * 1024
+_CROWDED_BLOCK: Final = 64 * 1024
+_CROWDED_LEVEL: Final = 1
+"""What one upload among very many is packed with: two thirds of a MiB."""
+_MIB: Final = 1024 * 1024
+_ZSTD_MIB: Final = ((4, 3), (8, 6), (12, 41), (19, 82))
+"""Up to which level an encoder takes how much memory for a large blob, as measured (zstd 1.5)."""
 
 
 class Form(ABC):
@@ -39,6 +45,8 @@ class Form(ABC):
     """What keys in the backend end in."""
     tail_bytes: ClassVar[int]
     """So many bytes at the end of an object tell the decoded size."""
+    encoder_bytes: int
+    """The most that one `encoding` holds, roughly."""
 
     @abstractmethod
     def encode(self, data: Buffer) -> bytes:
@@ -52,8 +60,11 @@ class Form(ABC):
         """
 
     @abstractmethod
-    def encoding(self, reader: Reader, *, size: int, threads: trio.CapacityLimiter) -> Reader:
-        """The object of what `reader` delivers: `size` bytes, or -1 if that is not known."""
+    def encoding(self, reader: Reader, *, size: int, crowded: bool, threads: trio.CapacityLimiter) -> Reader:
+        """The object of what `reader` delivers: `size` bytes, or -1 if that is not known.
+
+        `crowded`: there are so many others that it has to be made with little memory, if it be larger.
+        """
 
     @abstractmethod
     def decoding(
@@ -75,6 +86,7 @@ class Lz4Form(Form):
 
     def __init__(self, options: Lz4Options) -> None:
         self._block_size = options.block_size
+        self.encoder_bytes = 2 * options.block_size
         self._max_block_size = options.max_decode_block_size or options.block_size
 
     def encode(self, data: Buffer) -> bytes:
@@ -92,8 +104,9 @@ class Lz4Form(Form):
             _compare(hasher.hexdigest(), digest)
         return whole
 
-    def encoding(self, reader: Reader, *, size: int, threads: trio.CapacityLimiter) -> Reader:
-        return EncodingReader(reader, Lz4Encoder(self._block_size, size=size), threads=threads)
+    def encoding(self, reader: Reader, *, size: int, crowded: bool, threads: trio.CapacityLimiter) -> Reader:
+        block_size = min(self._block_size, _CROWDED_BLOCK) if crowded else self._block_size
+        return EncodingReader(reader, Lz4Encoder(block_size, size=size), threads=threads)
 
     def decoding(
         self, reader: Reader, digest: Digest | None, *, stored_size: int, failure: Failure,
@@ -126,6 +139,7 @@ class ZstdForm(Form):
 
     def __init__(self, level: int) -> None:
         self._level = level
+        self.encoder_bytes = next(mib for most, mib in _ZSTD_MIB if level <= most) * _MIB
 
     def encode(self, data: Buffer) -> bytes:
         encoder = ZstdEncoder(self._level, size=len(data))
@@ -142,8 +156,9 @@ class ZstdForm(Form):
             raise CodingError("its frames contradict its seal")
         return whole
 
-    def encoding(self, reader: Reader, *, size: int, threads: trio.CapacityLimiter) -> Reader:
-        frames = EncodingReader(reader, ZstdEncoder(self._level, size=size), threads=threads)
+    def encoding(self, reader: Reader, *, size: int, crowded: bool, threads: trio.CapacityLimiter) -> Reader:
+        level = _CROWDED_LEVEL if crowded else self._level
+        frames = EncodingReader(reader, ZstdEncoder(level, size=size), threads=threads)
         return sealing.SealingReader(frames, lambda: frames.taken)
 
     def decoding(

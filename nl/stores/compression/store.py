@@ -58,6 +58,9 @@ from nl.stores.compression.sealing import SealingReader, UnsealingReader, seal
 
 C = TypeVar("C")
 THREADS = 4
+ENCODERS_BYTES = 1024 * 1024 * 1024
+"""Memory for uploads that are packed while they come. Uploads beyond it are packed with little: they wait for their
+clients, so that no upload can wait for one of them."""
 _CLEAN_UP_S = 10.0
 _SHA256 = DigestFunction.SHA256
 _NOWHERE = ForeignKey("0" * 64, 0)
@@ -84,6 +87,8 @@ class CompressionStore(StoreWrapper):
         self._form: Form = Lz4Form(lz4) if lz4 is not None else ZstdForm(zstd.level if zstd is not None else 3)
         self._finds_foreign = lz4 is not None and lz4.find_nativelink_blobs
         self._threads = trio.CapacityLimiter(THREADS)
+        self._max_encoding = ENCODERS_BYTES // self._form.encoder_bytes
+        self._encoding = 0
         self._spoiled: dict[Key, None] = {}
         self._stored = 0
         self._corrupt_blobs = 0
@@ -254,7 +259,13 @@ class CompressionStore(StoreWrapper):
             await self.put(key, await read_all(reader))
         else:
             place = self._key_of(key)
-            await self._backend.write(place, self._form.encoding(reader, size=reader.size, threads=self._threads))
+            crowded = self._encoding >= self._max_encoding
+            self._encoding += not crowded
+            try:
+                encoded = self._form.encoding(reader, size=reader.size, crowded=crowded, threads=self._threads)
+                await self._backend.write(place, encoded)
+            finally:
+                self._encoding -= not crowded
             self._has_stored(place)
 
     # -- capabilities

@@ -3,8 +3,9 @@ import random
 
 import pytest
 import trio
+import trio.testing
 
-from nl.blob.zstd import compress, decompress
+from nl.blob.zstd import ZstdEncoder, compress, decompress
 from nl.config.types import EvictionPolicy
 from nl.plugin import (
     CHUNK,
@@ -22,10 +23,10 @@ from nl.plugin import (
     digest_of,
     key_text,
 )
-from nl.stores.compression.options import CompressionAlgorithm, Lz4Options
+from nl.stores.compression.options import CompressionAlgorithm, Lz4Options, ZstdOptions
 from nl.stores.filesystem import FilesystemOptions, FilesystemStore
 from nl.stores.memory import MemoryOptions, MemoryStore
-from nl.testing import BareContext, PartsReader, StoreConformance, drain, find, read, split, started
+from nl.testing import BareContext, BlockingReader, PartsReader, StoreConformance, drain, find, read, split, started
 from nl.testing.observing import same
 from tests.unit.stores.compression.kinds import make_store
 
@@ -321,3 +322,41 @@ async def test_encoded_writes_of_every_kind_of_key_and_encoding():
 
 async def test_lz4_is_no_encoding_that_clients_know():
     assert make_store("lz4").capability(EncodedBlobs) is None
+
+
+async def test_uploads_beyond_the_memory_for_packing_are_packed_with_little(monkeypatch):
+    """An encoder of level 19 takes 82 MiB: a thousand uploads that stall would take the machine."""
+    levels = []
+
+    class Noted(ZstdEncoder):
+        def __init__(self, level, *, size=-1):
+            levels.append(level)
+            super().__init__(level, size=size)
+
+    monkeypatch.setattr("nl.stores.compression.formats.ZstdEncoder", Noted)
+    monkeypatch.setattr("nl.stores.compression.store.ENCODERS_BYTES", 2 * 82 * 1024 * 1024)
+    store = make_store(CompressionAlgorithm(zstd=ZstdOptions(level=19)), BareContext())
+    data = compressible(2 * CHUNK)
+    digest = digest_of(data)
+    async with trio.open_nursery() as nursery:
+        for _ in range(4):
+            nursery.start_soon(store.write, digest, BlockingReader([data[:10]], rest=data[10:]))
+        await trio.testing.wait_all_tasks_blocked()
+        assert levels == [19, 19, 1, 1]
+        await store.write(digest, BytesReader(data))
+        assert levels.pop() == 1
+        assert await read(store, digest) == data
+        nursery.cancel_scope.cancel()
+    await store.write(digest, BytesReader(data))
+    assert levels.pop() == 19, "those that were given up have let go"
+
+
+async def test_lz4_uploads_beyond_it_have_small_blocks(monkeypatch):
+    monkeypatch.setattr("nl.stores.compression.store.ENCODERS_BYTES", 0)
+    context, backend = BareContext(), MemoryStore(MemoryOptions(), BareContext())
+    store = make_store(CompressionAlgorithm(lz4=Lz4Options(block_size=1024 * 1024)), context, backend)
+    data = compressible(3 * CHUNK)
+    await store.write(digest_of(data), BytesReader(data))
+    stored = bytes(await backend.get(f"{digest_of(data)}.lz4"))
+    assert int.from_bytes(stored[1:5], "little") == 64 * 1024
+    assert await read(store, digest_of(data)) == data
