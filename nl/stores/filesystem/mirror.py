@@ -185,7 +185,13 @@ class Mirror:
         self.stop()
         self.index.clear()
         self.want_scan()
-        self.folder_lost = False
+
+    def watch_anew(self) -> None:
+        """The folders are those that were there, but were moved or unmounted meanwhile: what happened then is unknown.
+        """
+        self.stop()
+        self.want_scan()
+        self.start()
 
     def want_scan(self) -> None:
         """The index may not be relied on until a scan has come to its end."""

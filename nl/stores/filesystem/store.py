@@ -13,6 +13,7 @@ found by its hash). On a disk that others have filled it refuses uploads rather 
 
 from __future__ import annotations
 
+import errno
 import logging
 from collections.abc import Mapping, Sequence
 from contextlib import AbstractAsyncContextManager
@@ -159,8 +160,7 @@ class FilesystemStore(Store):
                 await self._maintain()
         finally:
             with trio.move_on_after(5, shield=True):
-                await self._recency.flush()
-                await self._committer.tell_sum()
+                await self._tell_at_the_end()
             self._mirror.stop()
             self._committer.close()
             self._uses.close()
@@ -205,10 +205,20 @@ class FilesystemStore(Store):
                     await self._committer.tell_sum()
             except OSError as error:
                 _log.error("%s", translate(error, store=self.name, path=self._layout.content_path, doing="look after"))
+                if error.errno == errno.ENOENT:
+                    self._mirror.folder_lost = True  # no event says so while the folder is open here
                 await trio.sleep(_FLUSH_S)
             except UnavailableError as error:
                 _log.error("%s; eviction is tried again", error.message)
             await trio.sleep(_TICK_S)
+
+    async def _tell_at_the_end(self) -> None:
+        """Tells what was used, and what there is; if that fails, the store ends all the same."""
+        try:
+            await self._recency.flush()
+            await self._committer.tell_sum()
+        except (OSError, UnavailableError) as error:
+            _log.warning("store %s: what was used last may not be known after a restart: %s", self.name, error)
 
     async def _scan(self) -> None:
         moved = 0 if self._mirror.is_watching else await self._committer.begin_listing()
@@ -231,12 +241,15 @@ class FilesystemStore(Store):
         if await trio.to_thread.run_sync(self._layout.is_in_place):
             await trio.to_thread.run_sync(self._layout.reopen)
             self._mirror.folder_lost = False
+            if not self._mirror.is_exact:
+                self._mirror.watch_anew()
             return
         self._mirror.lose()
         await trio.to_thread.run_sync(self._layout.reopen)
         self._uses.close()
         await self._share_uses()
         self._mirror.start()
+        self._mirror.folder_lost = False  # not before: what failed is tried again
 
     def statistics(self) -> Mapping[str, int | float | str]:
         committer, verifier = self._committer, self._verifier

@@ -1,12 +1,14 @@
 """inotify, and what happens where there is none."""
 
 import os
+import shutil
 
 import pytest
+import trio
 
 from nl.blob.hashing import digest_of
-from nl.plugin import BlobNotFoundError
-from nl.stores.filesystem import mirror
+from nl.plugin import BlobNotFoundError, Removals
+from nl.stores.filesystem import FilesystemStore, mirror
 from nl.stores.filesystem.watch import (
     IN_CREATE,
     IN_DELETE,
@@ -15,8 +17,9 @@ from nl.stores.filesystem.watch import (
     WatchUnavailableError,
     remote_file_system,
 )
+from nl.testing import BareContext
 
-from .conftest import put
+from .conftest import put, until
 
 
 def test_every_change_can_be_read_at_once(tmp_path):
@@ -110,3 +113,48 @@ async def test_before_the_first_listing_is_done_everything_is_found(place):
         await store._mirror.scanned.wait()
         assert await store.has([digest, "name", digest_of(b"no")]) == [11, 5, None]
         assert store.statistics()["blobs"] == 2
+
+
+async def test_after_a_folder_was_moved_away_and_back_the_index_is_exact_again(place):
+    async with place.running() as store:
+        digest = await put(store, b"x")
+        feed = store.capability(Removals).watch_removals()
+        os.rename(place.content / "d", place.content / "elsewhere")
+        (place.content / "elsewhere" / str(digest)).unlink()
+        os.rename(place.content / "elsewhere", place.content / "d")
+        assert feed.take() is None, "until it is listed anew, anything may have gone"
+        await until(lambda: store._mirror.is_exact)
+        assert feed.take() is None, "nor is it known what went meanwhile"
+        assert await store.has([digest]) == [None]
+        other = place.lay(digest_of(b"y"), b"y")
+        assert await store.has([digest_of(b"y")]) == [1], "changes are noticed"
+        other.unlink()
+        assert await store.has([digest_of(b"y")]) == [None]
+
+
+async def test_folders_that_cannot_be_made_anew_at_once_are_made_and_watched_later(place, monkeypatch):
+    monkeypatch.setattr("nl.stores.filesystem.store._FLUSH_S", 0.1)
+    async with place.running() as store:
+        reopen, failures = store._layout.reopen, [OSError(24, "Too many open files")] * 2
+
+        def reopen_later():
+            if failures:
+                raise failures.pop()
+            reopen()
+
+        monkeypatch.setattr(store._layout, "reopen", reopen_later)
+        shutil.rmtree(place.content)
+        await until(lambda: not failures)
+        await until(lambda: store._mirror.is_exact)
+        assert await store.get(await put(store, b"x")) == b"x"
+
+
+async def test_a_store_whose_folder_is_gone_ends_all_the_same(place):
+    before = len(os.listdir("/proc/self/fd"))
+    async with trio.open_nursery() as nursery:
+        store = FilesystemStore(place.options(), BareContext("CAS"))
+        await nursery.start(store.run)
+        await store._mirror.scanned.wait()
+        shutil.rmtree(place.root)
+        nursery.cancel_scope.cancel()
+    assert len(os.listdir("/proc/self/fd")) == before
