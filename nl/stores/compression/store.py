@@ -55,6 +55,7 @@ from nl.stores.compression.options import CompressionOptions
 from nl.stores.compression.ranges import open_range
 from nl.stores.compression.removals import DecodedRemovals
 from nl.stores.compression.sealing import SealingReader, UnsealingReader, seal
+from nl.stores.compression.writes import Writes
 
 C = TypeVar("C")
 THREADS = 4
@@ -90,6 +91,7 @@ class CompressionStore(StoreWrapper):
         self._max_encoding = ENCODERS_BYTES // self._form.encoder_bytes
         self._encoding = 0
         self._spoiled: dict[Key, None] = {}
+        self._writes = Writes()
         self._stored = 0
         self._corrupt_blobs = 0
         self._passed_in = 0
@@ -140,6 +142,7 @@ class CompressionStore(StoreWrapper):
             if (await self.has([key]))[0] is None:
                 raise BlobNotFoundError(key, self._where)
             raise _too_large(key, key.size)
+        began = self._writes.now
         for place in self._places_of(key):
             try:
                 data = await self._backend.get(place)
@@ -147,10 +150,11 @@ class CompressionStore(StoreWrapper):
                 continue
             except TooLargeError:  # what does not shrink grows a little
                 return await self._get_streamed(key)
-            return await self._decode(key, place, data)
+            return await self._decode(key, place, data, began)
         raise BlobNotFoundError(key, self._where)
 
     async def get_many(self, keys: Sequence[Key]) -> list[Buffer | NlError]:
+        began = self._writes.now
         places = [self._key_of(key) for key in keys]
         found = await self._backend.get_many(places)
         for at, (key, data) in enumerate(zip(keys, found, strict=True)):
@@ -160,20 +164,20 @@ class CompressionStore(StoreWrapper):
                 elif isinstance(data, NlError) or (isinstance(key, Digest) and key.size > MAX_WHOLE):
                     found[at] = await self.get(key)
                 else:
-                    found[at] = await self._decode(key, places[at], data)
+                    found[at] = await self._decode(key, places[at], data, began)
             except NlError as error:
                 found[at] = error
         return found
 
-    async def _decode(self, key: Key, place: Key, data: Buffer) -> Buffer:
-        """The blob of an object in memory."""
+    async def _decode(self, key: Key, place: Key, data: Buffer, began: int) -> Buffer:
+        """The blob of an object in memory, which was read from `began` on."""
         digest = key if isinstance(key, Digest) else None
         size = max(len(data), digest.size if digest is not None else 0)
         decode = partial(self._form.decode, data, digest, most=MAX_WHOLE)
         try:
             whole = await code(decode, size=size, threads=self._threads)
         except CodingError as error:
-            await self._spoil(place)
+            await self._spoil(place, began)
             raise self._corrupt(key, str(error)) from None
         if whole is None:
             raise _too_large(key, MAX_WHOLE + 1)
@@ -207,6 +211,7 @@ class CompressionStore(StoreWrapper):
     @asynccontextmanager
     async def _reading(self, key: Key, *, offset: int = 0) -> AsyncIterator[_Source]:
         """The object of a key, from `offset`. Once its `failure` has been asked for, it counts as spoiled."""
+        began = self._writes.now
         async with AsyncExitStack() as stack:
             for place in self._places_of(key):
                 try:
@@ -225,7 +230,7 @@ class CompressionStore(StoreWrapper):
             finally:
                 if source.failed:
                     with trio.move_on_after(_CLEAN_UP_S, shield=True):
-                        await self._spoil(place)
+                        await self._spoil(place, began)
 
     # -- writing
 
@@ -234,8 +239,9 @@ class CompressionStore(StoreWrapper):
             return
         encoded = await code(partial(self._form.encode, data), size=len(data), threads=self._threads)
         place = self._key_of(key)
-        await self._backend.put(place, encoded)
-        self._has_stored(place)
+        async with self._writes.under_way((place,)):
+            await self._backend.put(place, encoded)
+            self._has_stored(place)
 
     async def put_many(self, blobs: Sequence[tuple[Key, Buffer]]) -> list[NlError | None]:
         def encode_all() -> list[tuple[Key, Buffer]]:
@@ -245,11 +251,12 @@ class CompressionStore(StoreWrapper):
         encoded = await code(encode_all, size=total, threads=self._threads)
         stored = [at for at, (key, _) in enumerate(blobs) if key not in EMPTY_DIGESTS]
         results: list[NlError | None] = [None] * len(blobs)
-        outcomes = await self._backend.put_many([encoded[at] for at in stored])
-        for at, outcome in zip(stored, outcomes, strict=True):
-            results[at] = outcome
-            if outcome is None:
-                self._has_stored(encoded[at][0])
+        async with self._writes.under_way([encoded[at][0] for at in stored]):
+            outcomes = await self._backend.put_many([encoded[at] for at in stored])
+            for at, outcome in zip(stored, outcomes, strict=True):
+                results[at] = outcome
+                if outcome is None:
+                    self._has_stored(encoded[at][0])
         return results
 
     async def write(self, key: Key, reader: Reader) -> None:
@@ -263,10 +270,11 @@ class CompressionStore(StoreWrapper):
             self._encoding += not crowded
             try:
                 encoded = self._form.encoding(reader, size=reader.size, crowded=crowded, threads=self._threads)
-                await self._backend.write(place, encoded)
+                async with self._writes.under_way((place,)):
+                    await self._backend.write(place, encoded)
+                    self._has_stored(place)
             finally:
                 self._encoding -= not crowded
-            self._has_stored(place)
 
     # -- capabilities
 
@@ -315,12 +323,13 @@ class CompressionStore(StoreWrapper):
             )
         else:
             place, size = self._key_of(key), key.size
-            if 0 <= reader.size <= SMALL:
-                await self._backend.put(place, seal(await read_all(reader), size))
-            else:
-                await self._backend.write(place, SealingReader(reader, lambda: size))
-            self._passed_in += 1
-            self._has_stored(place)
+            async with self._writes.under_way((place,)):
+                if 0 <= reader.size <= SMALL:
+                    await self._backend.put(place, seal(await read_all(reader), size))
+                else:
+                    await self._backend.write(place, SealingReader(reader, lambda: size))
+                self._passed_in += 1
+                self._has_stored(place)
 
     def statistics(self) -> Mapping[str, int | float | str]:
         return {
@@ -357,15 +366,21 @@ class CompressionStore(StoreWrapper):
         _log.warning("%s: the stored object of %s is wrong: %s", self._name, key, problem)
         return CorruptBlobError(f"{key}: what {self._where} has stored is wrong: {problem}")
 
-    async def _spoil(self, place: Key) -> None:
-        """An object was found wrong: it is deleted, or counts as missing from now on."""
+    async def _spoil(self, place: Key, began: int) -> None:
+        """An object that was read from `began` on was found wrong: it is deleted, or counts as missing from now on.
+
+        Nothing is done to one that has been written since, and none is deleted that is being written.
+        """
+        if self._writes.replaced_since(place, began):
+            return
         self._spoiled[place] = None
         if len(self._spoiled) > _MAX_SPOILED:
             del self._spoiled[next(iter(self._spoiled))]
         deletes = self._backend.capability(Deletes)
-        if deletes is not None:
-            await deletes.delete([place])
-            self._spoiled.pop(place, None)
+        if deletes is not None and self._writes.may_delete(place):
+            with self._writes.deleting(place):
+                await deletes.delete([place])
+                self._spoiled.pop(place, None)
 
 
 class _Source:

@@ -360,3 +360,45 @@ async def test_lz4_uploads_beyond_it_have_small_blocks(monkeypatch):
     stored = bytes(await backend.get(f"{digest_of(data)}.lz4"))
     assert int.from_bytes(stored[1:5], "little") == 64 * 1024
     assert await read(store, digest_of(data)) == data
+
+
+class Held(MemoryStore):
+    """A backend whose answers, and deletions, are held back."""
+
+    def __init__(self):
+        super().__init__(MemoryOptions(), BareContext())
+        self.go_on = trio.Event()
+
+    async def get(self, key):
+        data = await super().get(key)
+        await self.go_on.wait()
+        return data
+
+    async def delete(self, keys):
+        await trio.testing.wait_all_tasks_blocked()
+        await super().delete(keys)
+
+
+@pytest.mark.parametrize("when", ["before it is found wrong", "while it is deleted"])
+async def test_who_finds_an_old_object_wrong_leaves_the_one_uploaded_meanwhile(when):
+    backend = Held()
+    store = make_store("zstd", BareContext(), backend)
+    data = compressible(1000)
+    digest = digest_of(data)
+    await backend.put(f"{digest}.zst", b"rotten" * 20)
+
+    async def look():
+        with pytest.raises(CorruptBlobError):
+            await store.get(digest)
+
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(look)
+        await trio.testing.wait_all_tasks_blocked()
+        if when == "while it is deleted":
+            backend.go_on.set()
+            await trio.lowlevel.checkpoint()
+            await trio.lowlevel.checkpoint()
+        await store.put(digest, data)
+        backend.go_on.set()
+    assert await store.has([digest]) == [1000]
+    assert await store.get(digest) == data
