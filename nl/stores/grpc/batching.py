@@ -79,6 +79,8 @@ class Batcher(Generic[G, J]):
         self._queued = 0
         self._work = trio.lowlevel.ParkingLot()
         self._space = trio.lowlevel.ParkingLot()
+        self._turn = trio.Lock()
+        """Whose turn it is to wait for space: one is woken at a time, and a heavy job is not overtaken for ever."""
         self._running = False
 
     async def run(self, stopping: Callable[[], NlError]) -> None:
@@ -109,15 +111,22 @@ class Batcher(Generic[G, J]):
             job.submission = submission
         try:
             for job in jobs:
-                while self._running and self._queued and self._queued + job.weight > self._max_queued:
-                    await self._space.park()
-                self._add(group, job)
+                if self._turn.locked() or not self._fits(job):
+                    async with self._turn:
+                        while not self._fits(job):
+                            await self._space.park()
+                        self._add(group, job)
+                else:
+                    self._add(group, job)
             if submission.left:
                 await submission.done.wait()
         except BaseException:
             for job in jobs:
                 job.submission = None
             raise
+
+    def _fits(self, job: J) -> bool:
+        return not (self._running and self._queued and self._queued + job.weight > self._max_queued)
 
     def _add(self, group: G, job: J) -> None:
         if not self._running:

@@ -180,3 +180,64 @@ async def test_as_many_calls_as_there_are_slots_are_under_way(slots: int) -> Non
         assert len(line.sent) == slots
         line.let_through(5)
     assert len(line.sent) == 5
+
+
+class Steps(trio.abc.Instrument):
+    """How often tasks were woken."""
+
+    count = 0
+
+    def before_task_step(self, task: trio.lowlevel.Task) -> None:
+        self.count += 1
+
+
+async def test_callers_who_wait_are_not_woken_for_the_room_of_others() -> None:
+    line = Line(room=1, max_queued=1)
+    steps = Steps()
+    async with running(line) as callers:
+        for number in range(300):
+            callers.start_soon(line.batcher.submit, "g", [Named(str(number))])
+        await wait_all_tasks_blocked()
+        trio.lowlevel.add_instrument(steps)
+        line.let_through(300)
+        await wait_all_tasks_blocked()
+        trio.lowlevel.remove_instrument(steps)
+    assert len(line.sent) == 300
+    assert steps.count < 300 * 15
+
+
+async def test_a_heavy_job_that_waits_is_not_overtaken_by_light_ones() -> None:
+    line = Line(max_jobs=1, max_queued=10)
+    async with running(line) as callers:
+        for name, weight in [("first", 1), *((f"queued {number}", 2) for number in range(5)), ("heavy", 9)]:
+            callers.start_soon(line.batcher.submit, "g", [Named(name, weight)])
+            await wait_all_tasks_blocked()
+        for number in range(5):
+            callers.start_soon(line.batcher.submit, "g", [Named(f"light {number}", 1)])
+            await wait_all_tasks_blocked()
+        line.let_through(20)
+        await wait_all_tasks_blocked()
+    names = [name for _, (name,) in line.sent]
+    assert names.index("heavy") == 6
+    assert len(names) == 12
+
+
+async def test_a_caller_who_leaves_while_it_is_its_turn_to_wait_lets_the_next_in() -> None:
+    line = Line(max_queued=1)
+    async with running(line) as callers:
+        for name in "ab":
+            callers.start_soon(line.batcher.submit, "g", [Named(name)])
+            await wait_all_tasks_blocked()
+        with trio.CancelScope() as leaving:
+            callers.start_soon(leave_soon, leaving)
+            await line.batcher.submit("g", [Named("leaves")])
+        callers.start_soon(line.batcher.submit, "g", [Named("c")])
+        await wait_all_tasks_blocked()
+        line.let_through(3)
+        await wait_all_tasks_blocked()
+    assert [names for _, names in line.sent] == [["a"], ["b"], ["c"]]
+
+
+async def leave_soon(scope: trio.CancelScope) -> None:
+    await wait_all_tasks_blocked()
+    scope.cancel()
