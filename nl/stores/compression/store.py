@@ -108,8 +108,11 @@ class CompressionStore(StoreWrapper):
         if self._finds_foreign:
             found = await self._backend.has(asked + list(map(_foreign, keys)))
             for at in range(count):
-                if found[at] is None and found[count + at] is not None:
-                    found[at], asked[at] = found[count + at], _foreign(keys[at])
+                size = found[count + at]
+                if found[at] is None and size is not None:
+                    foreign = _foreign(keys[at])
+                    if not _is_blob_itself(foreign, size):
+                        found[at], asked[at] = size, foreign
             del found[count:]
         else:
             found = await self._backend.has(asked)
@@ -150,6 +153,8 @@ class CompressionStore(StoreWrapper):
                 continue
             except TooLargeError:  # what does not shrink grows a little
                 return await self._get_streamed(key)
+            if _is_blob_itself(place, len(data)):
+                continue
             return await self._decode(key, place, data, began)
         raise BlobNotFoundError(key, self._where)
 
@@ -222,7 +227,7 @@ class CompressionStore(StoreWrapper):
             else:
                 raise BlobNotFoundError(key, self._where)
             size = reader.size + offset if reader.size >= 0 else (await self._backend.has([place]))[0]
-            if size is None:
+            if size is None or _is_blob_itself(place, size):
                 raise BlobNotFoundError(key, self._where)
             source = _Source(self, key, reader, size)
             try:
@@ -405,6 +410,13 @@ class _Source:
 def _foreign(key: Key) -> Key:
     """Where NativeLink has what it has compressed. Names are not looked for there: nothing is under this one."""
     return _NOWHERE if isinstance(key, str) else _new(ForeignKey, (key[0], key[1], _SHA256, _IN_D))
+
+
+def _is_blob_itself(place: Key, size: int) -> bool:
+    """Whether what lies under a digest's name is not compressed, but the blob that a store without compression has
+    put there: it is as long as the blob. It is nothing to be read, and above all nothing to be deleted, here.
+    """
+    return type(place) is ForeignKey and size == place.size
 
 
 def _too_large(key: Key, size: int) -> TooLargeError:

@@ -402,3 +402,20 @@ async def test_who_finds_an_old_object_wrong_leaves_the_one_uploaded_meanwhile(w
         backend.go_on.set()
     assert await store.has([digest]) == [1000]
     assert await store.get(digest) == data
+
+
+@pytest.mark.parametrize("size", [100, SMALL + 1, MAX_WHOLE + 1])
+async def test_blobs_of_a_store_without_compression_in_the_same_folder_are_left_alone(tmp_path, size):
+    async with started(filesystem(tmp_path)) as plain:
+        store = make_store("lz4", BareContext(), plain)
+        data = os.urandom(size)
+        digest = digest_of(data)
+        await plain.put(digest, data) if size <= MAX_WHOLE else await plain.write(digest, BytesReader(data))
+        assert await store.has([digest]) == [None]
+        for key in (digest, ActionKey(digest.hash, digest.size)):
+            with pytest.raises(BlobNotFoundError):
+                await read(store, key)
+            assert isinstance((await store.get_many([key]))[0], BlobNotFoundError) or size > MAX_WHOLE
+        assert await plain.has([digest]) == [size]
+        await store.write(digest, BytesReader(data))
+        assert await read(store, digest) == await read(plain, digest) == data
