@@ -19,10 +19,7 @@ from nl.errors import ConfigError, PluginError
 
 GROUP = "nl.stores"
 
-PLANNED = frozenset({
-    "cache_metrics", "existence_cache", "ontap_s3_existence_cache", "shard",
-    "size_partitioning",
-})
+PLANNED = frozenset({"ontap_s3_existence_cache"})
 """Kinds of NativeLink that belong into this package but are not there yet."""
 PLUGINS = {
     "experimental_cloud_object_store": "nl-cloud-object-store",
