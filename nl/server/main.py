@@ -84,12 +84,15 @@ def _print_flags(endpoints: Sequence[Endpoint], *, directory: Path, asks_for_tok
     bold, plain = ("\x1b[1m", "\x1b[0m") if sys.stdout.isatty() and "NO_COLOR" not in os.environ else ("", "")
     token = ' "--remote_header=authorization=Bearer $NL_TOKEN"' if asks_for_tokens else ""
     also = "".join(f"  Also at {each}\n" for each in targets[1:])
+    text = (
+        f"nl is ready; blobs and results are kept in {directory}\n\n"
+        f"  Build and test remotely, with the cache:\n"
+        f"    {bold}bazel test //... --remote_executor={targets[0]}{token}{plain}\n\n"
+        f"  Or only share the cache:\n"
+        f"    {bold}bazel test //... --remote_cache={targets[0]}{token}{plain}\n{also}\n"
+    )
+    rest = text.encode()
+    # Past Python's buffer: what could not be written would be tried again at the end, and give it an exit code of 120.
     with suppress(OSError):  # a closed pipe, a full disk: no reason not to serve
-        print(
-            f"nl is ready; blobs and results are kept in {directory}\n\n"
-            f"  Build and test remotely, with the cache:\n"
-            f"    {bold}bazel test //... --remote_executor={targets[0]}{token}{plain}\n\n"
-            f"  Or only share the cache:\n"
-            f"    {bold}bazel test //... --remote_cache={targets[0]}{token}{plain}\n{also}",
-            flush=True,
-        )
+        while rest:
+            rest = rest[os.write(sys.stdout.fileno(), rest) :]

@@ -104,8 +104,9 @@ async def test_damaged_blobs_are_never_served_and_mended_by_the_next_upload(tmp_
                 await assert_missing_then_mended(client, digest(data), data, streamed=streamed)
         assert server.stop() == 0
         log = server.log_text()
-        for data in blobs:
-            assert log.count(f"{digest(data).hash}-{len(data)} is corrupt") == 2, "each damage is reported"
+        for (how, _, _), data in zip(cases, blobs, strict=True):
+            reports = 0 if how == "emptied" else 2  # a power cut leaves empty files by the hundred
+            assert log.count(f"{digest(data).hash}-{len(data)} is corrupt") == reports, "each damage is reported"
 
 
 async def test_damaged_action_results_are_misses_and_mended_by_the_next_update(tmp_path: Path) -> None:

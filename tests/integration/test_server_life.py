@@ -183,7 +183,8 @@ def test_a_server_does_not_mind_which_of_its_streams_are_closed(tmp_path: Path, 
     """And no file or socket of its own becomes the standard output of it or of its actions."""
     log = "" if "2>" in closed else f"2>{tmp_path}/log"
     command = f"exec {' '.join(nl_command())} serve --listen unix:{tmp_path}/nl.sock --data-dir {tmp_path}/data"
-    with subprocess.Popen(["bash", "-c", f"{command} {closed} {log}"], cwd=ROOT) as process:
+    buffered = {name: value for name, value in os.environ.items() if name != "PYTHONUNBUFFERED"}
+    with subprocess.Popen(["bash", "-c", f"{command} {closed} {log}"], cwd=ROOT, env=buffered) as process:
         try:
             assert until_served(process, tmp_path / "nl.sock")["stores"]
             for number in (0, 1, 2):
