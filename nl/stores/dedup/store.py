@@ -43,6 +43,7 @@ from nl.plugin import (
     StoreContext,
     TooLargeError,
     Traits,
+    UnavailableError,
     clamp,
     code,
     digest_of,
@@ -246,15 +247,17 @@ class DedupStore(Store):
         if len(data) > self._options.min_size:
             await self.write(key, BytesReader(data))
             return
+        found_wrong = self._corrupt_chunks
         view = memoryview(data)
         digests = await self._store([(digest_of(view, DigestFunction.BLAKE3), view)] if view else [])
-        await self._finish(key, digests)
+        await self._finish(key, digests, found_wrong=found_wrong)
 
     async def write(self, key: Key, reader: Reader) -> None:
         if key in EMPTY_DIGESTS:
             while await reader.receive_parts():
                 pass
             return
+        found_wrong = self._corrupt_chunks
         options = self._options
         chunker = Chunker(
             min_size=options.min_size, normal_size=options.normal_size, max_size=options.max_size
@@ -274,13 +277,17 @@ class DedupStore(Store):
             batches += 1
         if batches and None in await self._content.has(digests):
             raise ExhaustedError(f"{key}: the content store of {self._name!r} has evicted chunks while they came in")
-        await self._finish(key, digests)
+        await self._finish(key, digests, found_wrong=found_wrong)
 
-    async def _finish(self, key: Key, digests: Sequence[Digest]) -> None:
-        """All chunks are there: now the blob is."""
+    async def _finish(self, key: Key, digests: Sequence[Digest], *, found_wrong: int) -> None:
+        """All chunks are there: now the blob is. `found_wrong`: how many chunks had been found wrong when it began."""
         await self._lists.put(_place_of(key), ChunkIndex(digests).encode())
         if isinstance(key, Digest):
             self._known.discard(key)
+        if self._corrupt_chunks != found_wrong:
+            gone = None in await self._content.has(digests) or not self._spoiled.keys().isdisjoint(digests)
+            if gone:  # a reader has found wrong, and deleted, what this upload had found there
+                raise UnavailableError(f"{key}: a chunk of it was found wrong in {self._name!r} while it came in")
 
     async def _store(self, chunks: Sequence[Chunk]) -> list[Digest]:
         """Stores the chunks that are not there; the digests of all."""

@@ -343,3 +343,42 @@ def test_sizes_between_which_nothing_can_be_cut_are_refused(sizes):
     options = DedupOptions(**stores, **{**SIZES, **sizes})
     with pytest.raises(ConfigError, match="expected"):
         options.check()
+
+
+class HeldLists(MemoryStore):
+    """An index store whose writing waits."""
+
+    def __init__(self):
+        super().__init__(MemoryOptions(), BareContext())
+        self.asked, self.go_on = trio.Event(), trio.Event()
+
+    async def put(self, key, data):
+        self.asked.set()
+        await self.go_on.wait()
+        await super().put(key, data)
+
+
+@pytest.mark.parametrize("size", [1000, 100_000])
+async def test_an_upload_whose_chunk_is_found_wrong_meanwhile_is_not_acknowledged(size):
+    lists, content = HeldLists(), memory()
+    store = make_store(lists=lists, content=content)
+    data = blob(size)
+    digest = digest_of(data)
+    lists.go_on.set()
+    await store.put(digest, data)
+    chunk = next(key for key in content._index if isinstance(key, type(digest)))
+    content._insert(chunk, bytes(chunk.size))
+    lists.asked, lists.go_on = trio.Event(), trio.Event()
+
+    async def upload():
+        with pytest.raises(UnavailableError):
+            await store.put(digest, data)
+
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(upload)
+        await lists.asked.wait()
+        with pytest.raises(CorruptBlobError):
+            await store.get(digest)
+        lists.go_on.set()
+    await store.put(digest, data)
+    assert await store.get(digest) == data
