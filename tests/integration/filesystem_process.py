@@ -14,7 +14,7 @@ from pathlib import Path
 
 import trio
 
-from nl.plugin import BlobNotFoundError, Digest, EvictionPolicy, Link, LocalFiles, Reader
+from nl.plugin import BlobNotFoundError, Digest, EvictionPolicy, Link, LocalFiles, Reader, UnavailableError
 from nl.stores.filesystem import FilesystemOptions, FilesystemStore
 from nl.testing import BareContext, PartsReader, split, started
 
@@ -75,7 +75,10 @@ class Worker:
         if what == "put":
             await store.put(digest, data)
         elif what == "write":
-            await store.write(digest, PartsReader(split(data, 20_000)))
+            try:
+                await store.write(digest, PartsReader(split(data, 20_000)))
+            except UnavailableError:  # it was there, and another process has evicted it meanwhile
+                await store.put(digest, data)
         elif what == "get":
             try:
                 assert await store.get(digest) == data, f"wrong bytes of {digest}"

@@ -60,6 +60,18 @@ class Committer(Evictor):
         index.touch(slot, time.monotonic())
         return True
 
+    def is_there(self, digest: Digest) -> bool:
+        """Whether there is a file of a blob, of its size, whoever has put it there; a use of it if so."""
+        folder, index = self.mirror.layout.blobs, self.mirror.index
+        try:
+            size = os.stat(name_of(digest), dir_fd=folder.fd, follow_symlinks=False).st_size
+        except OSError:
+            return False
+        slot = index.blob(digest)
+        if slot is not None:
+            index.touch(slot, time.monotonic())
+        return size == digest.size
+
     async def commit(
         self, temp_name: str, folder: Folder, name: str, *, key: IndexKey, facts: os.stat_result,
         is_known: bool = True, beside: IndexKey | None = None,

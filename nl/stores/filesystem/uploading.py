@@ -83,7 +83,7 @@ class Uploader:
         if type(key) is Digest and self._committer.is_intact(key):
             _require_size(key, await drain(reader))
             self._mirror.refresh()
-            if not self._committer.is_intact(key):
+            if not self._committer.is_there(key):
                 raise UnavailableError(
                     f"{key} has left {self._layout.where} while it was being uploaded anew: upload it again"
                 )

@@ -130,7 +130,7 @@ async def test_stalled_uploads_keep_little_together_whatever_the_disk_and_nothin
         assert pace.gathered == 0
 
 
-@pytest.mark.parametrize("goes", ["evicted", "deleted by somebody", "not at all"])
+@pytest.mark.parametrize("goes", ["evicted", "deleted by somebody", "replaced by another", "not at all"])
 async def test_a_blob_that_goes_while_it_is_uploaded_anew_is_not_acknowledged(place, goes):
     data = make_blob(10_000)
     digest = digest_of(data)
@@ -142,11 +142,15 @@ async def test_a_blob_that_goes_while_it_is_uploaded_anew_is_not_acknowledged(pl
                 await store._committer.evict_some()
             elif not parts and goes == "deleted by somebody":
                 place.file(digest).unlink()
+            elif not parts and goes == "replaced by another":
+                place.file(digest).unlink()
+                place.lay(digest, data)
             return parts
 
     async with place.running() as store:
         await store.put(digest, data)
-        with nullcontext() if goes == "not at all" else pytest.raises(UnavailableError, match="upload it again"):
+        stays = goes in {"replaced by another", "not at all"}
+        with nullcontext() if stays else pytest.raises(UnavailableError, match="upload it again"):
             await store.write(digest, LeavingReader(split(data, 3000)))
         await store.write(digest, PartsReader(split(data, 3000)))
         assert await store.get(digest) == data
