@@ -48,21 +48,30 @@ class Fetch:
 class _Passing(Reader):
     """The slow store's bytes on their way into the fast one, shown to who follows as they pass."""
 
-    __slots__ = ("_fetch", "_reader", "size")
+    __slots__ = ("_fetch", "_is_usable", "_reader", "size")
 
     def __init__(self, reader: Reader, fetch: Fetch) -> None:
         self._reader = reader
         self._fetch = fetch
+        self._is_usable = True
         self.size = reader.size
 
     async def receive_parts(self, max_bytes: int = CHUNK) -> Sequence[Buffer]:
+        self._is_usable = False  # until it returns: a reader that was cancelled, or has failed, can only be closed
         try:
             parts = await self._reader.receive_parts(max_bytes)
         except NlError as error:
             self._fetch.slow_error = error
             raise
         self._fetch.ring.append(parts)
+        self._is_usable = bool(parts)
         return parts
+
+    async def go_on_for_followers(self) -> None:
+        """To the end, where the fast store takes no more: who has had the first bytes needs the check of them all."""
+        while self._is_usable and self._fetch.ring.watchers:
+            await self.receive_parts()
+            await trio.lowlevel.checkpoint()
 
 
 class Fetches:
@@ -198,7 +207,12 @@ class Fetches:
                 fetch.slow_error = error
                 raise
             fetch.news.set()
-            await self._fast.write(fetch.key, _Passing(reader, fetch))
+            passing = _Passing(reader, fetch)
+            try:
+                await self._fast.write(fetch.key, passing)
+            except NlError:
+                await passing.go_on_for_followers()
+                raise
         self._filled(fetch.key)
 
     def _filled(self, key: Key) -> None:

@@ -1,8 +1,9 @@
 """A reader of a blob that is being fetched: it follows the fetch and never holds it up.
 
 A tap that falls behind the fetch's ring lets go, waits for the fetch to end and continues from the fast store, or from
-the slow one if that did not work out, or the fetch stands still. It delivers exactly the bytes of its range, whichever
-store they come from.
+the slow one if that did not take the blob, which then has been checked to its end all the same, or if the fetch stands
+still. It delivers exactly the bytes of its range, whichever store they come from. Once it has delivered some, it ends
+with the slow store's failure: nobody could say whether what another attempt brings belongs to them.
 """
 
 from __future__ import annotations
@@ -12,7 +13,7 @@ from typing import Protocol
 
 import trio
 
-from nl.plugin import CHUNK, Buffer, CorruptBlobError, Reader
+from nl.plugin import CHUNK, Buffer, CorruptBlobError, Reader, UnavailableError
 from nl.stores.fast_slow.fetches import Fetch
 
 FOLLOWER_WAIT_S = 60.0
@@ -30,11 +31,11 @@ class Reopen(Protocol):
 class Tap(Reader):
     """Bytes [offset, offset + size) of a blob that is being fetched, for one reader."""
 
-    __slots__ = ("_at", "_closed", "_end", "_fetch", "_later", "_reopen", "size")
+    __slots__ = ("_at", "_begin", "_closed", "_end", "_fetch", "_later", "_reopen", "size")
 
     def __init__(self, fetch: Fetch, *, offset: int, size: int, reopen: Reopen) -> None:
         self._fetch = fetch
-        self._at = offset
+        self._begin = self._at = offset
         self._end = offset + size
         self._later: Reader | None = None
         self._reopen = reopen
@@ -59,6 +60,8 @@ class Tap(Reader):
             self.close()
             if isinstance(fetch.slow_error, CorruptBlobError):
                 raise CorruptBlobError(fetch.slow_error.message)
+            if fetch.slow_error is not None and self._at > self._begin:
+                raise UnavailableError(f"{fetch.key}: the slow store failed midway: {fetch.slow_error.message}")
             self._later = await self._reopen(offset=self._at, length=self._end - self._at)
         return ()
 

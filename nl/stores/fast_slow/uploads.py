@@ -15,17 +15,19 @@ import trio
 from nl.plugin import Digest, Key
 
 MAX_WAIT_S = 10.0
-"""How long `has` waits for an upload before it says "missing": a stalled client must not stall another's question."""
+"""How long `has` waits for an upload before it says "missing": a stalled client must not stall another's question. The
+next who ask do not wait for that upload any more."""
 MAX_RECENT = 4096
 """Uploads that have ended and are remembered; who asks about earlier ones is told yes, to be safe."""
 
 
 class _Upload:
-    __slots__ = ("count", "done", "turn")
+    __slots__ = ("count", "done", "is_slow", "turn")
 
     def __init__(self) -> None:
         self.count = 0
         self.done = trio.Event()
+        self.is_slow = False
         self.turn = trio.Lock()
 
 
@@ -73,9 +75,13 @@ class Uploads:
     async def wait_for(self, keys: Iterable[Key]) -> set[Key]:
         """Waits until the uploads of `keys` have ended, for MAX_WAIT_S at most in all. Which of them were under way."""
         pending = {key: upload for key in keys if (upload := self._by_key.get(key)) is not None}
-        with trio.move_on_after(MAX_WAIT_S):
+        with trio.move_on_after(MAX_WAIT_S) as scope:
             for upload in pending.values():
-                await upload.done.wait()
+                if not upload.is_slow:
+                    await upload.done.wait()
+        if scope.cancelled_caught:
+            for upload in pending.values():
+                upload.is_slow = not upload.done.is_set()
         return set(pending)
 
     def replaced_since(self, key: Key, began: int) -> bool:

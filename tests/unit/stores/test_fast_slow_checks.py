@@ -14,12 +14,27 @@ from nl.plugin import (
     CorruptBlobError,
     Deletes,
     Digest,
+    ExhaustedError,
     LocalFiles,
     Removals,
+    UnavailableError,
     UploadMismatchError,
 )
+from nl.stores.fast_slow import FastSlowOptions, FastSlowStore
 from nl.stores.memory import MemoryOptions, MemoryStore
-from nl.testing import BareContext, PartsReader, drain, read, split
+from nl.testing import (
+    BareContext,
+    BlockingReader,
+    Fault,
+    FaultyStore,
+    PartsReader,
+    drain,
+    make_blob,
+    read,
+    same,
+    split,
+    started,
+)
 from tests.unit.stores.test_fast_slow import LARGE, Watched, running
 
 SIZES = [100, CHUNK, LARGE]
@@ -198,3 +213,67 @@ async def test_a_file_that_is_not_what_its_digest_says_is_adopted_by_neither(tmp
             assert await store.slow.has([digest]) == [None]
             assert await store.fast.has([digest]) == [None]
         assert isinstance(digest, Digest)
+
+
+class RefusesMidway(MemoryStore):
+    """A fast store that takes the first bytes and no more."""
+
+    async def write(self, key, reader):
+        await reader.receive_parts()
+        raise ExhaustedError("full")
+
+
+@pytest.mark.parametrize("which", ["right", "wrong at its end"])
+async def test_what_follows_a_fetch_that_the_fast_store_breaks_off_is_checked_to_its_end(which):
+    data = make_blob(2 << 20)
+    digest = digest_of(data)
+    stored = data if which == "right" else data[:-1] + bytes([data[-1] ^ 1])
+    context = BareContext()
+    fast, slow = RefusesMidway(MemoryOptions(), context), MemoryStore(MemoryOptions(), context)
+    store = FastSlowStore(FastSlowOptions(fast=context.spec(fast), slow=context.spec(slow)), context)
+    await slow.put(digest, stored)
+    async with started(store, context):
+        if which == "right":
+            assert same(await read(store, digest), data)
+        else:
+            with pytest.raises(CorruptBlobError):
+                await read(store, digest)
+            assert await store.has([digest]) == [None]
+
+
+async def test_a_slow_store_that_breaks_midway_ends_the_read_instead_of_going_on_unchecked():
+    data = make_blob(2 << 20)
+    digest = digest_of(data)
+    context = BareContext()
+    fast, slow = MemoryStore(MemoryOptions(), context), FaultyStore(MemoryStore(MemoryOptions(), context))
+    store = FastSlowStore(FastSlowOptions(fast=context.spec(fast), slow=context.spec(slow)), context)
+    await slow.put(digest, data)
+    slow.plan("open", Fault(UnavailableError("cut"), after_bytes=1 << 20))
+    async with started(store, context):
+        with pytest.raises(UnavailableError, match="failed midway"):
+            await read(store, digest)
+        assert same(await read(store, digest), data)
+
+
+async def test_a_stalled_upload_makes_one_question_wait_and_not_the_next(autojump_clock):
+    context = BareContext()
+    store = FastSlowStore(
+        FastSlowOptions(
+            fast=context.spec(MemoryStore(MemoryOptions(), context)),
+            slow=context.spec(MemoryStore(MemoryOptions(), context)),
+        ),
+        context,
+    )
+    data = make_blob(200_000)
+    digest = digest_of(data)
+    reader = BlockingReader([data[:10]], rest=data[10:])
+    async with started(store, context), trio.open_nursery() as nursery:
+        nursery.start_soon(store.write, digest, reader)
+        await reader.blocked.wait()
+        waits = []
+        for _ in range(3):
+            began = trio.current_time()
+            assert await store.has([digest]) == [None]
+            waits.append(round(trio.current_time() - began))
+        assert waits == [10, 0, 0]
+        reader.go_on.set()
