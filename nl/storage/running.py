@@ -20,10 +20,13 @@ from nl.config.fields import join
 from nl.config.registry import first_line
 from nl.errors import ConfigError, PluginError, UnavailableError
 from nl.storage.builder import BuiltStore, StoreGraph
+from nl.storage.capabilities import Deletes, EncodedBlobs, LocalFiles, Scans
 from nl.storage.contract import Store
 
 _log = logging.getLogger(__name__)
 _OPERATIONS = ("has", "touch", "get", "get_many", "put", "put_many", "write", "check")
+_CAPABILITIES: tuple[type[object], ...] = (LocalFiles, Deletes, Scans, EncodedBlobs)
+_ASYNC_OFFERS = ("link_files", "adopt_file", "delete", "scan", "write_encoded")
 
 
 @asynccontextmanager
@@ -117,7 +120,8 @@ def _said(error: Exception) -> str:
 def close_down(store: Store, reason: str) -> None:
     """Makes a store answer UnavailableError from now on, whatever it is asked.
 
-    Its operations are covered by attributes of the object, so that one that works pays nothing for this.
+    Its operations are covered by attributes of the object, so that one that works pays nothing for this; so are those
+    of the capabilities that it has handed out.
     """
 
     async def refuse(*_: object, **__: object) -> NoReturn:
@@ -129,6 +133,10 @@ def close_down(store: Store, reason: str) -> None:
     def find() -> Reader:
         raise UnavailableError(reason)
 
+    for offered in filter(None, map(store.capability, _CAPABILITIES)):  # those that callers have asked for already
+        for name in _ASYNC_OFFERS:
+            if hasattr(offered, name):
+                setattr(offered, name, refuse)
     for name in _OPERATIONS:
         setattr(store, name, refuse)
     store.open = refuse_to_open  # type: ignore[method-assign]

@@ -7,7 +7,7 @@ import trio
 
 from nl.config.types import Options, StoreSpec
 from nl.errors import ConfigError, PluginError, UnavailableError
-from nl.plugin import digest_of
+from nl.plugin import Deletes, digest_of
 from nl.storage.builder import BuiltStore, StoreGraph
 from nl.storage.running import running_stores
 from nl.stores.memory import MemoryOptions, MemoryStore
@@ -80,6 +80,33 @@ async def test_a_store_that_fails_is_one_line_and_unavailable_and_the_others_go_
     [line] = [each for each in caplog.records if each.levelno >= logging.ERROR]
     assert line.getMessage().startswith("stores[1].living: the store A has failed")
     assert "\n" not in line.getMessage() and line.exc_info is None
+
+
+class Offering(Living):
+    """With a capability that is an object of its own, as callers keep it."""
+
+    def __init__(self, *args, **kwargs):
+        super().__init__(*args, **kwargs)
+        self.offered = Offer()
+
+    def capability(self, kind):
+        return self.offered if kind is Deletes else None
+
+
+class Offer:
+    async def delete(self, keys):
+        pass
+
+
+async def test_capabilities_that_were_handed_out_fail_with_their_store():
+    failing = Offering("A", [], after=OSError("gone"))
+    kept = failing.capability(Deletes)
+    async with running_stores(graph(failing)):
+        await kept.delete([BLOB])
+        failing.fail_now.set()
+        await trio.testing.wait_all_tasks_blocked()
+        with pytest.raises(UnavailableError, match="store A has failed"):
+            await kept.delete([BLOB])
 
 
 async def test_a_store_that_fails_in_a_nursery_of_its_own_is_told_by_what_really_failed(caplog):
