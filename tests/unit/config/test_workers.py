@@ -15,3 +15,5 @@ def test_a_token_that_is_none_is_one_line_and_not_the_end_of_the_process(token):
 
 def test_the_end_of_the_line_that_a_secret_came_with_is_no_part_of_it():
     WorkerApiEndpoint(token="nl_x\n").check()
+    with pytest.raises(ConfigError, match="has characters that no token has"):
+        WorkerApiEndpoint(token="nl_x\ny").check()
