@@ -12,7 +12,8 @@ and used in a config as `{ name: "X", my_kind: { ...options... } }`. Run `nl.tes
 from nl.blob.coding import CodingError, Decoder, DecodingReader, Encoder, EncodingReader, code
 from nl.blob.file import open_file
 from nl.blob.hashing import Hasher, digest_of, hash_bytes, new_hasher
-from nl.blob.reader import CHUNK, Buffer, BytesReader, Reader, read_all
+from nl.blob.promised import PromisedSource
+from nl.blob.reader import CHUNK, Buffer, BytesReader, Reader, read_all, split_parts
 from nl.blob.slice import Opened, SliceReader, clamp, slice_bytes
 from nl.blob.spool import SpoolingReader
 from nl.blob.tee import Tee
@@ -71,18 +72,20 @@ from nl.storage.contract import MAX_WHOLE, SMALL, Store, Traits
 from nl.storage.eviction import LruIndex
 from nl.storage.partition import PartitionedStore
 from nl.storage.removals import RemovalFeed, RemovalFeeds
+from nl.storage.retrying import ErrorName, RetryOptions, RetryPauses
 from nl.storage.wrapper import StoreWrapper
 
 __all__ = [
     "CHUNK", "EMPTY_DIGESTS", "MAX_WHOLE", "SMALL", "ActionKey", "BlobNotFoundError", "BlobSizeLimit", "Buffer",
     "BytesReader", "ChecksCompleteness", "CodingError", "ConfigError", "CorruptBlobError", "Count", "DeadlineError",
     "Decoder", "DecodingReader", "Deletes", "Digest", "DigestFunction", "Discards", "Duration", "EncodedBlobs",
-    "EncodedReader", "Encoder", "Encoding", "EncodingReader", "EvictionPolicy", "ExhaustedError", "Flag",
+    "EncodedReader", "Encoder", "Encoding", "EncodingReader", "ErrorName", "EvictionPolicy", "ExhaustedError", "Flag",
     "ForeignKey", "ForwardsHeaders", "Hasher", "InternalError", "InvalidRequestError", "Key", "Link", "LocalFiles",
     "LruIndex", "NlError", "NotFoundError", "Opened", "Options", "PartitionedStore", "PermissionDeniedError", "Pins",
-    "RangeError", "Reader", "RemovalFeed", "RemovalFeeds", "Removals", "ScanPage", "Scans", "SecretText",
-    "ServerAddress", "Size", "SliceReader", "SpoolingReader", "Store", "StoreContext", "StoreName", "StoreSpec",
-    "StoreWrapper", "Tee", "Text", "TooLargeError", "Traits", "UnavailableError", "UploadMismatchError",
-    "VerifyingReader", "ZstdDecoder", "ZstdEncoder", "caller_headers", "check_bytes", "clamp", "code", "digest_of",
-    "for_each", "hash_bytes", "key_text", "new_hasher", "open_file", "read_all", "slice_bytes",
+    "PromisedSource", "RangeError", "Reader", "RemovalFeed", "RemovalFeeds", "Removals", "RetryOptions", "RetryPauses",
+    "ScanPage", "Scans", "SecretText", "ServerAddress", "Size", "SliceReader", "SpoolingReader", "Store",
+    "StoreContext", "StoreName", "StoreSpec", "StoreWrapper", "Tee", "Text", "TooLargeError", "Traits",
+    "UnavailableError", "UploadMismatchError", "VerifyingReader", "ZstdDecoder", "ZstdEncoder", "caller_headers",
+    "check_bytes", "clamp", "code", "digest_of", "for_each", "hash_bytes", "key_text", "new_hasher", "open_file",
+    "read_all", "slice_bytes", "split_parts",
 ]

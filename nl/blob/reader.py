@@ -76,3 +76,15 @@ async def read_all(reader: Reader) -> bytes:
     while got := await reader.receive_parts():
         parts.extend(map(bytes, got))
     return parts[0] if len(parts) == 1 else b"".join(parts)
+
+
+def split_parts(parts: Sequence[Buffer], max_bytes: int) -> tuple[Sequence[Buffer], Sequence[Buffer]]:
+    """The first `max_bytes` of some buffers, and what is left; nothing is copied."""
+    taken = 0
+    for at, part in enumerate(parts):
+        taken += len(part)
+        if taken > max_bytes:
+            view, cut = memoryview(part), len(part) - (taken - max_bytes)
+            head = [*parts[:at], view[:cut]] if cut else list(parts[:at])
+            return head, [view[cut:], *parts[at + 1 :]]
+    return parts, ()

@@ -16,7 +16,7 @@ from typing import Any, TypeVar
 
 import trio
 
-from nl.blob.reader import CHUNK, Buffer, BytesReader, Reader, read_all
+from nl.blob.reader import CHUNK, Buffer, BytesReader, Reader, read_all, split_parts
 from nl.errors import DeadlineError, ExhaustedError, InvalidRequestError
 from nl.pb import bytestream
 from nl.pb.codec import DecodeError, decode
@@ -46,7 +46,7 @@ class WriteMessage(Reader):
     async def receive_parts(self, max_bytes: int = CHUNK) -> Sequence[Buffer]:
         first = self._first
         if first:
-            first, self._first = _split(first, max_bytes)
+            first, self._first = split_parts(first, max_bytes)
             return first
         if self._rest is None:
             return ()
@@ -159,15 +159,3 @@ async def _read_whole(
     size = len(message.data)
     head = WriteHead(message.resource_name, message.write_offset, message.finish_write, 0, size)
     return WriteMessage(head, messages, size=size, first=(), rest=BytesReader(message.data))
-
-
-def _split(parts: Sequence[Buffer], max_bytes: int) -> tuple[Sequence[Buffer], Sequence[Buffer]]:
-    """The first `max_bytes` of some buffers, and what is left."""
-    taken = 0
-    for at, part in enumerate(parts):
-        taken += len(part)
-        if taken > max_bytes:
-            view, cut = memoryview(part), len(part) - (taken - max_bytes)
-            head = [*parts[:at], view[:cut]] if cut else list(parts[:at])
-            return head, [view[cut:], *parts[at + 1 :]]
-    return parts, ()

@@ -11,7 +11,7 @@ from grpclib.const import Status
 
 from nl.config.fields import Ignored, ZeroMeansDefault, join
 from nl.config.workers import ClientTlsOptions
-from nl.plugin import ConfigError, Count, Duration, Flag, Options, SecretText, ServerAddress, Size, Text
+from nl.plugin import ConfigError, Count, Duration, ErrorName, Flag, Options, SecretText, ServerAddress, Size, Text
 from nl.rpc.metadata import encode_fields
 from nl.rpc.retry import RetryPolicy
 from nl.rpc.target import Target, parse_target
@@ -19,12 +19,7 @@ from nl.stores.grpc.methods import REPEATABLE
 
 _MAX_PAUSE_S = 30.0
 _TOKEN = re.compile("[!-~]+")
-Code = Literal[
-    "Cancelled", "Unknown", "InvalidArgument", "DeadlineExceeded", "NotFound", "AlreadyExists", "PermissionDenied",
-    "ResourceExhausted", "FailedPrecondition", "Aborted", "OutOfRange", "Unimplemented", "Internal", "Unavailable",
-    "DataLoss", "Unauthenticated",
-]  # fmt: skip
-_RETRIED: tuple[Code, ...] = ("Cancelled", "Unknown", "DeadlineExceeded", "Aborted", "Internal", "Unavailable")
+_RETRIED: tuple[ErrorName, ...] = ("Cancelled", "Unknown", "DeadlineExceeded", "Aborted", "Internal", "Unavailable")
 
 
 class GrpcRetry(Options):
@@ -36,7 +31,7 @@ class GrpcRetry(Options):
     """Half of the seconds before the first retry; doubled for each further one."""
     jitter: float = 0.5
     """By which part the pauses vary at random, half of it up and half of it down."""
-    retry_on_errors: tuple[Code, ...] = _RETRIED
+    retry_on_errors: tuple[ErrorName, ...] = _RETRIED
     """After which statuses. Calls that the server has certainly not begun with are sent again whatever stands here."""
 
     def check(self) -> None:

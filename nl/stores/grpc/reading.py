@@ -14,7 +14,7 @@ from grpclib.exceptions import GRPCError
 from nl.model.resource import ReadName
 from nl.pb import bytestream, cas_calls
 from nl.pb.codec import DecodeError, encode
-from nl.plugin import CHUNK, Buffer, Digest, Reader, read_all
+from nl.plugin import CHUNK, Buffer, Digest, Reader, read_all, split_parts
 from nl.rpc.client_stream import ClientStream
 from nl.rpc.contract import MessageBody
 from nl.stores.grpc.failures import Failure, Headers
@@ -68,7 +68,7 @@ class RemoteReader(Reader):
         elif not self._ready:
             await self._finish()
             return ()
-        parts, self._ready = _split(self._ready, max_bytes)
+        parts, self._ready = split_parts(self._ready, max_bytes)
         self._at += sum(map(len, parts))
         return parts
 
@@ -183,15 +183,3 @@ async def reading(
 def read_name(instance: str, digest: Digest) -> str:
     """The resource name of a blob."""
     return str(ReadName(instance, digest))
-
-
-def _split(parts: Sequence[Buffer], max_bytes: int) -> tuple[Sequence[Buffer], Sequence[Buffer]]:
-    """The first `max_bytes` of some buffers, and what is left."""
-    taken = 0
-    for at, part in enumerate(parts):
-        taken += len(part)
-        if taken > max_bytes:
-            view, cut = memoryview(part), len(part) - (taken - max_bytes)
-            head = [*parts[:at], view[:cut]] if cut else list(parts[:at])
-            return head, [view[cut:], *parts[at + 1 :]]
-    return parts, ()

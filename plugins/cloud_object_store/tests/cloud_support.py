@@ -18,12 +18,13 @@ import boto3
 import pytest
 from botocore.config import Config
 
-from nl_cloud_object_store import CloudObjectStoreOptions, Retry
+from nl_cloud_object_store import CloudObjectStoreOptions
+from nl.plugin import RetryOptions
 
 KEY, SECRET = "test-access-key", "test-secret-access-key"
 BIN = Path(sys.executable).parent
 RCLONE = shutil.which("rclone", path=f"{BIN}{os.pathsep}{os.environ.get('PATH', '')}")
-QUICK = Retry(max_retries=8, delay=0.01, jitter=0.5)
+QUICK = RetryOptions(max_retries=8, delay=0.01, jitter=0.5)
 
 
 def free_port() -> int:

@@ -8,14 +8,15 @@ import pytest
 import trio
 from ceph_server import CephServer, ceph_server, missing
 from cloud_support import QUICK, S3, options_for
-from nl_cloud_object_store import CloudObjectStore, Retry
+from nl_cloud_object_store import CloudObjectStore
+from nl.plugin import RetryOptions
 from test_cloud_conformance import OverS3
 
 from nl.plugin import ActionKey, BlobNotFoundError, digest_of, key_text
 from nl.testing import BareContext, PartsReader, drain, make_blob, read, split, started
 
 MIB = 1024 * 1024
-PATIENT = Retry(max_retries=40, delay=0.005)
+PATIENT = RetryOptions(max_retries=40, delay=0.005)
 
 if missing():
     pytest.skip("NOT TESTED AGAINST CEPH: it is not installed (as root: ./dev ceph)", allow_module_level=True)
@@ -37,7 +38,7 @@ class TestOverCeph(OverS3):
     pass
 
 
-def running(server: CephServer, bucket: str, *, retry: Retry = QUICK):
+def running(server: CephServer, bucket: str, *, retry: RetryOptions = QUICK):
     return started(CloudObjectStore(options_for(bucket, server.url, remember_s=0, retry=retry), BareContext()))
 
 

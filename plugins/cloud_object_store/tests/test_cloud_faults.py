@@ -27,7 +27,8 @@ from nl.plugin import (
     key_text,
 )
 from nl.testing import BareContext, PartsReader, drain, make_blob, read, split, started
-from nl_cloud_object_store import CloudObjectStore, Retry
+from nl_cloud_object_store import CloudObjectStore
+from nl.plugin import RetryOptions
 
 MIB = 1024 * 1024
 TRANSIENT = {
@@ -141,7 +142,7 @@ async def test_a_connection_that_always_breaks_after_some_bytes_still_gets_throu
     bucket: str, proxy: FaultyProxy
 ) -> None:
     digest = digest_of(data := make_blob(3 * MIB))
-    async with running(bucket, proxy.url, retry=Retry(max_retries=1)) as store:
+    async with running(bucket, proxy.url, retry=RetryOptions(max_retries=1)) as store:
         await store.put(digest, data)
         proxy.faults = [Fault("get", "cut answer", after=200_000, times=1000)]
         assert await read(store, digest) == data
@@ -191,7 +192,7 @@ async def test_a_reader_that_is_left_halfway_lets_its_connection_go(bucket: str,
 
 
 async def test_retries_end_and_the_error_says_what_happened(bucket: str, proxy: FaultyProxy) -> None:
-    async with running(bucket, proxy.url, retry=Retry(max_retries=3, delay=0.01)) as store:
+    async with running(bucket, proxy.url, retry=RetryOptions(max_retries=3, delay=0.01)) as store:
         proxy.faults = [Fault("any", "status", status=503, code="SlowDown", times=100)]
         for kind, operation in operations(store):
             proxy.requests.clear()
@@ -202,7 +203,7 @@ async def test_retries_end_and_the_error_says_what_happened(bucket: str, proxy: 
 
 
 async def test_without_retries_there_is_one_attempt(bucket: str, proxy: FaultyProxy) -> None:
-    async with running(bucket, proxy.url, retry=Retry()) as store:
+    async with running(bucket, proxy.url, retry=RetryOptions()) as store:
         proxy.faults = [Fault("any", "status", times=100)]
         for kind, operation in operations(store):
             proxy.requests.clear()
@@ -212,7 +213,7 @@ async def test_without_retries_there_is_one_attempt(bucket: str, proxy: FaultyPr
 
 
 async def test_only_the_errors_that_the_config_names_are_tried_again(bucket: str, proxy: FaultyProxy) -> None:
-    retry = Retry(max_retries=5, retry_on_errors=("ResourceExhausted",))
+    retry = RetryOptions(max_retries=5, retry_on_errors=("ResourceExhausted",))
     async with running(bucket, proxy.url, retry=retry) as store:
         proxy.faults = [Fault("head", "status", status=429, code="", times=3)]
         assert await store.has(["name"]) == [None]
@@ -254,7 +255,7 @@ async def test_no_secret_is_in_a_log_or_an_error_however_much_is_logged(
 ) -> None:
     caplog.set_level(logging.DEBUG)
     texts = []
-    async with running(bucket, proxy.url, retry=Retry(max_retries=1)) as store:
+    async with running(bucket, proxy.url, retry=RetryOptions(max_retries=1)) as store:
         for fault in (*TRANSIENT.values(), {"what": "status", "status": 403, "code": "SignatureDoesNotMatch"}):
             proxy.faults = [Fault("any", **fault, times=2)]
             try:
@@ -288,7 +289,7 @@ large = make_blob(6 * MIB)
 async def test_a_server_killed_in_a_download_and_restarted_loses_nothing(tmp_path) -> None:
     digest = digest_of(data := make_blob(30 * MIB))
     with s3_server(tmp_path, "rclone") as server:
-        retry = Retry(max_retries=12, delay=0.02)
+        retry = RetryOptions(max_retries=12, delay=0.02)
         async with running(server.bucket(), server.url, retry=retry) as store:
             await store.put(digest, data)
             async with store.open(digest) as reader:
@@ -304,7 +305,7 @@ async def test_a_server_killed_in_an_upload_and_restarted_has_all_or_nothing(tmp
     """rclone forgets the parts that it had: the upload begins again where it can, or fails as a whole."""
     digest = digest_of(data := make_blob(30 * MIB))
     with s3_server(tmp_path, "rclone") as server:
-        retry = Retry(max_retries=12, delay=0.02)
+        retry = RetryOptions(max_retries=12, delay=0.02)
         async with running(bucket := server.bucket(), server.url, retry=retry) as store:
 
             class Source(PartsReader):
@@ -344,7 +345,7 @@ async def test_a_server_that_cannot_be_reached_does_not_hold_up_the_start(
     with s3_server(tmp_path, "rclone") as server:
         bucket = server.bucket()
         server.kill()
-        async with running(bucket, server.url, retry=Retry(max_retries=1, delay=0.01)) as store:
+        async with running(bucket, server.url, retry=RetryOptions(max_retries=1, delay=0.01)) as store:
             assert "starts without its bucket" in caplog.text
             with pytest.raises(UnavailableError):
                 await store.put("name", b"value")

@@ -15,27 +15,33 @@ from pathlib import Path
 
 import pytest
 
-from nl_redis_store import RedisStoreOptions, Retry
+from nl_redis_store import RedisStoreOptions
+from nl.plugin import RetryOptions
 
-QUICK = Retry(max_retries=9, delay=0.01, jitter=0.5)
+QUICK = RetryOptions(max_retries=9, delay=0.01, jitter=0.5)
 PERSISTENT = ("--appendonly", "yes", "--appendfsync", "always")
 
 
 _GIVEN: set[int] = set()
 
 
-def free_ports(count: int, *, below: int = 65535) -> list[int]:
-    """Ports that nobody has now; all different, and less than `below`."""
+def free_ports(count: int, *, with_bus: bool = False) -> list[int]:
+    """Ports that nobody has now, given once, and below those that clients get by chance.
+
+    `with_bus`: the port 10,000 above is free and taken, too, which a node of a cluster listens on as well.
+    """
     found: list[int] = []
     with ExitStack() as stack:
         while len(found) < count:
-            s = stack.enter_context(socket.socket())
-            port = random.randrange(10_240, min(below, 32_000))  # above, clients get theirs by chance
+            port = random.randrange(10_240, 22_000 if with_bus else 32_000)
+            wanted = {port, port + 10_000} if with_bus else {port}
+            if wanted & _GIVEN:
+                continue
             with suppress(OSError):
-                s.bind(("127.0.0.1", port))
-                if port not in _GIVEN:
-                    _GIVEN.add(port)
-                    found.append(port)
+                for each in wanted:
+                    stack.enter_context(socket.socket()).bind(("127.0.0.1", each))
+                _GIVEN.update(wanted)
+                found.append(port)
     return found
 
 
@@ -123,7 +129,7 @@ class RedisCluster:
         self.servers = [
             RedisServer(folder / str(port), "--cluster-enabled", "yes", "--cluster-node-timeout", "1000",
                         "--cluster-config-file", "nodes.conf", *settings, port=port)
-            for port in free_ports(count, below=55535)  # its bus is 10000 above
+            for port in free_ports(count, with_bus=True)
         ]
         self._replicas = replicas
 

@@ -40,11 +40,12 @@ from nl.plugin import (
     key_text,
 )
 from nl.testing import BareContext, BlockingReader, PartsReader, drain, make_blob, read, split, started
-from nl_redis_store import RedisStore, Retry
+from nl_redis_store import RedisStore
+from nl.plugin import RetryOptions
 
 MIB = 1024 * 1024
-PATIENT = Retry(max_retries=40, delay=0.02, jitter=0.5)
-NEVER = Retry()
+PATIENT = RetryOptions(max_retries=40, delay=0.02, jitter=0.5)
+NEVER = RetryOptions()
 
 
 @asynccontextmanager
@@ -216,7 +217,7 @@ async def test_a_server_that_is_away_is_unavailable_until_it_is_back(
     digest = digest_of(b"here")
     with redis_server(tmp_path / "redis") as server:
         server.kill()
-        async with running(server.url, retry=Retry(max_retries=2, delay=0.01)) as store:
+        async with running(server.url, retry=RetryOptions(max_retries=2, delay=0.01)) as store:
             assert "starts without its server" in caplog.text
             for ask in (lambda: store.has([digest]), lambda: store.get(digest), lambda: store.put(digest, b"here"),
                         store.check, lambda: read(store, digest), lambda: store.write(digest, BytesReader(b"here"))):

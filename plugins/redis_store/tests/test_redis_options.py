@@ -8,7 +8,7 @@ from redis_support import options_for
 from nl.plugin import ConfigError
 from nl_redis_store.addresses import Address, parse_address
 from nl_redis_store.errors import ReplyError, RefusedError, TransientError, meaning
-from nl_redis_store.options import Retry
+from nl.plugin import RetryOptions, RetryPauses
 
 GOOD = {
     "10.0.0.5": Address(host="10.0.0.5"),
@@ -74,7 +74,7 @@ def test_options_that_cannot_work_are_refused(options: dict[str, object], path: 
 
 
 def test_pauses_double_and_are_spread() -> None:
-    policy = Retry(max_retries=3, delay=0.1, jitter=0.5).policy()
+    policy = RetryOptions(max_retries=3, delay=0.1, jitter=0.5).policy(RetryPauses)
     error = TransientError("gone")
     for retry, pause in ((1, 0.2), (2, 0.4), (3, 0.8)):
         for _ in range(20):

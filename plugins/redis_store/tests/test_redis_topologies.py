@@ -22,11 +22,12 @@ from redis_support import (  # noqa: F401
 
 from nl.plugin import ActionKey, BytesReader, ConfigError, Digest, UnavailableError, digest_of, key_text
 from nl.testing import BareContext, find, make_blob, read, started
-from nl_redis_store import RedisStore, Retry
+from nl_redis_store import RedisStore
+from nl.plugin import RetryOptions
 from nl_redis_store.addresses import slot_of
 
 MIB = 1024 * 1024
-PATIENT = Retry(max_retries=60, delay=0.02, jitter=0.5, retry_on_errors=None)
+PATIENT = RetryOptions(max_retries=60, delay=0.02, jitter=0.5, retry_on_errors=None)
 
 
 def store_on(*urls: str, **options: object):
@@ -195,7 +196,7 @@ async def test_what_has_no_master_is_unavailable_and_the_rest_is_there(tmp_path:
     settings = ("--cluster-require-full-coverage", "no")
     blobs = [(digest_of(data), data) for number in range(60) for data in [b"%d" % number]]
     with redis_cluster(tmp_path / "cluster", settings=settings) as own:
-        quick = Retry(max_retries=1, delay=0.01)
+        quick = RetryOptions(max_retries=1, delay=0.01)
         async with store_on(*(s.url for s in own.servers), mode="cluster", retry=quick) as store:
             assert await store.put_many(blobs) == [None] * 60
             own.servers[0].kill()

@@ -6,7 +6,7 @@ and a `client.ObjectClient`, the dozen blocking requests that the rest is made o
 S3. Its library (boto3) is imported when the store starts.
 """
 
-from nl_cloud_object_store.options import CloudObjectStoreOptions, Retry
+from nl_cloud_object_store.options import CloudObjectStoreOptions
 from nl_cloud_object_store.store import CloudObjectStore
 
-__all__ = ["CloudObjectStore", "CloudObjectStoreOptions", "Retry"]
+__all__ = ["CloudObjectStore", "CloudObjectStoreOptions"]

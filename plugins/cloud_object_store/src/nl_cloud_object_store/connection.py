@@ -15,6 +15,7 @@ from nl_cloud_object_store.download import Fetcher
 from nl_cloud_object_store.options import CloudObjectStoreOptions
 from nl_cloud_object_store.parts import Budget
 from nl_cloud_object_store.providers import PROVIDERS
+from nl_cloud_object_store.retry import RetryPolicy
 from nl_cloud_object_store.sweep import Sweeper
 from nl_cloud_object_store.threads import Threads
 from nl_cloud_object_store.upload import Uploader
@@ -38,7 +39,7 @@ class Connection:
         self._options = options
         self._name = name
         self._threads = Threads(options.max_threads)
-        self._policy = options.retry.policy()
+        self._policy = options.retry.policy(RetryPolicy)
         self._budget = Budget(options.max_upload_memory)
         self._client: ObjectClient | None = None
         self._uploads: Uploader | None = None

@@ -2,46 +2,11 @@
 
 from __future__ import annotations
 
-from typing import Literal
-
-from nl.plugin import ConfigError, Count, Duration, Flag, Options, SecretText, Size, Text
+from nl.plugin import ConfigError, Count, Duration, Flag, Options, RetryOptions, SecretText, Size, Text
 from nl_cloud_object_store.providers import OF_SOME, PROVIDERS, ProviderName
-from nl_cloud_object_store.retry import RETRYABLE, RetryPolicy
 
 MIB = 1024 * 1024
 MAX_THREADS = 64
-
-Code = Literal[
-    "Cancelled", "Unknown", "InvalidArgument", "DeadlineExceeded", "NotFound", "AlreadyExists", "PermissionDenied",
-    "ResourceExhausted", "FailedPrecondition", "Aborted", "OutOfRange", "Unimplemented", "Internal", "Unavailable",
-    "DataLoss", "Unauthenticated",
-]
-
-
-class Retry(Options):
-    """How often, and after which pauses, a request that failed is made again."""
-
-    max_retries: Count = 0
-    """Attempts after the first one; 0 means none."""
-    delay: float = 0.0
-    """Seconds; the pause before retry k (from 1) is `delay` * 2^k."""
-    jitter: float = 0.0
-    """Spreads each pause over this fraction of itself: 0.5 means between 75 % and 125 %."""
-    retry_on_errors: tuple[Code, ...] | None = None
-    """After which errors; by default those that may pass: no connection (`Unavailable`), timeouts
-    (`DeadlineExceeded`), throttling (`ResourceExhausted`)."""
-
-    def check(self) -> None:
-        """Refuses negative times."""
-        for name in ("delay", "jitter"):
-            if getattr(self, name) < 0:
-                raise ConfigError(name, f"{getattr(self, name)} is negative; expected 0 or more")
-
-    def policy(self) -> RetryPolicy:
-        """What does it."""
-        codes = RETRYABLE if self.retry_on_errors is None else frozenset(self.retry_on_errors)
-        return RetryPolicy(self.max_retries, delay=self.delay, jitter=self.jitter, codes=codes)
-
 
 class CloudObjectStoreOptions(Options):
     """Blobs as objects of a bucket: Amazon S3, Cloudflare R2, Oracle, ONTAP, or any server that speaks S3."""
@@ -81,7 +46,7 @@ class CloudObjectStoreOptions(Options):
     """Accept an endpoint without TLS. For tests, and for servers on the same machine."""
     disable_http2: Flag = False
     """Has no effect: HTTP/1.1 is spoken in any case."""
-    retry: Retry = Retry(max_retries=6, delay=0.1, jitter=0.5)
+    retry: RetryOptions = RetryOptions(max_retries=6, delay=0.1, jitter=0.5)
     """For requests that failed. The default waits 13 seconds in all."""
     consider_expired_after_s: Duration = 0
     """Objects written so long ago are reported as missing, so that clients upload them again, before a lifecycle rule

@@ -21,6 +21,7 @@ from nl.plugin import (
     DigestFunction,
     Key,
     NlError,
+    PromisedSource,
     Reader,
     Store,
     StoreContext,
@@ -36,7 +37,6 @@ from nl_cloud_object_store.connection import Connection
 from nl_cloud_object_store.download import PIECE, Download, DownloadReader
 from nl_cloud_object_store.existence import Remembered
 from nl_cloud_object_store.options import CloudObjectStoreOptions
-from nl_cloud_object_store.upload import Source
 
 C = TypeVar("C")
 
@@ -240,7 +240,7 @@ class CloudObjectStore(Store):
             if size not in (-1, key.size):
                 raise UploadMismatchError(f"{key}: the upload has {size} bytes, its digest says {key.size}")
             size = key.size
-        source = Source(reader, size, str(key))
+        source = PromisedSource(reader, size, str(key))
         if key in EMPTY_DIGESTS:
             await source.take(bytearray(1))
             return

@@ -13,7 +13,7 @@ from collections.abc import Callable
 
 import trio
 
-from nl.plugin import CHUNK, Reader, UploadMismatchError
+from nl.plugin import PromisedSource
 from nl_cloud_object_store.client import (
     Bytes,
     ObjectClient,
@@ -29,61 +29,6 @@ from nl_cloud_object_store.threads import GRACE_S, Threads
 
 FRESH_STARTS = 2
 """How often an upload begins again that the server has forgotten."""
-
-
-class Source:
-    """A reader whose end is checked against the size that was promised."""
-
-    def __init__(self, reader: Reader, size: int, name: str) -> None:
-        """`size` -1 means that it is not known; `name` is for messages."""
-        self._reader = reader
-        self.size = size
-        self._name = name
-        self.taken = 0
-        """Bytes so far."""
-        self.ended = False
-        """Whether all bytes have been taken."""
-
-    async def take(self, into: bytearray) -> bytearray:
-        """The next bytes, as many as `into` has room for; at the end fewer, and it is cut off there. Returns `into`.
-
-        Raises what the reader raises, and UploadMismatchError if it does not deliver the bytes that were promised.
-        """
-        room = len(into) if self.size < 0 else min(len(into), self.size - self.taken)
-        at = 0
-        with memoryview(into) as view:
-            while at < room:
-                parts = await self._reader.receive_parts(min(CHUNK, room - at))
-                if not parts:
-                    self.ended = True
-                    break
-                for part in parts:
-                    view[at : at + len(part)] = part
-                    at += len(part)
-        if at < len(into):
-            del into[at:]
-        self.taken += at
-        if self.size >= 0:
-            await self._check_end()
-        return into
-
-    async def start_again(self) -> bool:
-        """Goes back to the beginning; False if the reader cannot."""
-        if not self._reader.can_rewind:
-            return False
-        await self._reader.rewind()
-        self.taken = 0
-        self.ended = False
-        return True
-
-    async def _check_end(self) -> None:
-        if self.ended:
-            promised = f"{self.size} bytes were promised"
-            raise UploadMismatchError(f"{self._name}: the upload ended after {self.taken} bytes; {promised}")
-        if self.taken == self.size:
-            if await self._reader.receive_parts(1):
-                raise UploadMismatchError(f"{self._name}: the upload has more than the {self.size} bytes promised")
-            self.ended = True
 
 
 class Multipart:
@@ -152,7 +97,7 @@ class Uploader:
         hop = self._threads.change if replace else self._threads.look
         await self._policy.run(lambda: hop(self._client.put, key, data))
 
-    async def write(self, key: str, source: Source, *, replace: bool) -> None:
+    async def write(self, key: str, source: PromisedSource, *, replace: bool) -> None:
         """Everything that the source has. Where the server has lost what it had of the upload, and the source can, it
         begins again.
         """
@@ -164,7 +109,7 @@ class Uploader:
                     raise
         return await self._write(key, source, replace=replace)
 
-    async def _write(self, key: str, source: Source, *, replace: bool) -> None:
+    async def _write(self, key: str, source: PromisedSource, *, replace: bool) -> None:
         size = source.size
         room = size if 0 <= size <= self.part else part_size(size, smallest=self.part, most=self._client.MAX_PARTS)
         if room > self._client.MAX_PART:
@@ -181,7 +126,7 @@ class Uploader:
             held.release()
 
     async def _multipart(
-        self, upload: Multipart, source: Source, *, room: int, first: bytearray, held: Reservation
+        self, upload: Multipart, source: PromisedSource, *, room: int, first: bytearray, held: Reservation
     ) -> None:
         try:
             await self._policy.run(lambda: self._threads.change(upload.create))
@@ -193,7 +138,7 @@ class Uploader:
             raise
 
     async def _send_all(
-        self, upload: Multipart, source: Source, *, room: int, first: bytearray, held: Reservation
+        self, upload: Multipart, source: PromisedSource, *, room: int, first: bytearray, held: Reservation
     ) -> None:
         """Takes and sends part after part, at most `at_once` under way, the one that is being taken included."""
         failed: list[Exception] = []
@@ -228,7 +173,7 @@ class Uploader:
             raise failed[0]
 
     async def _take_and_send(
-        self, source: Source, room: int, send: Callable[[bytearray, Reservation], None]
+        self, source: PromisedSource, room: int, send: Callable[[bytearray, Reservation], None]
     ) -> None:
         held = await self._budget.reserve(room)
         data = bytearray()
@@ -240,7 +185,7 @@ class Uploader:
         if data:
             send(data, held)
 
-    async def _complete(self, upload: Multipart, source: Source) -> None:
+    async def _complete(self, upload: Multipart, source: PromisedSource) -> None:
         """The last request. Where its answer is lost, asking again finds no upload, and perhaps the object."""
         lost = False
 

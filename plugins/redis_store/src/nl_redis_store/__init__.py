@@ -6,7 +6,7 @@
 parses replies; the rest of a client is here, because what Python has is written for asyncio.
 """
 
-from nl_redis_store.options import RedisStoreOptions, Retry
+from nl_redis_store.options import RedisStoreOptions
 from nl_redis_store.store import RedisStore
 
-__all__ = ["RedisStore", "RedisStoreOptions", "Retry"]
+__all__ = ["RedisStore", "RedisStoreOptions"]

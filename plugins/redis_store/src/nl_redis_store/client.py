@@ -10,11 +10,11 @@ from typing import NamedTuple
 
 import trio
 
+from nl.plugin import RetryPauses
 from nl_redis_store.addresses import slot_of
 from nl_redis_store.connection import Command, Reply
 from nl_redis_store.errors import MovedError, RedisError, ReplyError, TransientError, meaning
 from nl_redis_store.node import MAX_COMMANDS, MAX_RECEIVE, MAX_SEND, Node, Request
-from nl_redis_store.retry import RetryPolicy
 from nl_redis_store.topology import Topology
 
 GRACE_S = 5.0
@@ -40,7 +40,7 @@ Outcome = list[Reply] | RedisError
 class Client:
     """Runs Ops. At most `permits` calls at once; others wait in order."""
 
-    def __init__(self, topology: Topology, policy: RetryPolicy, *, permits: int) -> None:
+    def __init__(self, topology: Topology, policy: RetryPauses, *, permits: int) -> None:
         self._topology = topology
         self._policy = policy
         self._limiter = trio.CapacityLimiter(permits)

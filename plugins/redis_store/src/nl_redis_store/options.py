@@ -5,44 +5,11 @@ from __future__ import annotations
 import math
 from typing import Literal
 
-from nl.plugin import ConfigError, Count, Duration, Options, SecretText, Size, Text
+from nl.plugin import ConfigError, Count, Duration, Options, RetryOptions, SecretText, Size, Text
 from nl_redis_store.addresses import Address, parse_address
 from nl_redis_store.keys import check_prefix
-from nl_redis_store.retry import RETRYABLE, RetryPolicy
 
 KIB, MIB = 1024, 1024 * 1024
-
-Code = Literal[
-    "Cancelled", "Unknown", "InvalidArgument", "DeadlineExceeded", "NotFound", "AlreadyExists", "PermissionDenied",
-    "ResourceExhausted", "FailedPrecondition", "Aborted", "OutOfRange", "Unimplemented", "Internal", "Unavailable",
-    "DataLoss", "Unauthenticated",
-]
-
-
-class Retry(Options):
-    """How often, and after which pauses, a command that failed is sent again."""
-
-    max_retries: Count = 0
-    """Attempts after the first one; 0 means none."""
-    delay: float = 0.0
-    """Seconds; the pause before retry k (from 1) is `delay` * 2^k."""
-    jitter: float = 0.0
-    """Spreads each pause over this fraction of itself: 0.5 means between 75 % and 125 %."""
-    retry_on_errors: tuple[Code, ...] | None = None
-    """After which errors; by default those that may pass: no connection, a server that loads its data, a failover
-    (`Unavailable`), timeouts (`DeadlineExceeded`)."""
-
-    def check(self) -> None:
-        """Refuses negative times."""
-        for name in ("delay", "jitter"):
-            if getattr(self, name) < 0:
-                raise ConfigError(name, f"{getattr(self, name)} is negative; expected 0 or more")
-
-    def policy(self) -> RetryPolicy:
-        """What does it."""
-        codes = RETRYABLE if self.retry_on_errors is None else frozenset(self.retry_on_errors)
-        return RetryPolicy(self.max_retries, delay=self.delay, jitter=self.jitter, codes=codes)
-
 
 class RedisStoreOptions(Options):
     """Blobs as values of Redis or Valkey: one server, one with replicas behind sentinels, or a cluster."""
@@ -87,7 +54,7 @@ class RedisStoreOptions(Options):
     """What all uploads together may keep in memory, each `read_chunk_size`; more of them wait."""
     root_certificates: Text = ""
     """A PEM file with the authorities to trust for `rediss://`, in place of the system's."""
-    retry: Retry = Retry(max_retries=5, delay=0.05, jitter=0.5)
+    retry: RetryOptions = RetryOptions(max_retries=5, delay=0.05, jitter=0.5)
     """For commands that failed. The default waits 3 seconds in all."""
     experimental_pub_sub_channel: Text = ""
     """Has no effect: it is for scheduler state, which is not kept here."""

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import trio
 
-from nl.plugin import ConfigError, NlError
+from nl.plugin import ConfigError, NlError, RetryPauses
 from nl_redis_store.client import Client
 from nl_redis_store.cluster import Cluster
 from nl_redis_store.errors import RedisError, RefusedError, TransientError
@@ -35,7 +35,8 @@ class Server:
         self._complained = -COMPLAIN_S
         self._failed = 0
         self._topology = _topology(options)
-        self.client = Client(self._topology, options.retry.policy(), permits=options.max_client_permits or 500)
+        policy = options.retry.policy(RetryPauses)
+        self.client = Client(self._topology, policy, permits=options.max_client_permits or 500)
         self.evicts_by_use = False
         """Whether every server, as it was when the store started, evicts what was not used for the longest time."""
 

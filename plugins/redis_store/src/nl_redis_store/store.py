@@ -21,6 +21,7 @@ from nl.plugin import (
     Digest,
     Key,
     NlError,
+    PromisedSource,
     Reader,
     Store,
     StoreContext,
@@ -39,7 +40,7 @@ from nl_redis_store.keys import TEMPORARY_S, Names
 from nl_redis_store.options import RedisStoreOptions
 from nl_redis_store.scripts import COPY
 from nl_redis_store.server import Server
-from nl_redis_store.upload import Source, Uploader
+from nl_redis_store.upload import Uploader
 
 C = TypeVar("C")
 WHOLE = 1024 * 1024
@@ -286,9 +287,9 @@ class RedisStore(Store):
             if size not in (-1, key.size):
                 raise UploadMismatchError(f"{key}: the upload has {size} bytes, its digest says {key.size}")
             size = key.size
-        source = Source(reader, size, str(key))
+        source = PromisedSource(reader, size, str(key))
         if key in EMPTY_DIGESTS:
-            await source.take(1)
+            await source.take(bytearray(1))
             return
         try:
             await self._uploads.write(self._names.of(key), source)

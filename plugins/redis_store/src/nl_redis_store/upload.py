@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import trio
 
-from nl.plugin import CHUNK, Buffer, Reader, UploadMismatchError
+from nl.plugin import Buffer, PromisedSource
 from nl_redis_store.client import GRACE_S, Client, Op
 from nl_redis_store.connection import Command, Reply
 from nl_redis_store.errors import RedisError, ReplyError, TransientError, ValueTooLargeError, meaning
@@ -24,58 +24,6 @@ FRESH_STARTS = 4
 
 class LostError(TransientError):
     """The server has lost what it had of an upload."""
-
-
-class Source:
-    """A reader whose end is checked against the size that was promised."""
-
-    def __init__(self, reader: Reader, size: int, name: str) -> None:
-        """`size` -1 means that it is not known; `name` is for messages."""
-        self._reader = reader
-        self.size = size
-        self._name = name
-        self.taken = 0
-        """Bytes so far."""
-        self.ended = False
-        """Whether all bytes have been taken."""
-
-    async def take(self, room: int) -> bytearray:
-        """The next `room` bytes; fewer only at the end.
-
-        Raises what the reader raises, and UploadMismatchError if it does not deliver the bytes that were promised.
-        """
-        data = bytearray()
-        left = room if self.size < 0 else min(room, self.size - self.taken)
-        while left:
-            parts = await self._reader.receive_parts(min(CHUNK, left))
-            if not parts:
-                self.ended = True
-                break
-            for part in parts:
-                data += part
-                left -= len(part)
-        self.taken += len(data)
-        if self.size >= 0:
-            await self._check_end()
-        return data
-
-    async def start_again(self) -> bool:
-        """Goes back to the beginning; False if the reader cannot."""
-        if not self._reader.can_rewind:
-            return False
-        await self._reader.rewind()
-        self.taken = 0
-        self.ended = False
-        return True
-
-    async def _check_end(self) -> None:
-        if self.ended:
-            promised = f"{self.size} bytes were promised"
-            raise UploadMismatchError(f"{self._name}: the upload ended after {self.taken} bytes; {promised}")
-        if self.taken == self.size:
-            if await self._reader.receive_parts(1):
-                raise UploadMismatchError(f"{self._name}: the upload has more than the {self.size} bytes promised")
-            self.ended = True
 
 
 class Uploader:
@@ -102,7 +50,7 @@ class Uploader:
         """Writes a value at once."""
         return Op(name, ((b"SET", name, data, *self._expiry),), len(data))
 
-    async def write(self, name: bytes, source: Source) -> None:
+    async def write(self, name: bytes, source: PromisedSource) -> None:
         """Everything that the source has. Where the server has lost what it had of it, and the source can, it begins
         again.
         """
@@ -116,8 +64,8 @@ class Uploader:
                         raise
             return await self._write(name, source)
 
-    async def _write(self, name: bytes, source: Source) -> None:
-        data = await source.take(self._chunk)
+    async def _write(self, name: bytes, source: PromisedSource) -> None:
+        data = await source.take(bytearray(self._chunk))
         if source.ended:
             await self._client.one(self.setting(name, data), changes=True)
             return
@@ -126,7 +74,7 @@ class Uploader:
             await unfinished.create(data)
             while not source.ended:
                 at = source.taken
-                if data := await source.take(self._chunk):
+                if data := await source.take(bytearray(self._chunk)):
                     self._check(source.taken)
                     await unfinished.add(at, data)
             await unfinished.finish(name, source.taken, ttl_s=self._ttl_s)
