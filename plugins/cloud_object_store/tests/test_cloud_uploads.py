@@ -18,7 +18,7 @@ from nl.plugin import ActionKey, BytesReader, Digest, UnavailableError, UploadMi
 from nl.testing import BareContext, BlockingReader, CancellingReader, FailingReader, PartsReader, make_blob, read, split
 from nl.testing import started as started_bare
 from nl_cloud_object_store import CloudObjectStore
-from nl_cloud_object_store.client import OpenUpload, TransientError
+from nl_cloud_object_store.client import OpenUpload, TransientError, UploadsPage
 from nl_cloud_object_store.sweep import Sweeper
 from nl_cloud_object_store.threads import Threads
 
@@ -98,6 +98,7 @@ async def test_a_reader_that_breaks_off_leaves_no_open_upload(bucket: str, moto:
             reader = FailingReader(split(data[:delivered], 500_000), error, size=len(data))
             with pytest.raises(UnavailableError, match="the source broke"):
                 await store.write(digest, reader)
+            await settled(store)
             assert moto.objects(bucket) == {}
             assert moto.open_uploads(bucket) == []
             assert store.statistics()["upload_memory"] == 0
@@ -127,6 +128,7 @@ async def test_a_write_cancelled_at_any_call_of_its_reader_leaves_no_open_upload
             digest = digest_of(data := make_blob(14 * MIB, seed=step))
             with trio.CancelScope() as scope:
                 await store.write(digest, CancellingReader(split(data, MIB // 2), scope, at_call=step * 4))
+            await settled(store)
             assert moto.open_uploads(bucket) == []
             assert await store.has([digest]) in ([None], [len(data)])
 
@@ -149,10 +151,94 @@ async def test_a_write_cancelled_during_any_request_leaves_no_open_upload(
                 proxy.faults = [slow or Fault(kind, "call", action=cancel, skip=skip)]
                 await store.write(digest, PartsReader(split(data, 500_000)))
             assert scope.cancelled_caught
+            await settled(store)
             assert moto.open_uploads(bucket) == [] or kind == "create"
             assert await store.has([digest]) in ([None], [len(data)])
             for key in moto.open_uploads(bucket):  # whose id never came back: for the bucket's lifecycle rule
                 assert when == "as it is answered", key
+
+
+async def settled(store: CloudObjectStore) -> None:
+    """Waits for the aborts that did not succeed at once: a request may take longer than a cancelled caller waits."""
+    with trio.fail_after(90):
+        while store.statistics()["uploads_to_abort"]:  # noqa: ASYNC110
+            await trio.sleep(0.01)
+
+
+class Held:
+    """A request that stays in the proxy until `go_on`. Its write is cancelled, and waits for it in vain."""
+
+    def __init__(self, kind: str, proxy: FaultyProxy, monkeypatch: pytest.MonkeyPatch) -> None:
+        self.go_on = threading.Event()
+        self._token = trio.lowlevel.current_trio_token()
+        self._scope = trio.CancelScope()
+        proxy.faults = [Fault(kind, "call", action=self._hold)]
+        monkeypatch.setattr("nl_cloud_object_store.threads.GRACE_S", 0.01)
+        monkeypatch.setattr("nl_cloud_object_store.upload.GRACE_S", 0.01)
+
+    def _hold(self) -> None:
+        self._token.run_sync_soon(self._scope.cancel)
+        assert self.go_on.wait(60)
+
+    async def cancelled_write(self, store: CloudObjectStore) -> None:
+        with self._scope:
+            await store.write(digest_of(data := make_blob(11 * MIB)), PartsReader(split(data, 500_000)))
+        assert self._scope.cancelled_caught
+
+
+async def test_an_upload_begun_too_late_is_aborted_by_the_sweeper_where_its_thread_could_not(
+    bucket: str, proxy: FaultyProxy, moto: S3Server, monkeypatch: pytest.MonkeyPatch  # noqa: F811
+) -> None:
+    held = Held("create", proxy, monkeypatch)
+    async with running(bucket, proxy.url) as store:
+        await held.cancelled_write(store)
+        proxy.faults = [Fault("abort", "status")]
+        held.go_on.set()
+        with trio.fail_after(90):
+            while proxy.count("abort") < 2:  # noqa: ASYNC110
+                await trio.sleep(0.01)
+        await settled(store)
+    assert moto.open_uploads(bucket) == []
+
+
+async def test_a_part_that_comes_after_the_abort_is_followed_by_another_abort(
+    bucket: str, proxy: FaultyProxy, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    held = Held("part", proxy, monkeypatch)
+    async with running(bucket, proxy.url) as store:
+        await held.cancelled_write(store)
+        with trio.fail_after(90):
+            while store.statistics()["uploads_to_abort"] != 1 or proxy.busy > 1:  # noqa: ASYNC110
+                await trio.sleep(0.01)
+        proxy.requests.clear()
+        held.go_on.set()
+        await settled(store)
+    assert proxy.kinds() == ["abort"]
+
+
+async def test_a_request_that_no_thread_had_begun_when_its_caller_was_cancelled_is_never_made(
+    monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run_sync, scope, go_on, made = trio.to_thread.run_sync, trio.CancelScope(), threading.Event(), []
+
+    async def run_late(work, **options):
+        token = trio.lowlevel.current_trio_token()
+
+        def late() -> None:
+            token.run_sync_soon(scope.cancel)
+            assert go_on.wait(60)
+            work()
+
+        await run_sync(late, **options)
+
+    monkeypatch.setattr("trio.to_thread.run_sync", run_late)
+    threads = Threads(1)
+    with scope:
+        await threads.change(made.append, "a request")
+    assert scope.cancelled_caught
+    go_on.set()
+    async with threads.limiter:  # the thread has ended
+        assert made == []
 
 
 async def test_a_put_cancelled_during_its_request_is_whole_or_not_there(bucket: str, proxy: FaultyProxy) -> None:
@@ -229,9 +315,7 @@ async def test_what_could_not_be_aborted_is_aborted_when_the_server_is_back(
         reader = FailingReader(split(data[: 7 * MIB], 500_000), UnavailableError("the source broke"), size=len(data))
         with pytest.raises(UnavailableError, match="the source broke"):
             await store.write(digest, reader)
-        with trio.fail_after(20):
-            while store.statistics()["uploads_to_abort"]:  # noqa: ASYNC110
-                await trio.sleep(0.01)
+        await settled(store)
         assert proxy.count("abort") == 2
         assert moto.open_uploads(bucket) == []
 
@@ -240,7 +324,7 @@ async def test_what_could_not_be_aborted_is_aborted_when_the_server_is_back(
 
 
 class Uploads:
-    """A client as the sweeper sees it. Each look shows one more upload, which is gone at the next."""
+    """A client as the sweeper sees it: pages of one upload. Each look shows one more, which is gone at the next."""
 
     def __init__(self, uploads: list[OpenUpload], *, failures: int) -> None:
         self.uploads = uploads
@@ -248,9 +332,12 @@ class Uploads:
         self.looks = 0
         self.aborted: list[str] = []
 
-    def open_uploads(self, prefix: str) -> list[OpenUpload]:
-        self.looks += 1
-        return [*self.uploads, OpenUpload(NAME, f"seen at look {self.looks} only", OLD)]
+    def open_uploads(self, prefix: str, after: tuple[str, str] | None = None) -> UploadsPage:
+        if after is None:
+            self.looks += 1
+            return UploadsPage([OpenUpload(NAME, f"seen at look {self.looks} only", OLD)], ("", "0"))
+        at = int(after[1])
+        return UploadsPage(self.uploads[at : at + 1], ("", str(at + 1)) if at + 1 < len(self.uploads) else None)
 
     def abort_upload(self, key: str, upload: str) -> None:
         if self.failures:
@@ -266,8 +353,8 @@ NAME = "cas/" + "ab" * 32 + "-7000000"
 
 async def test_only_old_uploads_of_ours_that_were_there_at_the_last_look_are_aborted() -> None:
     uploads = Uploads([
-        OpenUpload(NAME, "forgotten", OLD), OpenUpload(NAME, "young", time.time()),
-        OpenUpload("cas/a-film.mp4", "somebody else's", OLD), OpenUpload(f"{NAME}.mp4/x", "another's", OLD),
+        OpenUpload(NAME, "young", time.time()), OpenUpload("cas/a-film.mp4", "somebody else's", OLD),
+        OpenUpload(f"{NAME}.mp4/x", "another's", OLD), OpenUpload(NAME, "forgotten", OLD),
     ], failures=2)
     sweeper = Sweeper(uploads, threads=Threads(2), prefix="cas/", again_s=0.01, list_s=0.01)  # type: ignore[arg-type]
     async with trio.open_nursery() as nursery:
@@ -278,6 +365,25 @@ async def test_only_old_uploads_of_ours_that_were_there_at_the_last_look_are_abo
         nursery.cancel_scope.cancel()
     assert set(uploads.aborted) == {"forgotten"}
     assert [each.upload for each in uploads.uploads] == ["young", "somebody else's", "another's"]
+
+
+async def test_open_uploads_are_listed_to_the_last_page(
+    rclone: S3Server, monkeypatch: pytest.MonkeyPatch  # noqa: F811
+) -> None:
+    monkeypatch.setattr("nl_cloud_object_store.s3.PAGE", 2)
+    bucket = rclone.bucket()
+    async with running(bucket, rclone.url) as store:
+        client = store._connection.client
+        begun = {(f"cas/{name}", client.create_upload(f"cas/{name}")) for name in ("a", "b", "b", "b", "c")}
+        client.create_upload("somebody else's")
+        found: list[OpenUpload] = []
+        page = client.open_uploads("cas/")
+        found += page.uploads
+        while page.after is not None:
+            page = client.open_uploads("cas/", page.after)
+            found += page.uploads
+    assert {(each.key, each.upload) for each in found} == begun
+    assert len(found) == len(begun)
 
 
 # ---------------------------------------------------------------------------------------------------- bounded memory

@@ -91,6 +91,14 @@ class OpenUpload(NamedTuple):
     """Seconds since 1970, by the provider's clock."""
 
 
+class UploadsPage(NamedTuple):
+    """One answer to the question for open uploads."""
+
+    uploads: list[OpenUpload]
+    after: tuple[str, str] | None
+    """Key and upload where the next page begins; None on the last one."""
+
+
 class ObjectBody(ABC):
     """The bytes of a response that are still to come."""
 
@@ -153,8 +161,8 @@ class ObjectClient(ABC):
         """Forgets an upload and its parts. One that does not exist is no error."""
 
     @abstractmethod
-    def open_uploads(self, prefix: str) -> list[OpenUpload]:
-        """Multipart uploads under way or forgotten (at most a thousand)."""
+    def open_uploads(self, prefix: str, after: tuple[str, str] | None = None) -> UploadsPage:
+        """Multipart uploads under way or forgotten, in order, a page of them: the first, or that behind `after`."""
 
     @abstractmethod
     def delete(self, key: str) -> None:

@@ -160,5 +160,5 @@ class Connection:
             "retries": self._policy.retries,
             "threads_busy": self._threads.limiter.borrowed_tokens,
             "upload_memory": self._budget.used,
-            "uploads_to_abort": self._sweeper.pending if self._sweeper is not None else 0,
+            "uploads_to_abort": self._sweeper.pending + self.uploads.late if self._sweeper is not None else 0,
         }

@@ -27,9 +27,12 @@ from nl_cloud_object_store.client import (
     RefusedError,
     TransientError,
     UploadGoneError,
+    UploadsPage,
 )
 
 _RANGE = re.compile(r"bytes (\d+)-(\d+)/(\d+)").fullmatch
+PAGE = 1000
+"""Open uploads in one answer; no server gives more."""
 _SESSIONS = threading.Lock()
 """Making sessions and clients is not thread-safe in boto3; using clients is."""
 
@@ -129,14 +132,20 @@ class S3Client(ObjectClient):
         except (ObjectMissingError, UploadGoneError):
             pass  # aborted or completed before: there is nothing left
 
-    def open_uploads(self, prefix: str) -> list[OpenUpload]:
+    def open_uploads(self, prefix: str, after: tuple[str, str] | None = None) -> UploadsPage:
+        asked: dict[str, str | int] = {"Prefix": prefix, "MaxUploads": PAGE}
+        if after is not None:
+            asked["KeyMarker"], asked["UploadIdMarker"] = after
         try:
             with self._translated():
-                reply = self._client.list_multipart_uploads(Bucket=self._bucket, Prefix=prefix)
+                reply = self._client.list_multipart_uploads(Bucket=self._bucket, **asked)
         except UploadGoneError:  # rclone's way of saying that there has never been one
-            return []
-        return [OpenUpload(each["Key"], each["UploadId"], each["Initiated"].timestamp())
-                for each in reply.get("Uploads", ())]
+            return UploadsPage([], None)
+        found = [OpenUpload(each["Key"], each["UploadId"], each["Initiated"].timestamp())
+                 for each in reply.get("Uploads", ())]
+        if not reply.get("IsTruncated"):
+            return UploadsPage(found, None)
+        return UploadsPage(found, (reply.get("NextKeyMarker", ""), reply.get("NextUploadIdMarker", "")))
 
     def delete(self, key: str) -> None:
         # One at a time: the request for many is not known everywhere, and wants a checksum that differs by server.

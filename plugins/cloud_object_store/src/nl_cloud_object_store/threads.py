@@ -6,6 +6,7 @@ requests run at once, abandoned ones included; all others wait in order of arriv
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Callable
 from functools import partial
 from typing import TypeVar, TypeVarTuple
@@ -35,11 +36,11 @@ class Threads:
         """
         ended = trio.Event()
         tell = partial(trio.lowlevel.current_trio_token().run_sync_soon, ended.set)
-        begun = False
+        permit = threading.Lock()  # for whoever is first: the thread that begins, or the cancellation that forbids it
 
         def work() -> T:
-            nonlocal begun
-            begun = True
+            if not permit.acquire(blocking=False):
+                raise AbandonedError
             try:
                 return function(*args)
             finally:
@@ -48,10 +49,14 @@ class Threads:
         try:
             return await trio.to_thread.run_sync(work, abandon_on_cancel=True, limiter=self.limiter)
         except trio.Cancelled:
-            if begun:
+            if not permit.acquire(blocking=False):
                 with trio.move_on_after(GRACE_S, shield=True):
                     await ended.wait()
             raise
+
+
+class AbandonedError(Exception):
+    """Ends a thread that was late: its caller was cancelled before it began. Nobody sees it."""
 
 
 def _tell(tell: Callable[[], object]) -> None:

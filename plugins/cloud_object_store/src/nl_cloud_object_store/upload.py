@@ -9,7 +9,8 @@ from __future__ import annotations
 import functools
 import itertools
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 
 import trio
 
@@ -34,25 +35,37 @@ FRESH_STARTS = 2
 class Multipart:
     """The thread's side of a multipart upload.
 
-    `create` may still run in a thread when its caller is gone: `give_up` makes that thread abort what it creates.
+    A request may still run in its thread when the caller is gone. After `give_up`, the thread whose request ends aborts
+    what it has begun or added to: a server may keep a part that comes after the abort.
     """
 
-    def __init__(self, client: ObjectClient, key: str) -> None:
+    def __init__(self, client: ObjectClient, key: str, *, left_over: Callable[[str, str], None]) -> None:
+        """`left_over` is called, in any thread, with the key and the id of an upload that could not be aborted."""
         self._client = client
+        self._left_over = left_over
         self._lock = threading.Lock()
         self._given_up = False
+        self.under_way = 0
+        """Requests that have begun and not ended."""
         self.key = key
         self.id: str | None = None
         self.tags: dict[int, str] = {}
 
     def create(self) -> None:
         """Begins the upload."""
-        created = self._client.create_upload(self.key)
-        with self._lock:
-            if not self._given_up:
-                self.id = created
-                return
-        self._client.abort_upload(self.key, created)
+        with self._request():
+            self.id = self._client.create_upload(self.key)
+
+    def send(self, number: int, data: Bytes) -> None:
+        """Sends a part, or sends it again."""
+        assert self.id is not None
+        with self._request():
+            self.tags[number] = self._client.upload_part(self.key, self.id, number, data)
+
+    def complete(self) -> None:
+        """Makes the object of all parts."""
+        assert self.id is not None
+        self._client.complete_upload(self.key, self.id, [self.tags[number] for number in sorted(self.tags)])
 
     def give_up(self) -> str | None:
         """No more is wanted; the id of what is to be aborted, if there is something."""
@@ -60,15 +73,29 @@ class Multipart:
             self._given_up = True
             return self.id
 
-    def send(self, number: int, data: Bytes) -> None:
-        """Sends a part, or sends it again."""
-        assert self.id is not None
-        self.tags[number] = self._client.upload_part(self.key, self.id, number, data)
+    @contextmanager
+    def _request(self) -> Iterator[None]:
+        with self._lock:
+            self.under_way += 1
+        try:
+            yield
+        finally:
+            with self._lock:
+                late = self._given_up
+                if not late:
+                    self.under_way -= 1
+            if late:
+                self._abort_late()
+                with self._lock:
+                    self.under_way -= 1
 
-    def complete(self) -> None:
-        """Makes the object of all parts."""
-        assert self.id is not None
-        self._client.complete_upload(self.key, self.id, [self.tags[number] for number in sorted(self.tags)])
+    def _abort_late(self) -> None:
+        if self.id is None:
+            return
+        try:
+            self._client.abort_upload(self.key, self.id)
+        except ObjectStoreError:
+            self._left_over(self.key, self.id)
 
 
 class Uploader:
@@ -86,8 +113,15 @@ class Uploader:
         self._sweeper = sweeper
         self._at_once = at_once
         self._buffers = Buffers(at_once)
+        self._late: list[Multipart] = []
         self.part = part
         """Objects up to this many bytes go in one request."""
+
+    @property
+    def late(self) -> int:
+        """Uploads that were given up while a request of theirs went on, which their thread aborts when it ends."""
+        self._late = [each for each in self._late if each.under_way]
+        return len(self._late)
 
     async def put(self, key: str, data: Bytes, *, replace: bool) -> None:
         """One request. `data` must not change, even if the caller is cancelled.
@@ -121,7 +155,8 @@ class Uploader:
                 await self.put(key, first, replace=replace)
             else:
                 with self._buffers.in_use():
-                    await self._multipart(Multipart(self._client, key), source, room=room, first=first, held=held)
+                    upload = Multipart(self._client, key, left_over=self._sweeper.add_from_thread)
+                    await self._multipart(upload, source, room=room, first=first, held=held)
         finally:
             held.release()
 
@@ -211,6 +246,8 @@ class Uploader:
 
     async def _abort(self, upload: Multipart) -> None:
         id = upload.give_up()
+        if upload.under_way:
+            self._late = [each for each in (*self._late, upload) if each.under_way]
         if id is None:
             return
         done = False
