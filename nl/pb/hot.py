@@ -20,6 +20,7 @@ Pair = tuple[str, int]
 _HASH_AT, _HASH_END, _SIZE_AT = 4, 68, 69
 """In an encoded digest: tag, length, tag of the hash, 64, the hash, tag of the size, the size."""
 _MAX_WRITE_HEAD: Final = 16 * 1024
+_MASK64: Final = (1 << 64) - 1
 
 
 def _digest_heads(*tags: int) -> dict[bytes, int]:
@@ -182,6 +183,11 @@ def _utf8(data: bytes) -> str:
         return str(data, "utf-8")
     except UnicodeDecodeError as error:
         raise DecodeError(f"{error.reason} in a string") from None
+
+
+def write_reply(committed_size: int) -> bytes:
+    """An encoded WriteResponse."""
+    return b"\x08" + varint(committed_size & _MASK64) if committed_size else b""
 
 
 class UpdateActionResult(NamedTuple):

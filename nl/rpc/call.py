@@ -7,6 +7,7 @@ receive buffer until they are asked for: `receive_message` joins one message int
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Sequence
 from typing import Any, ClassVar
 
@@ -154,8 +155,9 @@ class Call(Stream):
             self.acknowledge()
         self._body = None
 
-    def take_message(self) -> bytes | None:
-        """The next message if it is here, plain and in one piece; None says to go on with `receive_message`."""
+    def take_message(self, max_bytes: int = sys.maxsize) -> bytes | None:
+        """The next message if it is here, plain, in one piece and no larger; None says to go on with `receive_message`.
+        """
         chunks = self.chunks
         if not chunks or self._unacknowledged or self._body is not None:
             return None
@@ -165,7 +167,7 @@ class Call(Stream):
             return None
         flag, length = fr.PREFIX.unpack_from(view)
         stop = messages.PREFIX_SIZE + length
-        if flag or stop > size or length > self.max_message_size:
+        if flag or stop > size or length > max_bytes or length > self.max_message_size:
             return None
         data = bytes(view[messages.PREFIX_SIZE : stop])
         if stop == size:

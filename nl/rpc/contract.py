@@ -74,6 +74,11 @@ class ServerStream(Protocol, Generic[Req, Rep]):
         The body must be read to its end, or the call be ended, before the next receive.
         """
 
+    def take_body(self, max_bytes: int) -> bytes | None:
+        """The same message as one object, if all of it is here in one piece and has at most so many bytes; None says
+        nothing else than that `receive_body` is to be asked.
+        """
+
     async def send_initial_metadata(self, *, metadata: Any = None) -> None: ...
 
     async def send_message(self, message: Rep) -> None:

@@ -148,6 +148,15 @@ class ServerCall(Call):
         self._count_message()
         return body
 
+    def take_body(self, max_bytes: int) -> bytes | None:
+        """The next request, encoded, if it is at hand."""
+        if self._unacknowledged or self._body is not None:
+            self._finish_body()
+        data = self.take_message(max_bytes)
+        if data is not None:
+            self._count_message()
+        return data
+
     def _count_message(self) -> None:
         self.received += 1
         if self.received > 1 and not self.definition.client_streaming:

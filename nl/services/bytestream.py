@@ -24,6 +24,7 @@ from nl.model.access import Right
 from nl.model.digest import Digest
 from nl.model.resource import ReadName, WriteName, parse_read, parse_write
 from nl.pb import bytestream
+from nl.pb.hot import write_reply
 from nl.rpc.contract import ServerStream
 from nl.services.packed_reads import PackedReadSender
 from nl.services.packing import COMPRESSOR, PackedTarget, PackedUpload, Packing
@@ -147,7 +148,7 @@ class ByteStreamService:
         if name.compressor:
             _refuse_other_compressors(name)
             committed = await self._store_packed(instance, digest, messages=messages, first=first)
-            await stream.send_message(bytestream.WriteResponse(committed_size=committed))
+            await stream.send_parts((write_reply(committed),))
             return
         if not await _is_surely_there(instance.store, digest):
             if first.size != digest.size or not first.finish or first.offset:
@@ -156,7 +157,7 @@ class ByteStreamService:
                 await _store_small(instance.store, name, first)
             else:
                 await self._store_message(instance.store, name, messages=messages, message=first)
-        await stream.send_message(bytestream.WriteResponse(committed_size=digest.size))
+        await stream.send_parts((write_reply(digest.size),))
 
     async def _store_packed(
         self, instance: ByteStreamInstance, digest: Digest, *, messages: WriteMessages, first: WriteMessage

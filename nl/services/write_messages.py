@@ -10,21 +10,25 @@ says, because an upload under way holds a file. The server's own work (a slow di
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Callable, Sequence
+import types
+from collections.abc import Callable, Coroutine, Generator, Sequence
 from math import inf
 from typing import Any, TypeVar
 
 import trio
 
-from nl.blob.reader import CHUNK, Buffer, BytesReader, Reader, read_all, split_parts
+from nl.blob.reader import CHUNK, Buffer, Reader, read_all, split_parts
 from nl.errors import DeadlineError, ExhaustedError, InvalidRequestError
 from nl.pb import bytestream
 from nl.pb.codec import DecodeError, decode
 from nl.pb.hot import NotStreamableError, WriteHead, parse_write_head
 from nl.rpc.contract import MessageBody, ServerStream
-from nl.services.limits import REORDERED_WRITE_BYTES
+from nl.services.limits import ENVELOPE_BYTES, REORDERED_WRITE_BYTES
+from nl.storage.contract import SMALL
 
 T = TypeVar("T")
+_COPIED_BYTES = SMALL + ENVELOPE_BYTES
+"""Messages of up to so many bytes are taken as one piece where they are one: copying them costs less than views do."""
 
 
 class WriteMessage(Reader):
@@ -79,15 +83,21 @@ class WriteMessages:
         if self._scope is not None:
             self._scope.cancel()
 
-    async def wait_for(self, receive: Callable[..., Awaitable[T]], *args: Any) -> T:
-        """`await receive(*args)`, which waits for the client.
+    async def wait_for(self, receive: Callable[..., Coroutine[Any, Any, T]], *args: Any) -> T:
+        """`await receive(*args)`, which may have to wait for the client.
 
         Raises DeadlineError if nothing comes in time, and what `stop` was given.
         """
         if not self._is_stopped:
+            receiving = receive(*args)
+            try:
+                trap = receiving.send(None)
+            except StopIteration as at_once:  # nearly always; a cancel scope costs more than all that is read
+                received: T = at_once.value
+                return received
             self.waiting_since = now = trio.current_time()
             with trio.CancelScope(deadline=now + self.idle_s) as self._scope:
-                received = await receive(*args)
+                received = await _go_on(receiving, trap)
                 self.waiting_since, self._scope = inf, None
                 return received
             self.waiting_since, self._scope = inf, None
@@ -104,7 +114,8 @@ class WriteMessages:
         Raises InvalidRequestError for a message that is no WriteRequest, and for one that names another resource than
         the first did; the first must name one.
         """
-        message = await self.wait_for(self._receive)
+        data = None if self._is_stopped else self._stream.take_body(_COPIED_BYTES)
+        message = await self.wait_for(self._receive) if data is None else _read_whole(data, self)
         if message is None:
             return None
         name = message.resource_name
@@ -118,10 +129,28 @@ class WriteMessages:
             )
         return message
 
-
     async def _receive(self) -> WriteMessage | None:
         body = await self._stream.receive_body()
         return None if body is None else await _read_message(body, self)
+
+
+@types.coroutine
+def _go_on(receiving: Coroutine[Any, Any, T], trap: Any) -> Generator[Any, Any, T]:
+    """The rest of a coroutine that has begun to wait."""
+    try:
+        while True:
+            try:
+                value = yield trap
+            except BaseException as exc:  # noqa: BLE001, ASYNC103  # trio's Cancelled above all: it is the coroutine's
+                trap = receiving.throw(exc)
+            else:
+                try:
+                    trap = receiving.send(value)
+                finally:
+                    value = None  # as in nl.rpc.leader
+    except StopIteration as done:
+        received: T = done.value
+        return received
 
 
 async def _read_message(body: MessageBody, messages: WriteMessages) -> WriteMessage:
@@ -136,26 +165,41 @@ async def _read_message(body: MessageBody, messages: WriteMessages) -> WriteMess
             first = b"".join((first, *rest))
             rest = await body.receive_parts()
     except DecodeError as exc:
-        raise InvalidRequestError(f"not a WriteRequest: {exc}") from exc
+        raise _malformed(exc) from exc
     except NotStreamableError:
-        return await _read_whole(body, messages, received=[first, *rest])
+        if size > REORDERED_WRITE_BYTES:
+            raise ExhaustedError(
+                f"a WriteRequest of {size} bytes whose data does not come last is too large"
+            ) from None
+        return _read_reordered(b"".join((first, *rest, await read_all(body))), messages)
     data = memoryview(first)[head.data_start :]
     parts = [data, *rest] if len(data) else rest
     return WriteMessage(head, messages, size=head.data_length, first=parts, rest=body)
 
 
-async def _read_whole(
-    body: MessageBody, messages: WriteMessages, *, received: Sequence[Buffer]
-) -> WriteMessage:
-    """Takes in and decodes a message whose data does not come last."""
-    if body.size > REORDERED_WRITE_BYTES:
-        raise ExhaustedError(f"a WriteRequest of {body.size} bytes whose data does not come last is too large")
-    whole = b"".join(received)
-    whole += await read_all(body)
+def _read_whole(data: bytes, messages: WriteMessages) -> WriteMessage:
+    """Parses a message that is here as one piece."""
+    try:
+        head = parse_write_head(data, len(data))
+    except DecodeError as exc:
+        raise _malformed(exc) from exc
+    except NotStreamableError:
+        return _read_reordered(data, messages)
+    assert head is not None  # of a whole message, nothing is missing
+    payload = memoryview(data)[head.data_start :]
+    return WriteMessage(head, messages, size=len(payload), first=(payload,) if payload else (), rest=None)
+
+
+def _read_reordered(whole: bytes, messages: WriteMessages) -> WriteMessage:
+    """Decodes a message whose data does not come last."""
     try:
         message = decode(bytestream.WriteRequest, whole)
     except DecodeError as exc:
-        raise InvalidRequestError(f"not a WriteRequest: {exc}") from exc
+        raise _malformed(exc) from exc
     size = len(message.data)
     head = WriteHead(message.resource_name, message.write_offset, message.finish_write, 0, size)
-    return WriteMessage(head, messages, size=size, first=(), rest=BytesReader(message.data))
+    return WriteMessage(head, messages, size=size, first=(message.data,) if size else (), rest=None)
+
+
+def _malformed(error: DecodeError) -> InvalidRequestError:
+    return InvalidRequestError(f"not a WriteRequest: {error}")

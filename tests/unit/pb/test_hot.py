@@ -142,6 +142,11 @@ def test_a_write_of_another_shape_is_for_the_general_codec(data):
         hot.parse_write_head(data, len(data))
 
 
+@pytest.mark.parametrize("size", [0, 1, 127, 128, 4096, 1 << 40, -1])
+def test_the_reply_to_a_write_is_what_the_general_codec_makes_of_it(size):
+    assert hot.write_reply(size) == codec.encode(bytestream.WriteResponse(committed_size=size))
+
+
 @pytest.mark.parametrize("data", [b"\x52\x05abc", b"\x52", b"\x0a\x05abc", b"\x10", b"\x0a\x01\xff"])
 def test_a_broken_write_is_an_error_once_it_is_complete(data):
     with pytest.raises(codec.DecodeError):

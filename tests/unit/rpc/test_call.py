@@ -157,6 +157,21 @@ async def test_a_message_may_be_as_large_as_the_limit_and_no_larger_however_it_a
         await received(fr.PREFIX.pack(0, 101) + too_large, pieces, body=body)
 
 
+@pytest.mark.parametrize(("pieces", "most", "is_taken"), [
+    ((), 100, True), ((), 50, True), ((), 49, False), ((30,), 100, False), ((2,), 100, False),
+])  # fmt: skip
+async def test_a_message_is_taken_at_once_only_if_it_is_small_and_here_in_one_piece(pieces, most, is_taken):
+    data, message = fr.PREFIX.pack(0, 50) + bytes(range(50)), bytes(range(50))
+    call = Call(Connection(Wide(), Limits()), 1, max_message_size=100)
+    for start, stop in zip((0, *pieces), (*pieces, len(data)), strict=True):
+        call.chunks.append((memoryview(data)[start:stop], None))
+        call.held += stop - start
+    assert call.take_message(most) == (message if is_taken else None)
+    assert call.held == (0 if is_taken else len(data))
+    if not is_taken:
+        assert await call.receive_message() == message, "it is still there"
+
+
 @pytest.mark.parametrize("body", [False, True])
 async def test_a_packed_message_may_unpack_to_the_limit_and_no_further(body):
     async def unpacked(size):

@@ -9,7 +9,7 @@ from trio.testing import wait_all_tasks_blocked
 from nl.errors import InternalError
 from nl.model.access import EVERYONE
 from nl.pb import bytestream
-from nl.pb.codec import encode
+from nl.pb.codec import decode, encode
 from nl.rpc.call import WholeBody
 from nl.services.bytestream import ByteStreamInstance, ByteStreamService
 from nl.stores.memory import MemoryOptions, MemoryStore
@@ -26,6 +26,9 @@ class Writes:
 
     def __init__(self, *messages):
         self._messages = list(messages)
+
+    def take_body(self, max_bytes):
+        return None
 
     async def receive_body(self):
         return WholeBody(encode(self._messages.pop(0))) if self._messages else None
@@ -55,8 +58,8 @@ class Uploading(Writes):
     async def send_later(self, message):
         await self._more.send(message)
 
-    async def send_message(self, reply):
-        self.replies.append(reply.committed_size)
+    async def send_parts(self, parts):
+        self.replies.append(decode(bytestream.WriteResponse, b"".join(parts)).committed_size)
 
 
 async def test_an_upload_that_gave_up_before_it_had_a_slot_leaves_nothing_that_another_try_would_wait_for(

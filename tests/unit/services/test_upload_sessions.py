@@ -34,6 +34,9 @@ class Message:
 class Silent:
     """A stream that brings nothing more."""
 
+    def take_body(self, max_bytes):
+        return None
+
     async def receive_body(self):
         await trio.sleep_forever()
 
