@@ -84,13 +84,18 @@ class Committer(Evictor):
         """  # fmt: skip
         self.refuse_too_large(key, facts.st_size)
         cost = self.mirror.index.cost(facts.st_size)
-        room = Room(self, cost, count=1 if beside is None else 0, folder=folder, name=name, beside=beside)
+        room: Room | None = None
         is_patient = self._is_bounded
         while True:
             if not self.lock.try_lock():
                 await self.lock.acquire()
             with self.locked():
-                made = room.make() if self._is_bounded else Made.YES
+                if room is None and beside is None and self._has_room(cost):
+                    made = Made.YES
+                else:
+                    count = 1 if beside is None else 0
+                    room = room or Room(self, cost, count=count, folder=folder, name=name, beside=beside)
+                    made = room.make() if self._is_bounded else Made.YES
                 if made is Made.NOTHING_KNOWN and not is_patient:
                     made = Made.YES  # More than max_bytes for a while is better than a client that waits.
                 if made is Made.YES:
@@ -99,6 +104,13 @@ class Committer(Evictor):
             if made is Made.NOTHING_KNOWN:
                 is_patient = await self._scanner.progress(patience_s=_PATIENCE_S)
             await trio.lowlevel.checkpoint()
+
+    def _has_room(self, cost: int) -> bool:
+        """Whether there is room for one more file, even if it replaces none: nearly always."""
+        policy = self.policy
+        return (not policy.max_bytes or self.sum + cost <= policy.max_bytes) and (
+            not policy.max_count or len(self.mirror.index) < policy.max_count
+        )
 
     def _place(
         self, temp_name: str, folder: Folder, name: str, *, key: IndexKey, facts: os.stat_result, is_known: bool

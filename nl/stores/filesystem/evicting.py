@@ -7,8 +7,7 @@ from __future__ import annotations
 
 import os
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager
+from types import TracebackType
 
 import trio
 
@@ -38,22 +37,15 @@ class Evictor:
         self.evicted_bytes = 0
         self._sum = Sum(0, 0)
         self._closing: list[int] = []
+        self._section = _Section(self)
 
-    @contextmanager
-    def locked(self) -> Iterator[None]:
+    def locked(self) -> _Section:
         """After `lock.acquire` or `lock.try_lock`: the index is up to date in the block, and the lock free after it."""
-        try:
-            self.mirror.refresh()
-            if self.mirror.is_exact:
-                yield
-                self._sum = Sum(self.mirror.index.bytes, 0)
-                if not self.mirror.index.is_alone:  # else nobody is there to be told; `tell_sum` is for who comes
-                    self.lock.write_sum(self._sum)
-            else:
-                self._sum = self.lock.read_sum() or Sum(self.mirror.index.bytes, 0)
-                yield
-        finally:
-            self.lock.unlock()
+        return self._section
+
+    def learn_sum(self) -> None:
+        """What holders of the lock before this one have told. While locked, where the index cannot say it."""
+        self._sum = self.lock.read_sum() or Sum(self.mirror.index.bytes, 0)
 
     @property
     def sum(self) -> int:
@@ -63,9 +55,10 @@ class Evictor:
     def count(self, change: int) -> None:
         """Notes that files came (or went) that count for so many bytes: at once, as this process may be killed."""
         if not self.mirror.is_exact:
-            self._tell(Sum(self._sum.bytes + change, self._sum.moved + abs(change)))
+            self.tell(Sum(self._sum.bytes + change, self._sum.moved + abs(change)))
 
-    def _tell(self, told: Sum) -> None:
+    def tell(self, told: Sum) -> None:
+        """Leaves a sum to those who will have the lock next."""
         self._sum = told
         self.lock.write_sum(told)
 
@@ -74,7 +67,7 @@ class Evictor:
         await self.lock.acquire()
         with self.locked():
             if self.mirror.is_exact:
-                self._tell(Sum(self.mirror.index.bytes, 0))
+                self.tell(Sum(self.mirror.index.bytes, 0))
 
     async def begin_listing(self) -> int:
         """Before a scan: what `settle` needs to know after it."""
@@ -91,7 +84,7 @@ class Evictor:
         with self.locked():
             listed = self.mirror.index.bytes
             if not self.mirror.is_exact and abs(listed - self._sum.bytes) > self._sum.moved - moved:
-                self._tell(Sum(listed, self._sum.moved))
+                self.tell(Sum(listed, self._sum.moved))
 
     async def delete_orphans(self) -> None:
         """Deletes executable variants whose blob is gone: a process died between the two."""
@@ -234,6 +227,36 @@ class Evictor:
                     return count
                 self.evict_oldest()
         return limit
+
+
+class _Section:
+    """The section under the lock, as a context manager: one for all times, since it is never entered twice at once."""
+
+    __slots__ = ("_evictor",)
+
+    def __init__(self, evictor: Evictor) -> None:
+        self._evictor = evictor
+
+    def __enter__(self) -> None:
+        evictor = self._evictor
+        try:
+            evictor.mirror.refresh()
+            if not evictor.mirror.is_exact:
+                evictor.learn_sum()
+        except BaseException:
+            evictor.lock.unlock()
+            raise
+
+    def __exit__(
+        self, kind: type[BaseException] | None, exc: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        evictor = self._evictor
+        try:
+            # If nobody else is there, nobody is told: `tell_sum` is for who comes.
+            if kind is None and evictor.mirror.is_exact and not evictor.mirror.index.is_alone:
+                evictor.tell(Sum(evictor.mirror.index.bytes, 0))
+        finally:
+            evictor.lock.unlock()
 
 
 def _close_all(fds: list[int]) -> None:

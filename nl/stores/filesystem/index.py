@@ -91,7 +91,8 @@ class Index:
 
     def add_found(self, key: IndexKey, size: int, *, used: float) -> int:
         """Adds or replaces an entry that was used some time ago; the caller tells the order of it. Returns its slot."""
-        self.remove(key)
+        if key in self.slots:
+            self.remove(key)
         slot = self.slots[key] = self._row(key, size, used)
         return slot
 

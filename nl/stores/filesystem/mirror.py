@@ -90,13 +90,12 @@ class Mirror:
 
     def refresh(self) -> bool:
         """Makes the index say what the folders hold now: whether anything had changed. Half a microsecond if not."""
-        watch = self._watch
-        if watch is None or not watch.is_pending():
+        events = self._watch.read() if self._watch is not None else ()
+        if not events:
             return False
         dirty: dict[tuple[Folder, str], bool] = {}
-        while events := watch.read():
-            for event in events:
-                self._note(event, dirty)
+        for event in events:
+            self._note(event, dirty)
         changed = self.changed_during_scan
         for (folder, name), may_exist in dirty.items():
             if changed is not None:
@@ -114,10 +113,13 @@ class Mirror:
             self._expected[expected] = self._expected.get(expected, 0) + 1
         if self.changed_during_scan is not None:
             self.changed_during_scan.add((folder, name))
-        if key in self.index.slots or wrong_size_key(name) in self.index.slots or folder is self.layout.executables:
+        index = self.index
+        if key in index.slots or wrong_size_key(name) in index.slots or folder is self.layout.executables:
             self.forget(folder, name)  # a look-up of both keys is cheaper than to find out which one the name has
-        slot = self.add(folder, key, size)
-        self.index.know(slot, inode=inode, mtime_ns=mtime_ns)
+            slot = self.add(folder, key, size)
+        else:
+            slot = index.add(key, size, used=time.monotonic())
+        index.know(slot, inode=inode, mtime_ns=mtime_ns)
 
     def removed(self, folder: Folder, name: str) -> None:
         """Notes that this process has just removed a file, or found it gone."""

@@ -48,6 +48,8 @@ class Presence:
         if not self._mirror.is_exact:
             return await self._sizes_on_disk(keys)
         sizes = self._sizes_in_index(keys)
+        if sizes.count(None) == len(sizes):
+            return sizes
         # By now all processes are told of these uses. What one of them has evicted before is gone.
         return self._sizes_in_index(keys) if self._mirror.refresh() else sizes
 

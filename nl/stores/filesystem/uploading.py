@@ -50,12 +50,11 @@ class Uploader:
         """See Store.put. The caller has checked that `data` is what `key` says."""
         if key in EMPTY_DIGESTS:
             return
-        self._mirror.refresh()
         size = len(data)
         folder, name, index_key = self._layout.locate(key)
         if type(key) is Digest:
             _require_size(key, size)
-            if self._committer.is_intact(key):
+            if self._committer.is_intact(key):  # by the file itself, so what is pending here need not be read before
                 return
         self._committer.refuse_too_large(key, size)
         try:

@@ -1,7 +1,7 @@
 """inotify through ctypes: what has changed in a few folders. Not here: what that means (mirror.py).
 
 The kernel queues an event before the system call that caused it returns, in whatever process: whoever asks afterwards
-finds it. Asking (`is_pending`) is one FIONREAD, half a microsecond.
+finds it. Asking is one FIONREAD, half a microsecond if there is nothing.
 """
 
 from __future__ import annotations
@@ -12,6 +12,8 @@ import fcntl
 import os
 import struct
 import termios
+from array import array
+from collections.abc import Sequence
 from typing import Final, NamedTuple
 
 IN_MODIFY: Final = 0x002
@@ -31,8 +33,6 @@ GONE: Final = IN_DELETE | IN_MOVED_FROM
 FOLDER_GONE: Final = IN_DELETE_SELF | IN_MOVE_SELF | IN_UNMOUNT | IN_IGNORED
 _MASK: Final = GONE | IN_MOVED_TO | IN_CREATE | IN_CLOSE_WRITE | IN_MODIFY | IN_DELETE_SELF | IN_MOVE_SELF | IN_ONLYDIR
 _HEADER = struct.Struct("iIII")
-_BUFFER = 64 * 1024
-_NOTHING = b"\0\0\0\0"
 
 _libc = ctypes.CDLL(None, use_errno=True)
 
@@ -73,7 +73,7 @@ class Watch:
         if fd < 0:
             raise WatchUnavailableError(_advice(ctypes.get_errno()))
         self.fd: int = fd
-        self._count = bytearray(4)
+        self._pending = array("i", [0])
 
     def add(self, path: str) -> int:
         """Watches a folder; returns the number that its events carry."""
@@ -82,17 +82,13 @@ class Watch:
             raise WatchUnavailableError(f"{path}: {_advice(ctypes.get_errno())}")
         return int(number)
 
-    def is_pending(self) -> bool:
-        """Whether `read` would return something. Costs half a microsecond."""
-        fcntl.ioctl(self.fd, termios.FIONREAD, self._count)
-        return self._count != _NOTHING
-
-    def read(self) -> list[Event]:
-        """The next events, in order; empty if there are none."""
-        try:
-            data = os.read(self.fd, _BUFFER)
-        except BlockingIOError:
-            return []
+    def read(self) -> Sequence[Event]:
+        """All that has happened until now and was not read yet, in order."""
+        fcntl.ioctl(self.fd, termios.FIONREAD, self._pending)
+        count = self._pending[0]
+        if not count:
+            return ()
+        data = os.read(self.fd, count)
         events = []
         at = 0
         while at < len(data):
