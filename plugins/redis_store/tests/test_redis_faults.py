@@ -44,7 +44,8 @@ from nl_redis_store import RedisStore
 from nl.plugin import RetryOptions
 
 MIB = 1024 * 1024
-PATIENT = RetryOptions(max_retries=40, delay=0.02, jitter=0.5)
+PATIENT = RetryOptions(max_retries=11, delay=0.02, jitter=0.5)
+"""80 s in all; pauses double."""
 NEVER = RetryOptions()
 
 

@@ -27,7 +27,7 @@ from nl.plugin import RetryOptions
 from nl_redis_store.addresses import slot_of
 
 MIB = 1024 * 1024
-PATIENT = RetryOptions(max_retries=60, delay=0.02, jitter=0.5, retry_on_errors=None)
+PATIENT = RetryOptions(max_retries=11, delay=0.02, jitter=0.5, retry_on_errors=None)
 
 
 def store_on(*urls: str, **options: object):
