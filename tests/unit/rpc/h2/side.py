@@ -64,7 +64,11 @@ class Noted(Stream):
     def __init__(self, h2, sid):
         super().__init__(h2, sid)
         self.woken = 0
+        self.told = 0
         self.resets = []
+
+    def on_data(self):
+        self.told += 1
 
     def on_window(self):
         self.woken += 1
