@@ -58,7 +58,6 @@ def _take(now: float) -> Arena:
 
 def _give(arena: Arena) -> None:
     if len(_pool) < MAX_POOLED:
-        arena.fill = 0
         _pool.append(arena)
 
 

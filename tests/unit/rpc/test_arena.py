@@ -121,3 +121,88 @@ def test_a_buffer_that_is_still_looked_at_when_its_connection_ends_is_not_given_
     assert (pool, inbox.kept_bytes()) == ([], 0)
     stream.discard()
     assert pool == []
+
+
+@pytest.mark.parametrize("left", [MIN_ROOM - 1, MIN_ROOM, MIN_ROOM + 1])
+def test_a_buffer_is_read_into_as_long_as_it_has_room(stream, left):
+    inbox = Inbox()
+    buffer = receive(inbox, stream, ARENA_SIZE - left, held=ARENA_SIZE - left)
+    again = inbox.for_reading(0.0, [stream])
+    assert (again is buffer) == (left >= MIN_ROOM)
+    assert again.fill == (buffer.fill if again is buffer else 0)
+
+
+@pytest.mark.parametrize("held", [ARENA_SIZE // 2 - 1, ARENA_SIZE // 2])
+def test_a_full_buffer_is_kept_for_half_of_it_and_not_for_less(stream, held):
+    inbox = Inbox()
+    buffer = receive(inbox, stream, ARENA_SIZE - 100, held=held)
+    inbox.for_reading(0.0, [stream])
+    assert (buffer in inbox.retired) == (held >= ARENA_SIZE // 2)
+    assert bytes(stream.chunks[0][0]) == bytes(held)
+
+
+def test_at_rest_a_connection_without_a_buffer_has_nothing_to_put_away(stream):
+    inbox = Inbox()
+    inbox.rest([stream])
+    receive(inbox, stream, 100)
+    inbox.rest([stream])
+    inbox.rest([stream])
+    assert inbox.current is None
+
+
+@pytest.mark.parametrize("unparsed", [0, 10])
+@pytest.mark.parametrize("left", [MIN_ROOM - 1, MIN_ROOM])
+def test_a_buffer_that_is_as_good_as_full_is_retired_at_rest(stream, left, unparsed):
+    """What comes next would need another one in any case; what is not parsed yet stays where it is."""
+    inbox = Inbox()
+    size = ARENA_SIZE - left
+    buffer = receive(inbox, stream, size, held=size - 100, parsed=size - unparsed)
+    inbox.rest([stream])
+    retired = left < MIN_ROOM and not unparsed
+    assert (buffer in inbox.retired, inbox.current is buffer) == (retired, not retired)
+
+
+def test_how_long_a_buffer_has_been_kept_counts_from_when_it_was_taken(stream, pool):
+    inbox = Inbox()
+    receive(inbox, stream, 100, now=1.0)
+    inbox.rest([stream])  # into the pool, and out of it again
+    receive(inbox, stream, 20_000, held=10_000, now=50.0)
+    inbox.compact(50.0 + COMPACT_AFTER_S - 0.01, [stream])
+    assert inbox.kept_bytes() > 0
+    inbox.compact(50.0 + COMPACT_AFTER_S, [stream])
+    assert inbox.kept_bytes() == 0
+
+
+@pytest.mark.parametrize("unparsed", [MIN_ROOM - 1, MIN_ROOM])
+def test_much_that_is_not_parsed_yet_stays_where_it_is(stream, unparsed):
+    inbox = Inbox()
+    buffer = receive(inbox, stream, 100_000, held=5000, parsed=100_000 - unparsed)
+    inbox.compact(COMPACT_AFTER_S, [stream])
+    assert buffer.held == 0
+    assert (inbox.current is buffer) == (unparsed >= MIN_ROOM)
+    again = inbox.for_reading(2.0, [stream])
+    assert again.fill - inbox.parsed == unparsed
+    assert bytes(stream.chunks[0][0]) == bytes(5000)
+
+
+@pytest.mark.parametrize("held", [ARENA_SIZE // 2 - 1, ARENA_SIZE // 2])
+def test_a_retired_buffer_of_which_less_than_half_is_held_is_freed_after_a_while(stream, pool, held):
+    inbox = Inbox()
+    full = receive(inbox, stream, ARENA_SIZE - 10, held=ARENA_SIZE - 10)
+    current = receive(inbox, stream, 100)
+    view, _ = stream.chunks.pop()
+    stream.chunks.append((view[:held], full))
+    full.release(len(view) - held)
+    inbox.compact(COMPACT_AFTER_S, [stream])
+    assert (full in inbox.retired) == (held >= ARENA_SIZE // 2)
+    assert inbox.current is current or current in pool
+
+
+def test_at_the_end_a_buffer_that_nobody_looks_at_is_for_the_next_connection(stream, pool):
+    inbox = Inbox()
+    buffer = receive(inbox, stream, 100)
+    inbox.close()
+    inbox.close()
+    assert pool == [buffer]
+    arena.drop_pool()
+    assert pool == []

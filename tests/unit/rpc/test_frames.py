@@ -52,6 +52,9 @@ def test_small_frames_say_what_they_are_told():
     assert (update.stream_id, update.window_increment) == (7, fr.MAX_WINDOW)
     assert isinstance(reset, RstStreamFrame)
     assert (reset.stream_id, reset.error_code) == (9, ErrorCode.CANCEL)
+    for bare in (fr.window_update(7, 1), fr.rst_stream(9, 8), fr.goaway(0, 0), fr.settings({})):
+        assert bare[4] == 0, "no flags"
+        assert fr.goaway(0, 0)[5:9] == fr.settings({})[5:9] == fr.ping(bytes(8))[5:9] == bytes(4), "of no stream"
     assert isinstance(ping, PingFrame)
     assert (ping.opaque_data, set(ping.flags)) == (b"12345678", set())
     assert (pong.opaque_data, set(pong.flags)) == (b"87654321", {"ACK"})
@@ -75,6 +78,7 @@ def test_a_block_is_cut_into_as_few_frames_as_fit_and_only_the_last_ends_it(size
     assert 1 + len(others) == max(1, -(-size // 10))
     assert [("END_HEADERS" in each.flags) for each in (first, *others)] == [False] * len(others) + [True]
     assert ("END_STREAM" in first.flags) == end_stream
+    assert all(each.flags <= {"END_HEADERS"} for each in others)
     assert {each.stream_id for each in (first, *others)} == {3}
 
 

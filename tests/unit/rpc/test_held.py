@@ -100,3 +100,45 @@ async def test_the_watch_ends_when_it_is_too_much_and_at_once_if_it_is(held, nur
         await watch()
     held.look()
     assert held.total == 0
+
+
+@pytest.mark.parametrize("over", [-1, 0, 1])
+def test_the_bound_may_be_reached_and_not_exceeded(held, over):
+    one, other = Client(held, 600), Client(held, 400 + over)
+    held.count(one)
+    assert held.count(other) == (over > 0)
+    held.look()
+    assert [bool(each.reason) for each in (one, other)] == [over > 0, False]
+    assert held.total == (1000 + over if over <= 0 else 401)
+
+
+def test_who_comes_again_is_counted_from_nothing(held):
+    client = Client(held, 300)
+    held.count(client)
+    held.leave(client)
+    assert client.counted == 0
+    client.counted = 77
+    held.enter(client)
+    held.count(client)
+    assert held.total == 300
+
+
+def test_a_look_counts_everybody_once_and_who_leaves_then_takes_all_of_it_along(held):
+    clients = [Client(held, 100) for _ in range(3)]
+    held.look()
+    assert held.total == 300
+    held.look()
+    assert held.total == 300
+    for client in clients:
+        held.leave(client)
+    assert held.total == 0
+
+
+def test_far_below_the_bound_nobody_is_looked_at(held):
+    one = Client(held, 10)
+    held.count(one)
+    held.look()
+    one.size = 1000
+    assert not held.count(one)
+    one.size = 1001
+    assert held.count(one)

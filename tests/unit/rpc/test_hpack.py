@@ -241,3 +241,69 @@ def test_literals_that_are_remembered_are_bounded():
         assert pairs(HeaderDecoder().decode(hpack.encode(sent))) == sent
     assert len(hpack._literals) <= hpack._MAX_LITERALS
     assert all(len(each) < hpack._LITERAL_BELOW for each in hpack._literals)
+
+
+def test_every_entry_of_a_long_table_is_found_by_its_number():
+    decoder = HeaderDecoder()
+    values = [b"%d" % number for number in range(110)]
+    for value in values:
+        decoder.decode(literal(b"a", value))
+    for index in range(62, 62 + 110):
+        reference = bytes([0x80 | index]) if index < 127 else bytes([0xFF, index - 127])
+        assert pairs(decoder.decode(reference)) == [(b"a", values[-1 - (index - 62)])]
+        as_name = b"\x0f" + (bytes([index - 15]) if index - 15 < 128 else bytes([(index - 15) & 0x7F | 0x80, 1]))
+        assert pairs(decoder.decode(as_name + b"\x01v")) == [(b"a", b"v")]
+    assert pairs(decoder.decode(b"\xbd")) == [(b"www-authenticate", b"")]
+
+
+@pytest.mark.parametrize("value", [0, 1, 127, 128, 16_383, 16_384, (1 << 21) - 1, 1 << 21, (1 << 28) - 1])
+def test_an_integer_behind_a_full_prefix_is_what_it_says(value):
+    digits, left = bytearray(), value
+    while left >= 128:
+        digits.append(left & 0x7F | 0x80)
+        left >>= 7
+    digits.append(left)
+    assert hpack._integer(b"xx" + bytes(digits) + b"more", 2, 31) == (31 + value, 2 + len(digits))
+    for end in range(2, 2 + len(digits)):
+        with pytest.raises(ConnectionFault, match="inside of an integer"):
+            hpack._integer(b"xx" + bytes(digits)[: end - 2], 2, 31)
+
+
+def test_a_table_size_comes_before_the_fields_also_where_they_are_too_large_to_be_kept():
+    decoder = HeaderDecoder(max_list_size=100)
+    with pytest.raises(ConnectionFault, match="table size update after a field"):
+        decoder.decode(hpack.encode([(b"x", bytes(200))]) + b"\x20")
+    assert decoder.decode(b"\x20\x20") == []
+
+
+@pytest.mark.parametrize("over", [0, 1])
+def test_a_list_is_a_bomb_beyond_sixteen_times_the_limit(over):
+    decoder = HeaderDecoder(max_list_size=100)
+    block = hpack.encode([(b"x", bytes(1600 - 33 + over))])
+    with pytest.raises(ConnectionFault if over else HeadersTooLarge):
+        decoder.decode(block)
+
+
+def test_a_literal_of_some_length_is_remembered_and_a_longer_one_is_not():
+    for size in (95, 96):
+        hpack._literals.clear()
+        block = hpack.encode([(b"x-key", b"v" * (size - 8))])
+        assert len(block) == size
+        for _ in range(2):
+            assert pairs(HeaderDecoder().decode(block)) == [(b"x-key", b"v" * (size - 8))]
+        assert list(hpack._literals) == ([block] if size < 96 else [])
+
+
+def test_what_is_remembered_is_what_is_given_out():
+    hpack._literals.clear()
+    block = hpack.encode([(b"x-key", b"value")])
+    [field] = HeaderDecoder().decode(block)
+    [again] = HeaderDecoder().decode(block)
+    assert again is field
+
+
+@pytest.mark.parametrize("length", [1, 126, 127, 511, 512, 1999, 2000, 2001, 9000])
+def test_long_huffman_strings_are_decoded_whatever_their_length(length):
+    for character in (b"0", b"~", b"\x01"):  # 5, 13 and 23 bits
+        block = other_hpack.Encoder().encode([(b"x-a", character * length)], huffman=True)
+        assert pairs(HeaderDecoder(max_list_size=1 << 20).decode(block)) == [(b"x-a", character * length)]

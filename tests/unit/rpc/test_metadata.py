@@ -99,3 +99,17 @@ def test_messages_are_percent_encoded_where_they_must_be():
     assert metadata.encode_message("a\nb\t\u00fc\x7f") == b"a%0Ab%09%C3%BC%7F"
     assert metadata.decode_message(b"100 %25 %C3%BC") == "100 % \u00fc"
     assert metadata.decode_message(b"%zz %C3 100%") == "%zz \ufffd 100%"
+
+
+@pytest.mark.parametrize("text", ["plain", "a%b", "\u00e4", "\u20ac\u20ac", "a b", " a ", "\n", ""])
+@pytest.mark.parametrize("max_bytes", [*range(-1, 14), 100])
+def test_a_message_is_cut_to_as_many_whole_characters_as_fit(text, max_bytes):
+    cut, whole = metadata.encode_message(text, max_bytes=max_bytes), metadata.encode_message(text)
+    assert len(cut) <= max(0, max_bytes)
+    assert whole.startswith(cut) or cut == metadata.encode_message(text[: len(metadata.decode_message(cut))])
+    assert text.strip(" ").startswith(metadata.decode_message(cut).strip(" "))
+    if len(text.encode()) <= len(whole) <= max_bytes:
+        assert cut == whole
+    elif " " not in text:  # one more would have been too many
+        kept = len(metadata.decode_message(cut))
+        assert max_bytes <= 0 or len(metadata.encode_message(text[: kept + 1])) > max_bytes

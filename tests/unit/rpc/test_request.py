@@ -66,3 +66,13 @@ def test_several_authorizations_are_none_of_them(values):
     found = head(*((b"authorization", value) for value in values))
     assert found[hpack.AUTHORIZATION] == b", ".join(values)
     assert head((b"authorization", b"Bearer a"))[hpack.AUTHORIZATION] == b"Bearer a"
+
+
+@pytest.mark.parametrize(("digits", "taken"), [(17, True), (18, True), (19, False)])
+def test_a_length_may_have_eighteen_digits(digits, taken):
+    found = head((b"content-length", b"1" * digits))
+    if taken:
+        assert declared_length(found, ended=False) == int("1" * digits)
+    else:
+        with pytest.raises(ValueError, match="content-length"):
+            declared_length(found, ended=False)

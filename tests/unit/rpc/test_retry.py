@@ -83,3 +83,39 @@ def test_a_request_is_kept_in_memory_of_its_own_unless_it_is_too_large():
     assert kept == [b"x", b"abc"]
     assert RetryPolicy(max_kept=3).kept([b"ab", b"cd"]) is None
     assert RetryPolicy(max_kept=4).kept([b"ab", b"cd"]) == [b"ab", b"cd"]
+
+
+@pytest.mark.parametrize(("said", "expected"), [(b"9999999", 9999.999), (b"10000000", None)])
+def test_a_pause_that_a_server_asks_for_has_seven_digits_of_milliseconds_at_the_most(said, expected):
+    assert pause(unavailable(), trailers=[(b"x", b"1"), (b"grpc-retry-pushback-ms", said)]) == expected
+
+
+@pytest.mark.parametrize(("asked", "expected"), [(-5, 1), (0, 1), (0.5, 1), (2.5, 2.5), (3600, 3600), (3601, 3600)])
+def test_a_pause_in_the_details_is_within_bounds(asked, expected):
+    assert pause(unavailable([info(asked)])) == expected
+
+
+def test_details_without_a_pause_say_nothing():
+    empty = wkt.pack(rpc_status.RetryInfo())
+    assert pause(unavailable([empty, info(50)])) == 50
+    assert pause(unavailable([wkt.pack(rpc_status.BadRequest()), "text", info(50)])) == 50
+
+
+@pytest.mark.parametrize("over", [0, 1])
+def test_a_request_is_kept_up_to_a_size_and_in_memory_of_its_own(over):
+    policy, mutable = RetryPolicy(max_kept=10), bytearray(b"12345")
+    kept = policy.kept([b"67890", mutable, b"x" * over])
+    if over:
+        assert kept is None
+    else:
+        mutable[:] = b"....."
+        assert kept == [b"67890", b"12345", b""]
+        assert all(type(each) is bytes for each in kept)
+
+
+def test_the_pause_is_what_the_jitter_makes_of_it_at_random():
+    found = {POLICY.pause(unavailable(), method=METHOD, retries=0) for _ in range(50)}
+    assert len(found) > 1
+    assert all(0.8 <= each <= 1.2 for each in found)
+    patient = RetryPolicy(max_retries=100, methods=POLICY.methods, max_delay=7)
+    assert pause(unavailable(), policy=patient, retries=99) == 7

@@ -139,3 +139,79 @@ def test_details_that_cannot_be_read_do_not_hide_the_status(value, caplog):
 def test_http_statuses_mean_what_grpc_says():
     """https://github.com/grpc/grpc/blob/master/doc/http-grpc-status-mapping.md"""
     assert HTTP_CODES == {400: 13, 401: 16, 403: 7, 404: 12, 429: 14, 502: 14, 503: 14, 504: 14}
+
+
+def size_of(block):
+    """Of a header list, as SETTINGS_MAX_HEADER_LIST_SIZE counts, with `:status` and `content-type` before it."""
+    fields = HeaderDecoder(max_list_size=1 << 20).decode(hpack.RESPONSE + block)
+    return sum(field[3] for field in fields), {field[0] for field in fields}
+
+
+@pytest.mark.parametrize("max_size", [700, 1000, 2000, 8192, 16_384])
+@pytest.mark.parametrize("message", [0, 100, 10_000])
+@pytest.mark.parametrize("details", [0, 10, 100])
+@pytest.mark.parametrize("own", [0, 100, 5000])
+def test_the_end_of_a_call_always_fits_into_what_the_client_takes(max_size, message, details, own):
+    each = tuple(Violation("MISSING", f"blobs/{index:064x}/1") for index in range(details))
+    outcome = outcome_of(PreconditionError("m" * message, details=each), method="/m")
+    size, names = size_of(trailers(outcome, {"x-own": "v" * own} if own else None, max_size=max_size))
+    assert size <= max_size
+    assert b"grpc-status" in names
+    assert (b"grpc-message" in names) == bool(message or (details and b"grpc-status-details-bin" not in names))
+
+
+STATUS_FIELD = len(b"grpc-status") + 1 + 32
+
+
+@pytest.mark.parametrize("over", [0, 1])
+def test_metadata_goes_along_while_five_hundred_bytes_are_left_for_the_message(over):
+    room = 2000 - 128 - STATUS_FIELD - 512
+    value = "v" * (room - 32 - len("x-own") + over)
+    names = size_of(trailers(Outcome(5, "why"), {"x-own": value}, max_size=2000))[1]
+    assert (b"x-own" in names) is not bool(over)
+    assert b"grpc-message" in names
+
+
+@pytest.mark.parametrize("over", [0, 1])
+def test_details_go_along_while_five_hundred_bytes_are_left_and_metadata_comes_after_them(over):
+    outcome = outcome_of(PreconditionError("m", details=(Violation("MISSING", "blobs/a/1"),)), method="/m")
+    details = HeaderDecoder().decode(trailers(outcome))[-1]
+    assert details[0] == b"grpc-status-details-bin"
+    least = 128 + STATUS_FIELD + 512 + details[3] - over
+    names = size_of(trailers(outcome, max_size=least))[1]
+    assert (b"grpc-status-details-bin" in names) is not bool(over)
+    value = "v" * 100
+    least = 128 + STATUS_FIELD + 512 + details[3] + len("x-own") + 100 + 32 - over
+    names = size_of(trailers(outcome, {"x-own": value}, max_size=least))[1]
+    assert b"grpc-status-details-bin" in names
+    assert (b"x-own" in names) is not bool(over)
+
+
+def test_a_client_that_takes_very_much_is_still_not_sent_more_than_our_own_bounds():
+    many = tuple(Violation("MISSING", f"blobs/{index:064x}/1") for index in range(2000))
+    outcome = outcome_of(PreconditionError("m", details=many), method="/m")
+    for max_size in (None, 1 << 30):
+        assert b"grpc-status-details-bin" not in size_of(trailers(outcome, max_size=max_size))[1]
+        own = {"x-own": "v" * (128 * 1024)}
+        assert b"x-own" not in size_of(trailers(outcome, own, max_size=max_size))[1]
+        assert b"x-own" in size_of(trailers(outcome, {"x-own": "v" * 100_000}, max_size=max_size))[1]
+
+
+def test_details_of_one_kind_do_not_bring_those_of_another():
+    def kinds(*details):
+        error = received(outcome_of(PreconditionError("m", details=details), method="/m"))
+        return [each.type_url.rpartition(".")[2] for each in error.details or ()]
+
+    assert kinds() == []
+    assert kinds(Violation("T", "s")) == ["PreconditionFailure"]
+    assert kinds(FieldViolation("f", "is wrong")) == ["BadRequest"]
+    assert kinds(RetryAfter(1)) == ["RetryInfo"]
+
+
+@pytest.mark.parametrize(("code", "status"), [
+    (b"16", Status.UNAUTHENTICATED), (b"014", Status.UNAVAILABLE), (b"0014", Status.UNKNOWN), (b"17", Status.UNKNOWN),
+    (b"-1", Status.UNKNOWN), (b"", Status.UNKNOWN),
+])  # fmt: skip
+def test_a_status_is_a_number_of_at_most_three_digits(code, status):
+    error = error_from_trailers(HeaderDecoder().decode(hpack.encode([(b"grpc-status", code)])))
+    assert error.status == status

@@ -18,6 +18,7 @@ class Side(NoRole):
         self.h2 = H2Connection(limits or Limits(), self, emit=self.sent.append, client=client)
         self.reader = FrameReader(self.h2)
         self.streams = {}
+        self.requests = []
         self.told = []
         self.feed(fr.settings(settings or {}))
         self.sent.clear()
@@ -45,6 +46,7 @@ class Side(NoRole):
         return out
 
     def on_request(self, sid, fields, *, ended):
+        self.requests.append((sid, [field[:2] for field in fields], ended))
         self.streams[sid] = Noted(self.h2, sid)
         return self.streams[sid]
 

@@ -1,5 +1,6 @@
 """Which streams were reset: exact over the span that matters, forgotten beyond it."""
 
+import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -24,3 +25,30 @@ def test_it_knows_every_reset_stream_of_the_newest_span_and_no_other(sids):
 def test_an_empty_one_knows_none():
     assert 1 not in ResetHistory()
     assert 2 * SPAN + 1 not in ResetHistory()
+
+
+@pytest.mark.parametrize("start", [0, 1, SPAN - 1, 5 * SPAN + 17])
+@pytest.mark.parametrize("step", [1, 2, SPAN // 2, SPAN - 2, SPAN - 1, SPAN, SPAN + 1, 3 * SPAN])
+def test_each_step_forgets_what_falls_out_of_the_span_and_nothing_else(start, step):
+    history, numbers = ResetHistory(), range(start, start + SPAN)
+    for number in numbers:
+        history.add(2 * number + 1)
+    newest = start + SPAN - 1 + step
+    history.add(2 * newest + 1)
+    known = {number for number in range(start, newest + SPAN) if 2 * number + 1 in history}
+    assert known == {number for number in (*numbers, newest) if newest - number < SPAN}
+
+
+@pytest.mark.parametrize("back", [SPAN - 1, SPAN, SPAN + 1, 2 * SPAN])
+def test_one_that_is_too_old_is_neither_remembered_nor_taken_for_another(back):
+    history, newest = ResetHistory(), 10 * SPAN
+    history.add(2 * newest + 1)
+    old = newest - back
+    history.add(2 * old + 1)
+    assert (2 * old + 1 in history) == (back < SPAN)
+    same_place = {old + times * SPAN for times in range(4)} - {old, newest}
+    assert not any(2 * number + 1 in history for number in same_place)
+    history.discard(2 * (newest - SPAN) + 1)  # which has the same place in the ring
+    assert 2 * newest + 1 in history
+    history.discard(2 * newest + 1)
+    assert 2 * newest + 1 not in history

@@ -23,6 +23,9 @@ def test_a_clock_that_goes_back_gives_nothing():
     budget = Budget(1, 1.0)
     assert budget.spend(10.0)
     assert not budget.spend(5.0)
+    budget = Budget(3, 1.0)
+    assert budget.spend(10.0)
+    assert budget.spend(5.0), "nor does it take any"
 
 
 def test_a_refund_is_worth_what_was_spent_and_not_more_than_the_burst():
@@ -31,4 +34,5 @@ def test_a_refund_is_worth_what_was_spent_and_not_more_than_the_burst():
         assert budget.spend(0.0)
         budget.refund()
     budget.refund(50)
+    assert budget.left == 2
     assert [budget.spend(0.0) for _ in range(3)] == [True, True, False]

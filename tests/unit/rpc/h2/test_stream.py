@@ -119,3 +119,56 @@ def test_credit_is_the_smaller_of_both_windows(stream):
     assert stream.send_credit == 400
     stream.window_delta = -900
     assert stream.send_credit == -500
+
+
+def test_a_streams_own_window_is_announced_by_halves_and_the_connections_by_quarters(stream, sent):
+    for at_once, expected in ((24_999, []), (1, [(0, 25_000)]), (24_999, []), (1, [(0, 25_000), (1, 50_000)])):
+        sent.clear()
+        arrive(stream, bytes(at_once))
+        stream.consumed(at_once)
+        assert updates(sent) == expected
+        assert stream.held == 0
+
+
+def test_no_more_is_given_back_than_is_held(stream, sent):
+    arrive(stream, bytes(30_000))
+    stream.consumed(10_000)
+    assert stream.held == 20_000
+    stream.consumed(50_000)
+    assert stream.held == 0
+    window = stream.h2.recv_window
+    assert window.left + window.owed == window.size
+    stream.consumed(1)
+    assert window.left + window.owed == window.size
+
+
+@pytest.mark.parametrize(("first", "second", "merged"), [
+    (10, 1023, True), (10, 1024, False), (1023, 10, True), (1024, 10, False), (5000, 1, False),
+])  # fmt: skip
+def test_only_small_pieces_behind_small_ones_are_copied_together(stream, first, second, merged):
+    owner = Owner()
+    arrive(stream, b"a" * first, owner)
+    arrive(stream, b"b" * second, owner)
+    assert len(stream.chunks) == (1 if merged else 2)
+    assert owner.held == (0 if merged else first + second)
+    assert content(stream) == b"a" * first + b"b" * second
+
+
+@pytest.mark.parametrize("size", [16_383, 16_384])
+def test_what_was_copied_together_takes_more_until_it_is_large(stream, size):
+    arrive(stream, bytes(size))  # of no buffer
+    arrive(stream, b"x")
+    assert len(stream.chunks) == (1 if size < 16_384 else 2)
+
+
+def test_what_is_copied_out_no_longer_refers_to_the_buffer(stream):
+    one, other = Owner(), Owner()
+    buffers = [bytearray(b"a" * 3000), bytearray(b"b" * 3000)]
+    for buffer, owner in zip(buffers, (one, other), strict=True):
+        arrive(stream, buffer, owner)
+    stream.copy_out(one)
+    buffers[0][:] = bytes(3000)
+    assert content(stream) == b"a" * 3000 + b"b" * 3000
+    assert [view.obj is buffer for (view, _), buffer in zip(stream.chunks, buffers, strict=True)] == [False, True]
+    stream.discard()
+    assert (one.held, other.held) == (0, 0)
