@@ -97,7 +97,7 @@ class FilesystemStore(Store):
         buffer_size = min(max(options.read_buffer_size, 4096), MAX_WHOLE)
         self._access = FileAccess(buffer_size=buffer_size, threads=read_threads)
         self._recency = Recency(self._mirror, self._uses, self._clock)
-        unmarked = UnmarkedBlobs(self._committer, self._verifier)
+        unmarked = UnmarkedBlobs(self._committer, self._verifier, self._quarantine)
         self._presence = Presence(self._mirror, unmarked, self._clock, max_age_s=options.eviction_policy.max_seconds)
         self._opener = Opener(
             self._mirror, self._presence, self._access, verifier=self._verifier, quarantine=self._quarantine,

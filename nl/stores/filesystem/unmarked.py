@@ -1,7 +1,8 @@
 """BLAKE3 blobs whose names do not tell their function: put there by others, or by versions before 0.2.
 
 Their names are those of SHA-256 digests. What has not been hashed yet may be either; when a BLAKE3 digest of such a
-name is asked for, the file is hashed, and gets its full name if it is that blob.
+name is asked for, the file is hashed, and gets its full name if it is that blob. If it is neither, it is set aside, or
+`has` would go on saying that it may be there, and nobody would upload it.
 """
 
 from __future__ import annotations
@@ -12,6 +13,7 @@ import time
 from nl.plugin import Digest, DigestFunction
 from nl.stores.filesystem.commit import Committer
 from nl.stores.filesystem.names import index_key, name_of, unmarked_key
+from nl.stores.filesystem.quarantine import Quarantine
 from nl.stores.filesystem.verify import Verifier
 
 _READ_FLAGS = os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW | os.O_NONBLOCK
@@ -20,9 +22,10 @@ _READ_FLAGS = os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW | os.O_NONBLOCK
 class UnmarkedBlobs:
     """Finds them, and gives them their names."""
 
-    def __init__(self, committer: Committer, verifier: Verifier) -> None:
+    def __init__(self, committer: Committer, verifier: Verifier, quarantine: Quarantine) -> None:
         self._committer = committer
         self._verifier = verifier
+        self._quarantine = quarantine
 
     def size_of(self, digest: Digest) -> int | None:
         """The size of a file that may be this blob, None if there is none; a use of it."""
@@ -46,7 +49,9 @@ class UnmarkedBlobs:
             return False
         try:
             if await self._verifier.hashed(fd, digest) is None:
-                await self._verifier.is_right(fd, other)  # remembered: it is not hashed for the next who asks
+                # If it is the SHA-256 blob, that is remembered: it is not hashed for the next who asks.
+                if await self._verifier.is_right(fd, other) is None:
+                    await self._quarantine.set_aside(folder, other, fd)
                 return False
             await self._committer.rename(fd, other, digest, key=index_key(digest))
         finally:
