@@ -1,7 +1,7 @@
 """The eviction core: which entry goes first, and when. Pure: the caller owns bytes, files and time.
 
 A `LruIndex` maps keys to values with a size each, in order of use. It never drops anything by itself between calls:
-`insert` and `evict` return what has to go, and the caller disposes of it. Used by the memory and filesystem kinds.
+`insert` and `evict` return what has to go, and the caller disposes of it. For whatever is remembered in bounded memory.
 
 Rules for this file: the totals always equal the sum over the entries; an entry that has expired is never returned.
 """
@@ -29,19 +29,15 @@ class _Entry(Generic[V]):
 
 
 class LruIndex(Generic[K, V]):
-    """Entries from least to most recently used, bounded by an EvictionPolicy.
+    """Entries from least to most recently used, bounded by an EvictionPolicy."""
 
-    `reserved` are bytes that are not an entry yet (uploads under way) and count against `max_bytes`.
-    """
-
-    __slots__ = ("_clock", "_entries", "evicted_bytes", "evicted_count", "policy", "reserved", "total_bytes")
+    __slots__ = ("_clock", "_entries", "evicted_bytes", "evicted_count", "policy", "total_bytes")
 
     def __init__(self, policy: EvictionPolicy, *, clock: Callable[[], float] = time.monotonic) -> None:
         self._entries: OrderedDict[K, _Entry[V]] = OrderedDict()
         self._clock = clock
         self.policy = policy
         self.total_bytes = 0
-        self.reserved = 0
         self.evicted_bytes = 0
         self.evicted_count = 0
 
@@ -72,16 +68,15 @@ class LruIndex(Generic[K, V]):
             return None
         return entry.value
 
-    def insert(self, key: K, value: V, *, size: int, age_s: float = 0.0) -> list[tuple[K, V]]:
+    def insert(self, key: K, value: V, *, size: int) -> list[tuple[K, V]]:
         """Adds or replaces an entry as the most recently used; returns what has to go, by `evict`'s rules.
 
-        What it replaced is not in that list. `age_s` is how long ago it was used, for entries found at start-up, which
-        are to be inserted oldest first.
+        What it replaced is not in that list.
         """
         old = self._entries.pop(key, None)
         if old is not None:
             self.total_bytes -= old.size
-        used_at = self._clock() - age_s if self.policy.max_seconds else 0.0
+        used_at = self._clock() if self.policy.max_seconds else 0.0
         self._entries[key] = _Entry(value, size, used_at)
         self.total_bytes += size
         return self.evict()
@@ -103,10 +98,10 @@ class LruIndex(Generic[K, V]):
         policy = self.policy
         gone: list[tuple[K, V]] = []
         limit = policy.max_bytes
-        if limit and self.total_bytes + self.reserved > limit:
+        if limit and self.total_bytes > limit:
             low = limit - policy.evict_bytes
-            while self._entries and (used := self.total_bytes + self.reserved) > low:
-                if len(self._entries) == 1 and used <= limit:
+            while self._entries and self.total_bytes > low:
+                if len(self._entries) == 1 and self.total_bytes <= limit:
                     break
                 gone.append(self._pop_oldest())
         if policy.max_count:
@@ -119,7 +114,7 @@ class LruIndex(Generic[K, V]):
 
     def fits(self, size: int) -> bool:
         """Whether an entry of `size` bytes could stay at all, were it alone."""
-        return not self.policy.max_bytes or size <= self.policy.max_bytes - self.reserved
+        return not self.policy.max_bytes or size <= self.policy.max_bytes
 
     def _has_expired(self, entry: _Entry[V]) -> bool:
         return bool(self.policy.max_seconds) and self._clock() - entry.used_at > self.policy.max_seconds

@@ -51,7 +51,8 @@ class UseOrder:
         self._tail = _Run(array("d"), array("I"))
         """The run that grows; it is not in the heap."""
         self._moved: list[tuple[float, int]] = []
-        """Lines to be added when enough have come together, or when they are next."""
+        """Lines to be added when enough have come together, or when the first of them is next. A heap: they are learned
+        of in any order."""
         self._number = 0
         self._cleared = 0
         """How often all was forgotten."""
@@ -86,7 +87,7 @@ class UseOrder:
 
     def move(self, slot: int, when: float) -> None:
         """A use that is learned of late. `used[slot]` is `when` already."""
-        self._moved.append((when, slot))
+        heapq.heappush(self._moved, (when, slot))
         if len(self._moved) >= RUN:
             self._add_moved()
 

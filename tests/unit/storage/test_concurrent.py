@@ -53,6 +53,41 @@ async def test_a_batch_that_never_waits_lets_others_run(monkeypatch):
     assert "".join(turn[0] for turn in turns).count("bo") > 3
 
 
+@pytest.mark.parametrize("count", [1, 100])
+async def test_a_batch_that_never_waits_goes_on_until_its_slice_is_over(monkeypatch, count):
+    monkeypatch.setattr(concurrent, "SLICE_S", 1000.0)
+    turns = []
+
+    async def act(number):
+        turns.append("batch")
+
+    async def other():
+        for _ in range(20):
+            turns.append("other")
+            await trio.lowlevel.checkpoint()
+
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(other)
+        await for_each(count, act)
+    assert "b" * count in "".join(turn[0] for turn in turns)
+
+
+async def test_no_more_are_under_way_at_once_than_was_said():
+    started, most = 0, 0
+
+    async def act(number):
+        nonlocal started, most
+        started += 1
+        most = max(most, started)
+        await trio.testing.wait_all_tasks_blocked()
+        started -= 1
+
+    for tasks in (1, 3):
+        most = 0
+        await for_each(20, act, tasks=tasks)
+        assert most == tasks
+
+
 async def test_a_bug_in_one_ends_the_others_and_is_raised_as_it_is():
     async def act(number):
         if number == 3:

@@ -1,8 +1,17 @@
 """What is counted, and that nothing else changes."""
 
 import pytest
+import trio
 
-from nl.plugin import BlobNotFoundError, BytesReader, Deletes, EvictionPolicy, TooLargeError, digest_of
+from nl.plugin import (
+    BlobNotFoundError,
+    BytesReader,
+    Deletes,
+    EvictionPolicy,
+    TooLargeError,
+    UnavailableError,
+    digest_of,
+)
 from nl.stores.cache_metrics import CacheMetricsOptions, CacheMetricsStore
 from nl.stores.filesystem import FilesystemOptions, FilesystemStore
 from nl.stores.memory import MemoryOptions, MemoryStore
@@ -64,6 +73,99 @@ async def test_reads_are_hits_or_misses(store):
     assert counted(store) == {
         "cache_type": "cas", "writes": 1, "written_bytes": 3, "hits": 4, "misses": 3, "read_bytes": 10,
     }  # fmt: skip
+
+
+class Away(MemoryStore):
+    """Fails, and takes its time for it."""
+
+    async def get(self, key):
+        await trio.sleep(0.001)
+        raise UnavailableError("away")
+
+    async def get_many(self, keys):
+        return [UnavailableError("away") for _ in keys]
+
+    async def put(self, key, data):
+        raise UnavailableError("away")
+
+    async def write(self, key, reader):
+        await drain(reader)
+        raise ValueError("a bug")
+
+
+async def test_failures_are_neither_hits_nor_misses_and_move_no_bytes():
+    context = BareContext()
+    store = make(context, Away(MemoryOptions(), context))
+    with pytest.raises(UnavailableError):
+        await store.get(ONE)
+    await store.get_many([ONE, GONE])
+    assert counted(store) == {"cache_type": "cas", "read_errors": 3}
+    with pytest.raises(UnavailableError):
+        await store.put(ONE, b"one")
+    with pytest.raises(ValueError, match="a bug"):
+        await store.write(ONE, BytesReader(b"one"))
+    assert counted(store) == {"cache_type": "cas", "read_errors": 3, "write_errors": 2}
+
+
+class Slow(MemoryStore):
+    """Each blob takes two seconds by the clock of the test."""
+
+    clock = None
+
+    async def get(self, key):
+        self.clock.now += 2
+        return await super().get(key)
+
+    async def put(self, key, data):
+        self.clock.now += 2
+        await super().put(key, data)
+
+    async def write(self, key, reader):
+        self.clock.now += 2
+        await super().write(key, reader)
+
+
+class Clock:
+    now = 1000.0
+
+    def __call__(self):
+        return self.now
+
+
+async def test_times_are_the_seconds_that_the_backend_took(monkeypatch):
+    context, clock = BareContext(), Clock()
+    monkeypatch.setattr("nl.stores.cache_metrics.perf_counter", clock)
+    backend = Slow(MemoryOptions(), context)
+    backend.clock = clock
+    store = make(context, backend)
+    for seconds, way, arguments in (
+        (2, "put", (ONE, b"one")), (4, "put_many", ([(ONE, b"one")],)), (6, "write", (ONE, BytesReader(b"one"))),
+    ):  # fmt: skip
+        await getattr(store, way)(*arguments)
+        assert store.statistics()["write_seconds"] == seconds
+    assert store.statistics()["read_seconds"] == 0
+    await store.get(ONE)
+    await store.get_many([ONE])
+    assert store.statistics()["read_seconds"] == 4
+    async with store.open(ONE) as reader:
+        await drain(reader)
+        clock.now += 3  # a reader counts for as long as it is open
+    assert store.statistics()["read_seconds"] == 7
+    assert store.statistics()["write_seconds"] == 6
+
+
+async def test_a_write_that_begins_anew_is_counted_once():
+    class Retrying(MemoryStore):
+        async def write(self, key, reader):
+            assert reader.can_rewind and reader.size == 3
+            await drain(reader)
+            await reader.rewind()
+            await super().write(key, reader)
+
+    context = BareContext()
+    store = make(context, Retrying(MemoryOptions(), context))
+    await store.write(ONE, BytesReader(b"one"))
+    assert counted(store) == {"cache_type": "cas", "writes": 1, "written_bytes": 3}
 
 
 async def test_questions_are_counted_by_digest(store):

@@ -39,18 +39,33 @@ def test_using_an_entry_makes_it_young_again_and_peeking_does_not():
     assert index.evict() == [("b", "b")]
 
 
-def test_age_found_at_start_up_counts():
-    index, _ = make_index(max_seconds=10)
-    assert index.insert("old", 1, size=1, age_s=11) == [("old", 1)]
-    assert index.insert("young", 1, size=1, age_s=9) == []
-
-
-def test_reserved_bytes_push_entries_out_but_are_not_counted_as_evicted():
+def test_what_was_evicted_is_counted_and_what_was_taken_out_or_replaced_is_not():
     index, _ = make_index(max_bytes=10)
-    index.insert("a", 1, size=6)
-    index.reserved = 5
-    assert index.evict() == [("a", 1)]
-    assert index.evicted_bytes == 6
+    assert (index.evicted_count, index.evicted_bytes) == (0, 0)
+    index.insert("a", 1, size=3)
+    index.insert("a", 2, size=4)
+    index.insert("b", 3, size=5)
+    assert index.discard("b") == 3
+    assert (index.evicted_count, index.evicted_bytes, index.total_bytes) == (0, 0, 4)
+    assert index.insert("c", 4, size=5) == []
+    assert index.insert("d", 5, size=10) == [("a", 2), ("c", 4)]
+    assert (index.evicted_count, index.evicted_bytes, index.total_bytes) == (2, 9, 10)
+
+
+def test_what_could_never_stay_is_known_beforehand():
+    index, _ = make_index(max_bytes=10)
+    assert [index.fits(size) for size in (0, 10, 11)] == [True, True, False]
+    index.insert("a", 1, size=10)
+    assert index.fits(10), "were it alone"
+    unbounded, _ = make_index(max_count=1)
+    assert unbounded.fits(1 << 60)
+
+
+def test_an_entry_that_could_never_stay_does_not():
+    index, _ = make_index(max_bytes=10)
+    index.insert("a", 1, size=3)
+    assert index.insert("b", 2, size=11) == [("a", 1), ("b", 2)]
+    assert (len(index), index.total_bytes) == (0, 0)
 
 
 STEPS = st.lists(

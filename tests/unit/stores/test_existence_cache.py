@@ -8,16 +8,21 @@ import trio
 from nl.plugin import (
     ActionKey,
     BlobNotFoundError,
+    BlobSizeLimit,
     BytesReader,
     CorruptBlobError,
     Deletes,
     EvictionPolicy,
+    LocalFiles,
     Opened,
+    Pins,
     Removals,
+    Scans,
+    Traits,
     UnavailableError,
     digest_of,
 )
-from nl.stores.existence_cache import UNTOLD_S, ExistenceCacheOptions, ExistenceCacheStore
+from nl.stores.existence_cache import ENTRY_BYTES, UNTOLD_S, ExistenceCacheOptions, ExistenceCacheStore
 from nl.stores.memory import MemoryOptions, MemoryStore
 from nl.testing import BareContext, StoreConformance, drain, started
 
@@ -318,3 +323,136 @@ async def test_what_is_deleted_through_it_is_forgotten_even_if_that_fails():
     with pytest.raises(UnavailableError):
         await store.capability(Deletes).delete([ONE])
     assert await store.has([ONE]) == [None]
+
+
+async def test_what_is_remembered_withdrawn_hit_and_missed_is_counted():
+    context = BareContext()
+    backend = Backend(context)
+    store = make(context, backend)
+    empty = {"remembered": 0, "hits": 0, "misses": 0, "withdrawn": 0, "told_of_removals": "yes"}
+    assert store.statistics() == empty
+    await store.put_many([(ONE, b"1"), (TWO, b"2")])
+    await store.has([ONE, TWO, digest_of(b"3")])
+    assert store.statistics() == empty | {"remembered": 2, "hits": 2, "misses": 1}
+    await backend.delete([ONE])
+    await store.has([TWO])
+    assert store.statistics() == empty | {"remembered": 1, "hits": 3, "misses": 1, "withdrawn": 1}
+    await backend.delete([ONE])
+    await store.has([])
+    assert store.statistics()["withdrawn"] == 1, "what is not remembered is not withdrawn"
+    await store.put(ONE, b"1")
+    backend._removals.lost_track()
+    await store.has([])
+    assert store.statistics() == empty | {"remembered": 0, "hits": 3, "misses": 1, "withdrawn": 3}
+    assert make(context, Backend(context, tells=False)).statistics()["told_of_removals"] == "no"
+
+
+@pytest.mark.parametrize("way", ["put", "put_many", "write"])
+async def test_an_upload_that_fails_is_not_remembered(way):
+    context = BareContext()
+
+    class Full(Backend):
+        async def put(self, key, data):
+            raise UnavailableError("away")
+
+        async def write(self, key, reader):
+            await drain(reader)
+            raise UnavailableError("away")
+
+    store = make(context, Full(context))
+    if way == "put_many":
+        [error] = await store.put_many([(ONE, b"1")])
+        assert isinstance(error, UnavailableError)
+    else:
+        with pytest.raises(UnavailableError):
+            await (store.put(ONE, b"1") if way == "put" else store.write(ONE, BytesReader(b"1")))
+    assert store.statistics()["remembered"] == 0
+    assert await store.has([ONE]) == [None]
+
+
+async def test_nothing_is_told_to_a_backend_that_takes_no_notice_of_uses(autojump_clock):
+    context = BareContext()
+
+    class Expiring(Backend):
+        traits = Traits(tracks_use=False)
+
+    backend = Expiring(context)
+    async with started(make(context, backend), context) as store:
+        assert not store.traits.tracks_use
+        await store.put(ONE, b"1")
+        await store.has([ONE])
+        await trio.sleep(2.5)
+    assert backend.touched == []
+
+
+async def test_uses_that_wait_to_be_told_are_bounded(monkeypatch):
+    monkeypatch.setattr("nl.stores.existence_cache._MAX_TOUCHES", 3)
+    context = BareContext()
+    backend = Backend(context)
+    store = make(context, backend)
+    digests = [digest_of(b"%d" % number) for number in range(4)]
+    await store.put_many([(digest, b"%d" % number) for number, digest in enumerate(digests)])
+    await store.has(digests[:3])
+    assert backend.touched == []
+    await store.has(digests)
+    assert backend.touched == digests
+
+
+async def test_what_has_gone_is_not_told_as_used(autojump_clock):
+    context = BareContext()
+    backend = Backend(context, tells=False)
+    async with started(make(context, backend), context) as store:
+        await store.put_many([(ONE, b"1"), (TWO, b"2")])
+        await store.has([ONE, TWO])
+        await store.capability(Deletes).delete([ONE])
+        await trio.sleep(1.5)
+    assert backend.touched == [TWO]
+
+
+@pytest.mark.parametrize("tells", [False, True])
+async def test_the_policy_says_how_much_is_remembered_and_for_how_long(tells):
+    context, clock = BareContext(), Clock()
+    backend = Backend(context, tells=tells)
+    few = make(context, backend, clock=clock, max_bytes=2 * ENTRY_BYTES)
+    counted = make(context, backend, clock=clock, max_count=1)
+    short = make(context, backend, clock=clock, max_seconds=10)
+    blobs = [(digest_of(b"%d" % number), b"%d" % number) for number in range(5)]
+    for store in (few, counted, short):
+        await store.put_many(blobs)
+    assert [store.statistics()["remembered"] for store in (few, counted, short)] == [2, 1, 5]
+    clock.now += 10
+    backend.asked.clear()
+    await short.has([ONE])
+    assert backend.asked == []
+    clock.now += 0.5
+    await short.has([ONE])
+    assert backend.asked == [ONE]
+
+
+async def test_with_news_a_yes_is_believed_for_ever():
+    context, clock = BareContext(), Clock()
+    backend = Backend(context)
+    store = make(context, backend, clock=clock)
+    await store.put(ONE, b"1")
+    clock.now += 1e9
+    assert await store.has([ONE]) == [1]
+    assert backend.asked == []
+
+
+def test_only_what_it_can_stand_in_for_is_offered():
+    context = BareContext()
+    backend = Backend(context, max_bytes=10_000)
+    store = make(context, backend)
+    assert store.capability(Deletes) is store
+    for kind in (Removals, BlobSizeLimit):
+        assert store.capability(kind) is backend
+    assert store.capability(LocalFiles) is None
+
+    class Keeping(Backend):
+        def capability(self, kind):
+            return None if kind is Deletes else object()
+
+    keeping = make(context, Keeping(context))
+    assert keeping.capability(Deletes) is None
+    assert keeping.capability(LocalFiles) is None
+    assert all(keeping.capability(kind) is not None for kind in (BlobSizeLimit, Removals, Scans, Pins))
