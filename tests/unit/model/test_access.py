@@ -3,7 +3,8 @@
 import pytest
 
 from nl.errors import PermissionDeniedError, UnauthenticatedError
-from nl.model.access import ALL_RIGHTS, ANY_RIGHT, EVERYONE, Grant, Identity, Right, matches
+from nl.model import access
+from nl.model.access import ALL_RIGHTS, ANY_RIGHT, EVERYONE, Grant, Identity, PeerCertificate, Right, matches
 
 READ = Right.READ_CAS | Right.READ_AC
 
@@ -91,3 +92,57 @@ def test_what_a_pattern_costs_grows_as_the_name_does():
 )  # fmt: skip
 def test_what_a_star_stands_for_does_not_overlap(pattern, text, expected):
     assert matches(pattern, text) is expected
+
+
+def test_what_concerns_many_instances_needs_the_right_for_each():
+    identity = Identity("ci", [Grant(("main", "pr"), READ), Grant(("",), Right.READ_CAS)])
+    identity.require_everywhere(Right.READ_AC, ["main", "pr"])
+    identity.require_everywhere(Right.READ_AC, iter(["main"]))
+    for instances in (["main", "other", "pr"], ["pr", "other"], ["other"]):
+        with pytest.raises(PermissionDeniedError, match="'other'"):
+            identity.require_everywhere(Right.READ_AC, instances)
+    identity.require_everywhere(Right.READ_CAS, [])
+    with pytest.raises(PermissionDeniedError, match="instance ''"):
+        identity.require_everywhere(Right.READ_AC, [])
+
+
+def test_none_stands_for_at_least_one_instance():
+    identity = Identity("ci", [Grant(("main",), READ), Grant(("pr",), Right.EXECUTE)])
+    identity.require(Right.EXECUTE, None)
+    with pytest.raises(PermissionDeniedError, match="^'ci' does not have administer for any instance$"):
+        identity.require(Right.ADMINISTER, None)
+
+
+def test_only_what_is_missing_is_named_and_a_long_name_is_cut():
+    identity = Identity("ci", [Grant(("*",), Right.READ_CAS)])
+    with pytest.raises(PermissionDeniedError, match=f"does not have write_cas for instance '{'x' * 200}'$"):
+        identity.require(Right.READ_CAS | Right.WRITE_CAS, "x" * 201)
+
+
+def test_who_is_who_by_default():
+    identity = Identity("ci", [])
+    assert (identity.is_anonymous, identity.is_revoked, identity.expires_at) == (False, False, float("inf"))
+    assert PeerCertificate("x").not_after == float("inf")
+
+
+def test_patterns_are_matched_once_for_each_name_while_it_is_remembered(monkeypatch):
+    asked = []
+
+    def count(pattern, text):
+        asked.append(text)
+        return matches(pattern, text)
+
+    monkeypatch.setattr(access, "matches", count)
+    identity = Identity("one", [Grant(("*",), READ)])
+    longest = "x" * access._MAX_REMEMBERED_CHARS
+    for _ in range(3):
+        assert identity.sees("main") and identity.sees(longest)
+    assert asked == ["main", longest]
+    for _ in range(3):
+        assert identity.sees(longest + "x")
+    assert len(asked) == 5
+    for number in range(access._MAX_REMEMBERED - 2):
+        identity.sees(str(number))
+    assert len(identity._known) == access._MAX_REMEMBERED
+    identity.sees("one more")
+    assert set(identity._known) == {"one more"}

@@ -140,3 +140,40 @@ def test_bad_read_names_say_what_is_wrong(text, reason):
 def test_bad_write_names_say_what_is_wrong(text, reason):
     with pytest.raises(InvalidRequestError, match=reason):
         parse_write(text)
+
+
+@pytest.mark.parametrize("length", [199, 200, 201, 5000])
+def test_an_instance_name_may_be_of_any_length_and_long_ones_are_not_remembered(length):
+    instance = "x" * length
+    resource._is_plain_instance.cache_clear()
+    assert parse_read(f"{instance}/blobs/{H}/7") == ReadName(instance, Digest(H, 7))
+    assert parse_write(f"{instance}/uploads/u/blobs/{H}/7") == WriteName(instance, "u", Digest(H, 7))
+    assert resource._is_plain_instance.cache_info().currsize == (length <= 200)
+
+
+def test_what_is_refused_is_shown_up_to_a_length():
+    for length, shown in ((200, "x" * 200), (201, "x" * 200 + "...")):
+        with pytest.raises(InvalidRequestError) as caught:
+            parse_read("x" * length)
+        assert caught.value.message.startswith(f"invalid resource name {shown!r}: ")
+    with pytest.raises(InvalidRequestError, match=f"unexpected '{'y' * 80}' after"):
+        parse_read(f"blobs/{H}/7/{'y' * 100}")
+    with pytest.raises(InvalidRequestError, match=f"unknown compressor '{'y' * 80}'"):
+        parse_read(f"compressed-blobs/{'y' * 100}/{H}/7")
+    with pytest.raises(InvalidRequestError, match=f"invalid size '{'1' * 80}'"):
+        parse_read(f"blobs/{H}/{'1' * 100}")
+
+
+def test_an_upload_id_may_be_as_long_as_is_said():
+    for parse in (parse_write, resource._parse_write):
+        assert parse(f"uploads/{'u' * 256}/blobs/{H}/7").uuid == "u" * 256
+
+
+@pytest.mark.parametrize("size", ["0", "9", "10", "1" * 18, "1" * 19, str(MAX_SIZE)])
+def test_sizes_of_any_length_are_the_same_both_ways(size):
+    for instance in ("", "main/"):
+        name = f"{instance}blobs/{H}/{size}"
+        assert parse_read(name) == resource._parse_read(name)
+        assert parse_read(name).digest.size == int(size)
+        upload = f"{instance}uploads/u/blobs/{H}/{size}"
+        assert parse_write(upload) == resource._parse_write(upload)

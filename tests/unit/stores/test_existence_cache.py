@@ -456,3 +456,81 @@ def test_only_what_it_can_stand_in_for_is_offered():
     assert keeping.capability(Deletes) is None
     assert keeping.capability(LocalFiles) is None
     assert all(keeping.capability(kind) is not None for kind in (BlobSizeLimit, Removals, Scans, Pins))
+
+
+async def test_a_reader_that_stays_open_keeps_no_memory_of_what_goes_meanwhile():
+    context = BareContext()
+    backend = Backend(context)
+    store = make(context, backend)
+    await store.put_many([(ONE, b"1"), (TWO, b"2")])
+    async with store.open(ONE) as reader:
+        await backend.delete([TWO])
+        assert await store.has([TWO]) == [None]
+        assert not store._meanwhile._gone
+        assert await drain(reader) == b"1"
+
+
+async def test_the_usual_bound_is_for_policies_without_one_only(monkeypatch):
+    monkeypatch.setattr("nl.stores.existence_cache.DEFAULT_MAX_COUNT", 1)
+    context = BareContext()
+    blobs = [(digest_of(b"%d" % number), b"%d" % number) for number in range(5)]
+    for policy, remembered in (
+        ({}, 1), ({"max_seconds": 9}, 1), ({"max_bytes": 4 * ENTRY_BYTES}, 4), ({"max_count": 3}, 3),
+    ):  # fmt: skip
+        store = make(context, Backend(context), **policy)
+        await store.put_many(blobs)
+        assert store.statistics()["remembered"] == remembered
+
+
+def test_it_is_no_more_authoritative_than_its_backend():
+    context = BareContext()
+
+    class Vague(Backend):
+        traits = Traits(authoritative=False)
+
+    assert not make(context, Vague(context)).traits.authoritative
+
+
+async def test_the_empty_blob_is_not_remembered():
+    context = BareContext()
+    store = make(context, Backend(context))
+    await store.put(digest_of(b""), b"")
+    assert await store.has([digest_of(b"")]) == [0]
+    assert store.statistics()["remembered"] == 0
+
+
+async def test_a_backend_far_away_is_told_of_the_last_uses_at_the_end_for_seconds_and_not_for_ever(autojump_clock):
+    context = BareContext()
+
+    class Far(Backend):
+        takes = 4.5
+
+        async def touch(self, keys):
+            await trio.sleep(self.takes)
+            await super().touch(keys)
+
+    for takes, told in ((4.5, [ONE]), (5.5, [])):
+        backend = Far(context)
+        backend.takes = takes
+        async with started(make(context, backend), context) as store:
+            await store.put(ONE, b"1")
+            await store.has([ONE])
+            began = trio.current_time()
+        assert backend.touched == told
+        assert trio.current_time() - began == pytest.approx(min(takes, 5))
+
+
+async def test_uses_that_could_not_be_told_are_a_line_in_the_log(autojump_clock, caplog):
+    context = BareContext("CAS")
+
+    class Away(Backend):
+        async def touch(self, keys):
+            raise UnavailableError("away")
+
+    with caplog.at_level("INFO"):
+        async with started(make(context, Away(context)), context) as store:
+            await store.put(ONE, b"1")
+            await store.has([ONE])
+            await trio.sleep(1.5)
+    [record] = caplog.records
+    assert record.getMessage() == "CAS: the backend could not be told of 1 uses: away"

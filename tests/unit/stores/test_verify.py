@@ -2,7 +2,23 @@
 import pytest
 
 from nl.blob.hashing import digest_of
-from nl.plugin import ActionKey, BytesReader, Digest, DigestFunction, LocalFiles, UploadMismatchError, VerifyingReader
+from nl.plugin import (
+    ActionKey,
+    BlobSizeLimit,
+    BytesReader,
+    Deletes,
+    Digest,
+    DigestFunction,
+    Discards,
+    EncodedBlobs,
+    LocalFiles,
+    Pins,
+    Removals,
+    Scans,
+    TooLargeError,
+    UploadMismatchError,
+    VerifyingReader,
+)
 from nl.stores.memory import MemoryOptions, MemoryStore
 from nl.stores.verify import VerifyOptions, VerifyStore
 from nl.testing import BareContext, PartsReader, StoreConformance, find, split
@@ -113,3 +129,63 @@ async def _note(seen, reader):
 
 def test_local_files_would_get_past_the_check_so_there_are_none():
     assert make_store(BareContext(), size=True, hash=True).capability(LocalFiles) is None
+
+
+async def test_of_many_each_is_checked_and_the_right_ones_are_stored_in_one_trip():
+    store = make_store(BareContext(), size=True, hash=True)
+    trips, real = [], store._backend.put_many
+
+    async def put_many(blobs):
+        trips.append([key for key, _ in blobs])
+        return [TooLargeError("full") if key == digest_of(b"large") else result
+                for (key, _), result in zip(blobs, await real(blobs), strict=True)]  # fmt: skip
+
+    store._backend.put_many = put_many
+    right, large, action = digest_of(DATA), digest_of(b"large"), ActionKey("ab" * 32, 1)
+    failed = await store.put_many([
+        (digest_of(b"one"), b"two"), (right, DATA), (digest_of(b"short"), b"sho"), (large, b"large"), (action, b"x"),
+    ])  # fmt: skip
+    kinds = [type(each) for each in failed]
+    assert kinds == [UploadMismatchError, type(None), UploadMismatchError, TooLargeError, type(None)]
+    assert trips == [[right, large, action]]
+    assert store.statistics() == {"size_verification_failures": 1, "hash_verification_failures": 1}
+    assert await find(store, digest_of(b"one")) is None
+
+
+@pytest.mark.parametrize("size", [True, False])
+async def test_an_upload_that_says_another_size_is_refused_before_a_byte_is_read_if_sizes_are_checked(size):
+    store = make_store(BareContext(), size=size, hash=True)
+    source = PartsReader([DATA[:-1]])
+    with pytest.raises(UploadMismatchError, match="99 bytes" if size else "another hash"):
+        await store.write(digest_of(DATA), source)
+    assert (source.calls == 0) == size
+
+
+async def test_bytes_that_were_checked_as_another_blob_are_checked_again():
+    store = make_store(BareContext(), size=True, hash=True)
+    reader = VerifyingReader(BytesReader(WRONG_HASH), digest_of(WRONG_HASH))
+    with pytest.raises(UploadMismatchError, match="another hash"):
+        await store.write(digest_of(DATA), reader)
+
+
+async def test_as_many_bytes_as_the_digest_says_are_not_too_many():
+    store = make_store(BareContext(), size=True, hash=False)
+    source = PartsReader([DATA], size=-1)
+    await store.write(digest_of(DATA), source)
+    assert store.statistics() == {"size_verification_failures": 0, "hash_verification_failures": 0}
+
+
+def test_what_the_backend_can_do_beyond_uploads_stays_possible():
+    store = make_store(BareContext(), size=True, hash=True)
+    for kind in (Deletes, Removals):
+        assert store.capability(kind) is store.backend.capability(kind) is not None
+    store._backend.capability = lambda kind: kind
+    for kind in (BlobSizeLimit, Deletes, Removals, Scans, Pins):
+        assert store.capability(kind) is kind
+    for kind in (LocalFiles, EncodedBlobs, Discards):
+        assert store.capability(kind) is None
+
+
+def test_nothing_is_checked_unless_the_config_says_so():
+    options = VerifyOptions(backend=BareContext().spec(MemoryStore(MemoryOptions(), BareContext())))
+    assert (options.verify_size, options.verify_hash) == (False, False)
