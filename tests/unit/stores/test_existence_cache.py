@@ -534,3 +534,16 @@ async def test_uses_that_could_not_be_told_are_a_line_in_the_log(autojump_clock,
             await trio.sleep(1.5)
     [record] = caplog.records
     assert record.getMessage() == "CAS: the backend could not be told of 1 uses: away"
+
+
+async def test_what_goes_during_the_very_first_operation_is_told_of_it():
+    context = BareContext()
+
+    class Fleeting(Backend):
+        async def put(self, key, data):
+            await super().put(key, data)
+            await self.delete([key])
+
+    async with started(make(context, Fleeting(context)), context) as store:
+        await store.put(ONE, b"1")
+        assert await store.has([ONE]) == [None]

@@ -4,7 +4,7 @@ import hashlib
 import struct
 
 import pytest
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 
 from nl.config.loader import load_text
@@ -93,3 +93,25 @@ def test_the_smallest_shard_says_how_large_a_blob_may_be():
 def test_shards_without_any_share_are_refused(stores, problem):
     with pytest.raises(ConfigError, match=rf"stores\[0\].shard.stores: {problem}"):
         load_text(f'{{ stores: [{{ name: "A", shard: {{ stores: {stores} }} }}], servers: [] }}')
+
+
+@given(st.text())
+@example("\ud800")
+def test_a_name_lies_where_its_hash_says(name):
+    point = int.from_bytes(hashlib.sha256(name.encode("utf-8", "surrogatepass")).digest()[:4], "little")
+    store = make(BareContext(), 1, 3)
+    assert store.part_of(name) == (0 if point <= 0xFFFFFFFF // 4 else 1)
+
+
+def test_the_last_shard_goes_to_the_end_of_the_range_and_the_others_to_theirs_included():
+    store = make(BareContext(), 1, 1, 1)
+    third = 0xFFFFFFFF // 3
+    for point, part in ((0, 0), (third, 0), (third + 1, 1), (2 * third, 1), (2 * third + 1, 2), (0xFFFFFFFF, 2)):
+        assert store.part_of(Digest("0" * 64, point)) == part
+        assert store.part_of(Digest("0" * 64, point << 32)) == part
+
+
+def test_a_shard_without_a_weight_has_that_of_one():
+    for weights in ((None, 1), (None, None), (5, 5)):
+        assert make(BareContext(), *weights)._ends == [0x7FFFFFFF, 0xFFFFFFFF]
+    assert ShardPart(store=BareContext().spec(MemoryStore(MemoryOptions(), BareContext()))).weight == 1
