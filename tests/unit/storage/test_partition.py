@@ -9,6 +9,7 @@ from contextlib import contextmanager
 import pytest
 import trio
 
+from nl.blob.reader import BytesReader
 from nl.errors import BlobNotFoundError, InvalidRequestError, UnavailableError
 from nl.storage.capabilities import (
     BlobSizeLimit,
@@ -130,6 +131,8 @@ async def test_the_parts_are_asked_at_once(autojump_clock):
 async def test_one_key_goes_to_its_part_whichever_way():
     store = await stored(Part(), Part(), Part())
     await store.put("c2", b"value")
+    await store.write("b3", BytesReader(b"written"))
+    assert await store.parts[1].get("b3") == b"written"
     for number, name in enumerate(("a1", "b1", "c1")):
         assert await find(store, name) == name.encode()
         assert await find(store.parts[number], name) == name.encode()

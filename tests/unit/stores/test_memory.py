@@ -5,9 +5,30 @@ import pytest
 import trio
 
 from nl.blob.hashing import digest_of
-from nl.plugin import CHUNK, ActionKey, BlobNotFoundError, BytesReader, EvictionPolicy, ExhaustedError
+from nl.plugin import (
+    CHUNK,
+    MAX_WHOLE,
+    ActionKey,
+    BlobNotFoundError,
+    BlobSizeLimit,
+    BytesReader,
+    Deletes,
+    EvictionPolicy,
+    ExhaustedError,
+    LocalFiles,
+    Removals,
+    TooLargeError,
+)
 from nl.stores.memory import ENTRY_OVERHEAD, MemoryOptions, MemoryStore
-from nl.testing import BareContext, BlockingReader, EvictingStoreConformance, StoreConformance, drain, split
+from nl.testing import (
+    BareContext,
+    BlockingReader,
+    EvictingStoreConformance,
+    PartsReader,
+    StoreConformance,
+    drain,
+    split,
+)
 
 
 class TestMemoryConformance(StoreConformance):
@@ -192,3 +213,109 @@ async def test_tiny_blobs_take_no_more_memory_than_max_bytes():
         await store.put(digest_of(data), data)
     assert store.statistics()["evicted_blobs"] > 0
     assert resident_bytes() - before < limit * 1.25
+
+
+def room_of(size):
+    return size + ENTRY_OVERHEAD
+
+
+@pytest.mark.parametrize("chunked", [False, True])
+async def test_the_largest_blob_that_is_said_to_fit_does_and_one_byte_more_does_not(chunked):
+    store = make_bounded(max_bytes=room_of(1000))
+    assert store.capability(BlobSizeLimit).max_blob_bytes() == 1000
+    for size in (1001, 1000):
+        upload = store.write("a", BytesReader(bytes(size))) if chunked else store.put("a", bytes(size))
+        if size > 1000:
+            with pytest.raises(TooLargeError, match="'CAS' of 1640 bytes"):
+                await upload
+        else:
+            await upload
+    assert await store.has(["a"]) == [1000]
+    assert store.statistics()["uploading_bytes"] == 0
+
+
+async def test_an_upload_of_unknown_size_is_refused_when_it_is_too_large_and_lets_go_of_what_it_held():
+    store = make_bounded(max_bytes=room_of(1000))
+    with pytest.raises(TooLargeError):
+        await store.write("a", PartsReader([bytes(1001)], size=-1))
+    with pytest.raises(ExhaustedError, match="under way"):
+        await store.write("a", PartsReader([bytes(room_of(1000) + 1)], size=-1))
+    assert store.statistics()["uploading_bytes"] == 0
+    assert await store.has(["a"]) == [None]
+
+
+async def test_uploads_may_take_exactly_as_much_again():
+    store = make_bounded(max_bytes=10_000)
+    first = BlockingReader([bytes(6000)], rest=bytes(1))
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(store.write, "a", first)
+        await first.blocked.wait()
+        await store.write("b", PartsReader([bytes(4000)], size=-1))
+        with pytest.raises(ExhaustedError):
+            await store.write("c", PartsReader([bytes(4001)], size=-1))
+        assert store.statistics()["uploading_bytes"] == 6000
+        nursery.cancel_scope.cancel()
+
+
+async def test_what_is_larger_than_may_be_had_whole_is_streamed():
+    store = make_bounded()
+    await store.put("a", bytes(MAX_WHOLE))
+    await store.put("b", bytes(MAX_WHOLE + 1))
+    assert len(await store.get("a")) == MAX_WHOLE
+    with pytest.raises(TooLargeError, match=f"b has {MAX_WHOLE + 1} bytes"):
+        await store.get("b")
+    async with store.open("b") as reader:
+        assert reader.size == MAX_WHOLE + 1
+
+
+@pytest.mark.parametrize("size", [CHUNK, CHUNK + 1])
+async def test_nobody_can_change_what_is_kept(size):
+    store = make_bounded()
+    data = bytearray(size)
+    await store.write("written", BytesReader(data))
+    await store.put("put", data)
+    data[0] = 1
+    for name in ("written", "put"):
+        kept = await store.get(name)
+        assert memoryview(kept).readonly
+        assert bytes(kept) == bytes(size)
+
+
+async def test_reads_are_hits_or_misses_and_questions_are_neither():
+    store = make_bounded(max_bytes=10_000)
+    await store.put("a", b"1")
+    await store.has(["a", "b"])
+    await store.get("a")
+    async with store.open("a"):
+        pass
+    for attempt in (store.get("b"), store.open("b").__aenter__()):
+        with pytest.raises(BlobNotFoundError, match="the memory store 'CAS'"):
+            await attempt
+    await store.get(digest_of(b""))
+    assert store.statistics() == {
+        "blobs": 1, "bytes": room_of(1), "max_bytes": 10_000, "uploading_bytes": 0, "evicted_blobs": 0,
+        "evicted_bytes": 0, "hits": 2, "misses": 2,
+    }  # fmt: skip
+
+
+async def test_whatever_leaves_is_told_once_whichever_way_it_left():
+    store = make_bounded(max_count=2)
+    await put_each(store, "a")
+    feed = store.capability(Removals).watch_removals()
+    await put_each(store, "abc")
+    assert feed.take() == ["a"], "b and c pushed it out; being written again is no removal"
+    await store.write("d", BytesReader(b"1"))
+    assert feed.take() == ["b"]
+    await store.capability(Deletes).delete(["c", "c", "never there"])
+    assert feed.take() == ["c"]
+    assert await names_in(store, "abcd") == "d"
+
+
+def test_what_it_can_do_depends_on_its_policy():
+    unbounded, bounded, ageing = make_bounded(), make_bounded(max_bytes=100), make_bounded(max_seconds=9)
+    offered = [
+        [store.capability(kind) is not None for kind in (BlobSizeLimit, Deletes, Removals, LocalFiles)]
+        for store in (unbounded, bounded, ageing)
+    ]
+    assert offered == [[False, True, True, False], [True, True, True, False], [False, True, False, False]]
+    assert bounded.capability(BlobSizeLimit).max_blob_bytes() == 0, "it is too small for what an entry costs"
