@@ -1,0 +1,547 @@
+"""The parts of a fast_slow store by themselves: their bounds, their counters, and which side takes part in what."""
+
+import logging
+
+import pytest
+import trio
+import trio.testing
+
+from nl.blob.hashing import digest_of
+from nl.plugin import (
+    SMALL,
+    ActionKey,
+    BlobNotFoundError,
+    BlobSizeLimit,
+    BytesReader,
+    Deletes,
+    Digest,
+    Discards,
+    EvictionPolicy,
+    ExhaustedError,
+    LocalFiles,
+    Pins,
+    Removals,
+    Scans,
+    Traits,
+    UnavailableError,
+)
+from nl.stores.fast_slow import FastSlowOptions, FastSlowStore, files, source, stale, touches, uploads
+from nl.stores.fast_slow.options import Routes
+from nl.stores.fast_slow.ring import RING_BYTES, Ring
+from nl.stores.fast_slow.source import Source
+from nl.stores.fast_slow.stale import Stale
+from nl.stores.fast_slow.touches import Touches
+from nl.stores.fast_slow.trouble import FastTrouble
+from nl.stores.fast_slow.uploads import Uploads
+from nl.stores.memory import MemoryOptions, MemoryStore
+from nl.stores.noop import NoopOptions, NoopStore
+from nl.testing import BareContext, read
+from tests.unit.stores.test_fast_slow import Watched, running
+
+ONE, TWO = digest_of(b"1"), digest_of(b"2")
+ACTION = ActionKey("ab" * 32, 5)
+
+
+def memory(**policy):
+    return MemoryStore(MemoryOptions(eviction_policy=EvictionPolicy(**policy)), BareContext())
+
+
+# --- uploads
+
+
+async def test_an_upload_is_known_for_as_long_as_one_of_them_lasts():
+    known = Uploads()
+    assert ONE not in known and len(known) == 0
+    async with known.under_way(ONE):
+        with known.many_under_way([ONE, TWO, ONE]):
+            assert ONE in known and TWO in known and len(known) == 2
+        assert ONE in known and TWO not in known
+    assert ONE not in known and len(known) == 0
+    assert known.now == 4
+
+
+@pytest.mark.parametrize("way", ["one", "many"])
+async def test_an_upload_that_fails_has_ended_too(way):
+    known = Uploads()
+    with pytest.raises(UnavailableError):
+        if way == "one":
+            async with known.under_way(ONE):
+                raise UnavailableError("away")
+        else:
+            with known.many_under_way([ONE]):
+                raise UnavailableError("away")
+    assert len(known) == 0
+    assert known.replaced_since(ONE, 0)
+
+
+async def test_what_ended_since_is_told_and_what_is_forgotten_is_told_to_be_safe(monkeypatch):
+    monkeypatch.setattr(uploads, "MAX_RECENT", 2)
+    known = Uploads()
+    with known.many_under_way([ONE]):
+        began = known.now
+        assert not known.replaced_since(ONE, began)
+    assert known.replaced_since(ONE, began)
+    assert not known.replaced_since(TWO, began)
+    assert not known.replaced_since(ONE, known.now)
+    with known.many_under_way([TWO]):
+        pass
+    assert not known.replaced_since(digest_of(b"3"), began), "two are remembered"
+    with known.many_under_way([digest_of(b"3")]):
+        pass
+    assert known.replaced_since(digest_of(b"4"), began), "the first of three is forgotten"
+    assert not known.replaced_since(digest_of(b"4"), began + 1)
+    assert len(known._recent) == 2
+
+
+async def test_an_upload_that_ended_again_is_remembered_as_the_later_one(monkeypatch):
+    monkeypatch.setattr(uploads, "MAX_RECENT", 2)
+    known = Uploads()
+    for digest in (ONE, TWO, ONE, digest_of(b"3")):
+        with known.many_under_way([digest]):
+            pass
+    assert list(known._recent) == [ONE, digest_of(b"3")]
+    assert known.replaced_since(ONE, 2) and not known.replaced_since(ONE, 3)
+
+
+async def test_waiting_is_for_the_uploads_of_these_keys_and_for_a_while_in_all(autojump_clock):
+    known = Uploads()
+
+    async def upload(key, seconds):
+        async with known.under_way(key):
+            await trio.sleep(seconds)
+
+    async with trio.open_nursery() as nursery:
+        for key, seconds in ((ONE, 3), (TWO, 8), (digest_of(b"stalls"), 1000)):
+            nursery.start_soon(upload, key, seconds)
+        await trio.testing.wait_all_tasks_blocked()
+        began = trio.current_time()
+        assert await known.wait_for([ONE, digest_of(b"none")]) == {ONE}
+        assert trio.current_time() - began == pytest.approx(3)
+        assert await known.wait_for([TWO, digest_of(b"stalls")]) == {TWO, digest_of(b"stalls")}
+        assert trio.current_time() - began == pytest.approx(3 + uploads.MAX_WAIT_S)
+        assert await known.wait_for([digest_of(b"stalls")]) == {digest_of(b"stalls")}
+        assert trio.current_time() - began == pytest.approx(3 + uploads.MAX_WAIT_S), "nobody waits for it any more"
+        nursery.start_soon(upload, ONE, 2)
+        await trio.testing.wait_all_tasks_blocked()
+        assert await known.wait_for([ONE, digest_of(b"stalls")]) == {ONE, digest_of(b"stalls")}
+        assert trio.current_time() - began == pytest.approx(5 + uploads.MAX_WAIT_S)
+        nursery.cancel_scope.cancel()
+
+
+async def test_values_that_may_change_are_uploaded_one_by_one_and_blobs_are_not(autojump_clock):
+    known, most = Uploads(), {}
+
+    async def upload(key):
+        nonlocal under_way
+        async with known.under_way(key):
+            under_way += 1
+            most[key] = max(most.get(key, 0), under_way)
+            await trio.sleep(1)
+            under_way -= 1
+
+    for key in (ACTION, "name", ONE):
+        under_way = 0
+        async with trio.open_nursery() as nursery:
+            for _ in range(3):
+                nursery.start_soon(upload, key)
+    assert most == {ACTION: 1, "name": 1, ONE: 3}
+
+
+# --- stale keys, trouble
+
+
+def test_stale_keys_are_counted_and_one_too_many_makes_all_of_them_stale_and_one_line(monkeypatch, caplog):
+    monkeypatch.setattr(stale, "MAX_STALE", 2)
+    keys = Stale("CAS")
+    for key in ("a", "b"):
+        keys.add(key)
+    assert len(keys) == 2 and "a" in keys and "c" not in keys
+    keys.discard("a")
+    assert len(keys) == 1 and "a" not in keys
+    for key in "acde":
+        keys.add(key)
+    assert len(keys) == 2 and "never" in keys
+    keys.discard("a")
+    assert "a" in keys, "what was not remembered cannot be told from it"
+    assert len(caplog.records) == 1
+    assert "CAS: the fast store did not take 2 uploads" in caplog.text
+
+
+def test_trouble_is_counted_and_told_at_info(caplog):
+    trouble = FastTrouble("CAS")
+    with caplog.at_level(logging.INFO):
+        for _ in range(2):
+            trouble.note("read", "key", ExhaustedError("full"))
+    assert trouble.count == 2
+    assert {(record.levelname, record.getMessage()) for record in caplog.records} == {
+        ("INFO", "CAS: the fast store could not read key: ExhaustedError('full')")
+    }
+
+
+# --- uses
+
+
+class Told(MemoryStore):
+    """Notes the trips on which it is told of uses, each of which takes a while."""
+
+    takes = 0.0
+    error = None
+
+    def __init__(self):
+        super().__init__(MemoryOptions(), BareContext())
+        self.trips = []
+
+    async def touch(self, keys):
+        self.trips.append((trio.current_time(), list(keys)))
+        await trio.sleep(self.takes)
+        if self.error:
+            raise self.error
+
+
+async def test_nothing_is_noted_before_it_runs_and_after():
+    told = Touches(Told(), name="CAS")
+    told.add("a")
+    assert not told._keys
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(told.run)
+        await trio.testing.wait_all_tasks_blocked()
+        told.add("a")
+        assert list(told._keys) == ["a"]
+        nursery.cancel_scope.cancel()
+    told.add("b")
+    assert not told._keys
+
+
+async def test_uses_are_told_a_second_after_the_first_or_when_something_may_be_evicted(autojump_clock):
+    store = Told()
+    told = Touches(store, name="CAS")
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(told.run)
+        await trio.sleep(100)
+        told.tell_soon()  # of nothing
+        began = trio.current_time()
+        told.add("a")
+        await trio.sleep(0.5)
+        told.add("b")
+        await trio.sleep(2)
+        assert store.trips == [(pytest.approx(began + touches.INTERVAL_S), ["a", "b"])]
+        began = trio.current_time()
+        told.add("c")
+        await trio.sleep(0.25)
+        told.tell_soon()
+        await trio.sleep(3)
+        assert store.trips[1:] == [(pytest.approx(began + 0.25), ["c"])]
+        nursery.cancel_scope.cancel()
+
+
+async def test_trips_take_a_tenth_of_the_time_at_most_but_there_is_one_each_second(autojump_clock):
+    for takes, pause in ((0.05, 0.05 + 0.5), (0.5, 0.5 + 1.0)):
+        store = Told()
+        store.takes = takes
+        told = Touches(store, name="CAS")
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(told.run)
+            await trio.testing.wait_all_tasks_blocked()
+            for number in range(40):
+                told.add(str(number))
+                told.tell_soon()
+                await trio.sleep(0.05)
+            nursery.cancel_scope.cancel()
+        times = [when for when, _ in store.trips]
+        assert times[1] - times[0] == pytest.approx(pause, abs=0.06)
+
+
+async def test_uses_that_wait_are_bounded_and_told_in_parts(monkeypatch, autojump_clock):
+    monkeypatch.setattr(touches, "MAX_TOUCHES", 5)
+    monkeypatch.setattr(touches, "MAX_PER_TRIP", 2)
+    store = Told()
+    told = Touches(store, name="CAS")
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(told.run)
+        await trio.testing.wait_all_tasks_blocked()
+        for name in "abcdefg":
+            told.add(name)
+        await trio.sleep(5)
+        assert [keys for _, keys in store.trips] == [["a", "b"], ["c", "d"], ["e"]]
+        nursery.cancel_scope.cancel()
+
+
+async def test_a_store_that_cannot_be_told_loses_the_uses_and_is_told_the_next_ones(autojump_clock, caplog):
+    store = Told()
+    store.error = UnavailableError("away")
+    told = Touches(store, name="CAS")
+    with caplog.at_level(logging.INFO):
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(told.run)
+            await trio.testing.wait_all_tasks_blocked()
+            told.add("a")
+            await trio.sleep(5)
+            store.error = None
+            told.add("b")
+            await trio.sleep(5)
+            nursery.cancel_scope.cancel()
+    assert [keys for _, keys in store.trips] == [["a"], ["b"]]
+    assert [record.getMessage() for record in caplog.records] == [
+        "CAS: the slow store was not told what is used: UnavailableError('away')"
+    ]
+
+
+async def test_the_last_uses_are_told_for_seconds_and_not_for_ever(autojump_clock):
+    for takes in (4.5, 1000):
+        store = Told()
+        store.takes = takes
+        told = Touches(store, name="CAS")
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(told.run)
+            await trio.testing.wait_all_tasks_blocked()
+            told.add("a")
+            began = trio.current_time()
+            nursery.cancel_scope.cancel()
+        assert trio.current_time() - began == pytest.approx(min(takes, 5))
+
+
+# --- the ring
+
+
+async def test_a_ring_that_nobody_watches_keeps_nothing():
+    ring = Ring()
+    ring.append([b"abc", b"de"])
+    assert (ring.start, ring.end, len(ring._chunks)) == (5, 5, 0)
+    ring.watchers = 1
+    ring.append([b"fg"])
+    assert (ring.start, ring.end, bytes(ring.piece(5)), bytes(ring.piece(6))) == (5, 7, b"fg", b"g")
+    ring.watchers = 0
+    ring.append([b"h"])
+    assert (ring.start, ring.end, len(ring._chunks)) == (8, 8, 0)
+
+
+async def test_a_ring_keeps_what_it_may_to_the_byte_and_the_last_chunk_however_large():
+    ring = Ring()
+    ring.watchers = 1
+    half = bytes(RING_BYTES // 2)
+    ring.append([half])
+    ring.append([half])
+    assert (ring.start, ring.end) == (0, RING_BYTES)
+    ring.append([b"x"])
+    assert (ring.start, ring.end) == (RING_BYTES // 2, RING_BYTES + 1)
+    ring.append([bytes(2 * RING_BYTES)])
+    assert ring.end - ring.start == 2 * RING_BYTES
+    assert len(ring.piece(ring.start)) == 2 * RING_BYTES
+
+
+async def test_what_a_ring_keeps_is_its_own_unless_it_cannot_change():
+    ring = Ring()
+    ring.watchers = 1
+    data, lasting = bytearray(b"abc"), b"def"
+    ring.append([data])
+    ring.append([memoryview(data)])
+    ring.append([lasting])
+    data[:] = b"xyz"
+    assert bytes(ring.piece(0)) == bytes(ring.piece(3)) == b"abc"
+    assert ring.piece(6).obj is lasting
+
+
+# --- the slow store as a source
+
+
+async def test_wrong_blobs_are_counted_once_told_once_and_remembered_within_a_bound(monkeypatch, caplog):
+    monkeypatch.setattr(source, "MAX_WRONG", 2)
+
+    class Keeps(Watched):
+        def capability(self, kind):
+            return None if kind is Deletes else super().capability(kind)
+
+    store = Keeps()
+    checked = Source(store, uploads=Uploads(), name="CAS")
+    digests = [digest_of(b"%d" % number) for number in range(3)]
+    for digest in digests:
+        await store.put(digest, b"x")
+    for _ in range(2):
+        for digest in digests[:2]:
+            with pytest.raises(BlobNotFoundError, match=r"CAS: the slow store has wrong bytes: .*1 bytes|hash"):
+                await checked.get(digest)
+    assert checked.wrong_blobs == 2 and len(caplog.records) == 2
+    assert await checked.has(digests) == [None, None, 1]
+    with pytest.raises(BlobNotFoundError):
+        await checked.get(digests[2])
+    assert await checked.has(digests) == [1, None, None], "the one found first is forgotten"
+    checked.replaced(digests[1])
+    assert await checked.has(digests) == [1, 1, None]
+    assert checked.wrong_blobs == 3
+
+
+async def test_what_is_nowhere_is_told_with_both_stores_in_mind_whichever_way_it_is_asked_for():
+    async with running() as store:
+        [error] = await store.get_many([ONE])
+        assert isinstance(error, BlobNotFoundError) and "not found in either fast or slow store" in error.message
+        for attempt in (store.get(ONE), read(store, ONE)):
+            with pytest.raises(BlobNotFoundError, match="not found in either fast or slow store"):
+                await attempt
+        assert store.statistics()["fast_misses"] == 3 and store.statistics()["fast_hits"] == 0
+
+
+# --- who takes part
+
+
+class Side(MemoryStore):
+    """Can do what it is told to, and says so of its traits."""
+
+    def __init__(self, *able, traits=None):
+        super().__init__(MemoryOptions(), BareContext())
+        self.able, self.traits_ = able, traits or Traits()
+
+    @property
+    def traits(self):
+        return self.traits_
+
+    def capability(self, kind):
+        return (kind, self) if kind in self.able else None
+
+
+def make(fast, slow, **options):
+    context = BareContext("CAS")
+    return FastSlowStore(FastSlowOptions(fast=context.spec(fast), slow=context.spec(slow), **options), context)
+
+
+ROUTES = {
+    # fast_direction, slow_direction: reads_fast, fills_fast, writes_fast, reads_slow, writes_slow
+    ("both", "both"): (True, True, True, True, True), ("update", "both"): (True, False, True, True, True),
+    ("get", "both"): (True, True, False, True, True), ("read_only", "both"): (True, False, False, True, True),
+    ("both", "update"): (True, True, True, True, True), ("both", "get"): (True, True, True, True, False),
+    ("both", "read_only"): (True, True, True, True, False), ("get", "get"): (True, True, False, True, False),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("directions", ROUTES)
+def test_directions_say_who_takes_part_in_what(directions):
+    fast, slow = directions
+    assert make(memory(), memory(), fast_direction=fast, slow_direction=slow).routes == Routes(*ROUTES[directions])
+
+
+def test_a_side_that_keeps_nothing_takes_part_in_nothing():
+    nothing = NoopStore(NoopOptions(), BareContext())
+    assert make(nothing, memory()).routes == Routes(False, False, False, True, True)
+    assert make(memory(), nothing).routes == Routes(True, False, True, False, False)
+    assert make(nothing, nothing).routes == Routes(False, False, False, False, False)
+
+
+def test_traits_are_those_of_whom_it_asks():
+    vague, idle = Traits(authoritative=False), Traits(tracks_use=False)
+    neither = Traits(authoritative=False, tracks_use=False)
+    nothing = NoopStore(NoopOptions(), BareContext())
+    assert make(Side(traits=vague), Side(traits=idle)).traits == idle
+    assert make(Side(traits=vague), nothing).traits == vague
+    assert make(nothing, Side(traits=idle), slow_direction="get").traits == idle
+    assert make(Side(traits=vague), Side(traits=idle), slow_direction="get").traits == neither
+    assert make(Side(traits=idle), Side(traits=vague), slow_direction="get").traits == neither
+    assert make(Side(), Side(), slow_direction="get").traits == Traits()
+
+
+@pytest.mark.parametrize("kind", [Removals, Scans, Pins])
+def test_what_is_about_what_is_there_is_offered_by_the_one_store_that_has_asks(kind):
+    fast, slow = Side(kind), Side(kind, Deletes)
+    nothing = NoopStore(NoopOptions(), BareContext())
+    assert make(fast, slow).capability(kind) == (kind, slow)
+    assert make(fast, nothing).capability(kind) == (kind, fast)
+    assert make(fast, slow, slow_direction="get").capability(kind) is None
+    assert make(nothing, slow, slow_direction="get").capability(kind) == (kind, slow)
+    assert make(fast, Side(Deletes)).capability(kind) is None
+    expected = None if kind is Removals else kind
+    cannot_delete = make(fast, Side(kind)).capability(kind)
+    assert (cannot_delete and cannot_delete[0]) == expected
+
+
+def test_the_side_that_uploads_go_to_says_how_large_they_may_be():
+    fast, slow = Side(BlobSizeLimit), Side(BlobSizeLimit)
+    assert make(fast, slow).capability(BlobSizeLimit) == (BlobSizeLimit, slow)
+    assert make(fast, slow, slow_direction="get").capability(BlobSizeLimit) == (BlobSizeLimit, fast)
+    assert make(fast, Side()).capability(BlobSizeLimit) is None
+
+
+def test_only_two_sides_that_keep_nothing_discard_everything():
+    nothing = NoopStore(NoopOptions(), BareContext())
+    assert make(nothing, nothing).capability(Discards) is nothing
+    assert make(memory(), nothing).capability(Discards) is None
+    assert make(nothing, memory()).capability(Discards) is None
+
+
+def test_files_come_from_the_fast_side_or_else_from_a_slow_one_that_is_written_to():
+    fast, slow = Side(LocalFiles), Side(LocalFiles)
+    nothing = NoopStore(NoopOptions(), BareContext())
+    assert isinstance(make(fast, slow).capability(LocalFiles), files.FastSlowFiles)
+    assert make(Side(), slow).capability(LocalFiles) == (LocalFiles, slow)
+    assert make(Side(), slow, slow_direction="get").capability(LocalFiles) is None
+    assert make(nothing, slow).capability(LocalFiles) == (LocalFiles, slow)
+
+
+def test_it_deletes_where_every_side_that_is_read_can():
+    nothing = NoopStore(NoopOptions(), BareContext())
+    for fast, slow, can in (
+        (memory(), memory(), True), (Side(), memory(), False), (memory(), Side(), False), (nothing, memory(), True),
+        (nothing, Side(), False), (memory(), nothing, True), (Side(), nothing, False), (nothing, nothing, False),
+    ):  # fmt: skip
+        assert (make(fast, slow).capability(Deletes) is not None) is can
+
+
+async def test_a_use_is_told_to_both_sides_and_trouble_of_the_fast_one_stays_there():
+    class Both(Told):
+        pass
+
+    fast, slow = Both(), Both()
+    store = make(fast, slow)
+    await store.touch(["a"])
+    assert [keys for _, keys in fast.trips] == [keys for _, keys in slow.trips] == [["a"]]
+    fast.error = UnavailableError("away")
+    await store.touch(["a"])
+    assert store.statistics()["fast_failures"] == 1
+    slow.error = UnavailableError("away")
+    with pytest.raises(UnavailableError):
+        await store.touch(["a"])
+
+
+async def test_what_happened_is_counted(autojump_clock):
+    async with running(fast=Watched(max_bytes=50_000), bypass_dedup_threshold_bytes=SMALL + 1) as store:
+        nothing = dict.fromkeys(store.statistics(), 0)
+        assert store.statistics() == nothing
+        await store.slow.put(ONE, b"1")
+        await store.slow.put(TWO, b"2")
+        await store.get(ONE)
+        await trio.testing.wait_all_tasks_blocked()
+        assert store.statistics() == nothing | {"fast_misses": 1, "fetches_completed": 1}
+        await store.get(ONE)
+        await store.get_many([ONE, TWO])
+        await trio.testing.wait_all_tasks_blocked()
+        assert store.statistics() == nothing | {"fast_misses": 2, "fetches_completed": 2, "fast_hits": 2}
+        await read(store, TWO)
+        assert store.statistics()["fast_hits"] == 3
+        large = bytes(60_000)
+        await store.slow.put(digest_of(large), large)
+        await store.get(digest_of(large))
+        await trio.testing.wait_all_tasks_blocked()
+        assert store.statistics()["fetches_failed"] == 1
+        huge = bytes(SMALL + 1)
+        await store.slow.put(digest_of(huge), huge)
+        for reads in (1, 2):
+            await read(store, digest_of(huge))
+            assert store.statistics()["bypassed"] == reads
+        store.fast.write_error = ExhaustedError("full")
+        await store.put(ACTION, b"result")
+        await store.write("name", BytesReader(b"value"))
+        assert store.statistics()["stale_in_fast"] == 0, "what the fast store had is deleted"
+        assert store.statistics()["fast_failures"] == 2
+
+
+@pytest.mark.parametrize(
+    ("sizes", "groups"),
+    [
+        ([], []), ([1], [1]), ([SMALL], [1]), ([SMALL + 1], [1]), ([1, SMALL + 1, 1], [1, 2]), ([1] * 3, [3]),
+        ([1] * files.BATCH_BLOBS, [files.BATCH_BLOBS]), ([1] * (files.BATCH_BLOBS + 1), [files.BATCH_BLOBS, 1]),
+        ([SMALL] * 65, [64, 1]),
+    ],
+)  # fmt: skip
+def test_small_blobs_are_fetched_in_groups_bounded_by_bytes_and_number(sizes, groups):
+    digests = [Digest(f"{number:064x}", size) for number, size in enumerate(sizes)]
+    batches = list(files._batches(digests))
+    assert sorted(map(len, batches)) == sorted(groups)
+    assert sorted(digest for batch in batches for digest in batch) == sorted(digests)
+    assert all(len(batch) == 1 for batch in batches if batch[0].size > SMALL)
