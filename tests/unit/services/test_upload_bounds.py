@@ -211,3 +211,67 @@ async def test_an_upload_that_has_made_room_is_forgotten(autojump_clock):
     del silent
     gc.collect()
     assert gone() is None
+
+
+async def test_a_slot_that_becomes_free_is_taken_at_once(autojump_clock):
+    slots, taken = UploadSlots(1), []
+    holder = Parked(1, waiting_since=INF)
+    await slots.take(holder)
+
+    async def take():
+        await slots.take(Parked(1, waiting_since=INF))
+        taken.append(trio.current_time())
+
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(take)
+        await trio.sleep(0.3)  # less than the time after which it would look by itself
+        slots.release(holder)
+        released = trio.current_time()
+    assert taken == [released]
+
+
+@pytest.mark.parametrize(("most", "waits"), [(1, True), (2, False), (3, False)])
+async def test_there_are_as_many_slots_as_there_are(autojump_clock, most, waits):
+    slots = UploadSlots(most)
+    await slots.take(Parked(1, waiting_since=INF))
+    with trio.move_on_after(1) as patience:
+        await slots.take(Parked(1, waiting_since=INF))
+    assert patience.cancelled_caught is waits
+
+
+@pytest.mark.parametrize(("silent_s", "is_ended"), [(MIN_IDLE_S - 0.1, False), (MIN_IDLE_S, True)])
+async def test_how_long_one_must_have_waited_to_make_room(autojump_clock, silent_s, is_ended):
+    slots = UploadSlots(1)
+    silent = Parked(1, waiting_since=trio.current_time() - silent_s)
+    await slots.take(silent)
+    with trio.move_on_after(0.05):
+        await slots.take(Parked(0))
+    assert (silent.given_up, slots.ended) == (is_ended, int(is_ended))
+
+
+def test_what_is_settled_counts_and_what_is_started_too():
+    sessions = UploadSessions(max_parked=2, max_parked_bytes=100)
+    assert park(sessions, Parked(10), Parked(10), Parked(10), Parked(10)) == [0, 1]
+    found = sessions.statistics
+    assert (found.started, found.parked, found.given_up, found.resumed) == (4, 4, 2, 0)
+    assert [sessions.get(("", "", str(at), None)) is not None for at in range(4)] == [False, False, True, True]
+
+
+def test_a_session_is_forgotten_by_its_own_name_and_only_while_it_is_the_one():
+    sessions = UploadSessions(max_parked=2, max_parked_bytes=100)
+    key, one, other = ("", "", "name", None), Parked(1, attached=True), Parked(1, attached=True)
+    sessions.add(key, one)
+    sessions.forget(key, other)
+    assert sessions.get(key) is one
+    sessions.forget(key, one)
+    assert sessions.get(key) is None
+    sessions.forget(key, one)
+
+
+def test_a_call_that_leaves_a_session_that_another_feeds_ends_none():
+    sessions = UploadSessions(max_parked=0, max_parked_bytes=0)
+    key, attached = ("", "", "name", None), Parked(1, attached=True)
+    sessions.add(key, attached)
+    sessions.settle(key, attached)
+    assert not attached.given_up
+    assert sessions.get(key) is attached

@@ -3,12 +3,21 @@
 import gc
 import hashlib
 import weakref
+from math import inf
 
 import pytest
 import trio
 
 from nl.blob.reader import read_all
-from nl.errors import CancelledError, DeadlineError, ExhaustedError, NlError, UnavailableError
+from nl.errors import (
+    CancelledError,
+    Code,
+    DeadlineError,
+    ExhaustedError,
+    InvalidRequestError,
+    NlError,
+    UnavailableError,
+)
 from nl.model.digest import Digest
 from nl.services.uploads import RELEASE_GRACE_S, State, UploadSession
 from nl.services.write_messages import WriteMessages
@@ -234,3 +243,189 @@ async def test_a_call_is_held_until_the_store_is_done_with_its_buffers_but_not_f
             await session.feed(Silence(), unfinished())
         assert trio.current_time() - began == 1.0 + RELEASE_GRACE_S
         assert session.done
+
+
+async def test_since_when_a_session_waits_for_its_client(autojump_clock):
+    session = new_session()
+    assert session.waiting_since == inf
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(session.run, SlowStore())
+        await trio.testing.wait_all_tasks_blocked()
+        assert session.waiting_since == trio.current_time()
+        await trio.sleep(3)
+        assert session.waiting_since == trio.current_time() - 3
+        with trio.move_on_after(5):
+            await session.feed(Silence(), unfinished())
+        await trio.sleep(1)
+        assert session.waiting_since == trio.current_time() - 1, "since the call has gone"
+        nursery.cancel_scope.cancel()
+    assert session.waiting_since == inf
+
+
+async def test_while_a_call_feeds_it_a_session_waits_as_long_as_the_call_does(autojump_clock):
+    session = new_session()
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(session.run, SlowStore())
+        await trio.sleep(2)
+        messages = Silence()
+        nursery.start_soon(session.feed, messages, unfinished())
+        await trio.testing.wait_all_tasks_blocked()
+        await trio.sleep(3)
+        assert session.waiting_since == messages.waiting_since == trio.current_time() - 3
+        nursery.cancel_scope.cancel()
+
+
+class Gate:
+    """Takes a piece, and asks for the next when it is let."""
+
+    def __init__(self):
+        self.opened = trio.Event()
+        self.stored = []
+
+    async def write(self, digest, reader):
+        while parts := await reader.receive_parts():
+            self.stored.append(b"".join(parts))
+            await self.opened.wait()
+
+
+async def test_a_call_whose_session_another_takes_over_is_told_so_and_not_that_it_ended_too_early(autojump_clock):
+    session, store, ends = new_session(), Gate(), []
+
+    async def feed():
+        with pytest.raises(NlError, match="goes on in another call") as caught:
+            await session.feed(Silence(), unfinished())
+        ends.append(caught.value.code)
+
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(session.run, store)
+        nursery.start_soon(feed)
+        await trio.testing.wait_all_tasks_blocked()
+        nursery.start_soon(session.feed, Silence(), Message(DATA[4:], 4))
+        await trio.testing.wait_all_tasks_blocked()
+        assert session.state is State.RELEASING
+        store.opened.set()
+    assert (ends, b"".join(store.stored)) == ([Code.ABORTED], DATA)
+
+
+class Ended:
+    """A stream whose client has half-closed."""
+
+    def take_body(self, max_bytes):
+        return None
+
+    async def receive_body(self):
+        return None
+
+
+@pytest.mark.parametrize("size", [0, 4, 9])
+async def test_a_call_that_ends_too_early_is_told_how_much_came(size):
+    session = new_session()
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(session.run, SlowStore())
+        message = Message(DATA[:size])
+        message.finish = False
+        with pytest.raises(InvalidRequestError, match=f"ended after {size} of 10 bytes without finish_write"):
+            await session.feed(WriteMessages(Ended(), idle_s=1.0), message)
+        assert (session.state, session.committed) == (State.PARKED, size)
+        nursery.cancel_scope.cancel()
+
+
+async def test_one_that_ends_without_finish_write_after_the_last_byte_is_as_good():
+    session, store = new_session(), SlowStore()
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(session.run, store)
+        message = Message(DATA)
+        message.finish = False
+        await session.feed(WriteMessages(Ended(), idle_s=1.0), message)
+    assert store.stored == DATA
+
+
+async def test_finish_write_before_the_last_byte_ends_the_upload():
+    session = new_session()
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(session.run, SlowStore())
+        with pytest.raises(InvalidRequestError, match="finish_write came after 4 of 10 bytes"):
+            await session.feed(Silence(), Message(DATA[:4]))
+    assert session.done
+
+
+@pytest.mark.parametrize("offset", [-1, 5])
+async def test_an_offset_that_leaves_a_gap_ends_the_call_and_leaves_the_session(autojump_clock, offset):
+    session, store = new_session(), SlowStore()
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(session.run, store)
+        with trio.move_on_after(1):
+            await session.feed(Silence(), unfinished())
+        problem = f"{offset} is negative" if offset < 0 else f"{offset} leaves a gap after the 4 bytes received"
+        with pytest.raises(InvalidRequestError, match=problem):
+            await session.feed(Silence(), Message(DATA[5:], offset))
+        assert session.state is State.PARKED
+        await session.feed(Silence(), Message(DATA[4:], 4))
+    assert store.stored == DATA
+
+
+@pytest.mark.parametrize("again", range(5))
+async def test_bytes_that_come_a_second_time_are_taken_once(autojump_clock, again):
+    session, store = new_session(), SlowStore()
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(session.run, store)
+        with trio.move_on_after(1):
+            await session.feed(Silence(), unfinished())
+        rest = Message(b"", again)
+        rest._parts = [DATA[6:], DATA[again:6]]  # handed out from the end
+        await session.feed(Silence(), rest)
+    assert store.stored == DATA
+
+
+@pytest.mark.parametrize("given_up", [True, False])
+async def test_a_session_that_is_given_up_without_a_reason_says_that_it_was(autojump_clock, given_up):
+    session = new_session(persist_s=60.0 if given_up else 5.0)
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(session.run, SlowStore())
+        await trio.sleep(1)
+        if given_up:
+            session.give_up()
+        await trio.sleep(10)
+        assert session.done
+        with pytest.raises(CancelledError, match="was given up" if given_up else "was not resumed within 5 s"):
+            await session.feed(Silence(), Message(DATA))
+
+
+class Failing:
+    """Fails while it has bytes in hand, two seconds later."""
+
+    def __init__(self, error):
+        self.error = error
+
+    async def write(self, digest, reader):
+        await reader.receive_parts()
+        with trio.CancelScope(shield=True):
+            await trio.sleep(2)
+        raise self.error
+
+
+@pytest.mark.parametrize("error", [ValueError("a bug"), ExhaustedError("full")])
+async def test_what_a_store_fails_with_is_told_to_the_call_that_feeds_it_and_is_in_no_log(
+    autojump_clock, caplog, error
+):
+    session = new_session()
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(session.run, Failing(error))
+        with pytest.raises(type(error)):
+            await session.feed(Silence(), Message(DATA))
+    assert caplog.records == []
+
+
+@pytest.mark.parametrize(("error", "lines"), [(ValueError("a bug"), 1), (ExhaustedError("full"), 0)])
+async def test_a_bug_that_no_call_is_told_of_is_in_the_log(autojump_clock, caplog, error, lines):
+    class FailingWhenAsked(Failing):
+        async def write(self, digest, reader):
+            try:
+                await read_all(reader)
+            except CancelledError:
+                raise self.error from None
+
+    session = new_session(persist_s=1.0)
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(session.run, FailingWhenAsked(error))
+    assert [f"a parked upload of {DIGEST} failed" == record.getMessage() for record in caplog.records] == [True] * lines
