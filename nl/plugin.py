@@ -49,7 +49,7 @@ from nl.errors import (
     UploadMismatchError,
 )
 from nl.model.caller import caller_headers
-from nl.model.digest import EMPTY_DIGESTS, ActionKey, Digest, DigestFunction, ForeignKey, Key, key_text
+from nl.model.digest import EMPTY_DIGESTS, ActionKey, Digest, DigestFunction, ForeignKey, Key, key_of_text, key_text
 from nl.model.encoding import Encoding
 from nl.storage.capabilities import (
     BlobSizeLimit,
@@ -76,16 +76,16 @@ from nl.storage.retrying import ErrorName, RetryOptions, RetryPauses
 from nl.storage.wrapper import StoreWrapper
 
 __all__ = [
-    "CHUNK", "EMPTY_DIGESTS", "MAX_WHOLE", "SMALL", "ActionKey", "BlobNotFoundError", "BlobSizeLimit", "Buffer",
-    "BytesReader", "ChecksCompleteness", "CodingError", "ConfigError", "CorruptBlobError", "Count", "DeadlineError",
-    "Decoder", "DecodingReader", "Deletes", "Digest", "DigestFunction", "Discards", "Duration", "EncodedBlobs",
-    "EncodedReader", "Encoder", "Encoding", "EncodingReader", "ErrorName", "EvictionPolicy", "ExhaustedError", "Flag",
-    "ForeignKey", "ForwardsHeaders", "Hasher", "InternalError", "InvalidRequestError", "Key", "Link", "LocalFiles",
-    "LruIndex", "NlError", "NotFoundError", "Opened", "Options", "PartitionedStore", "PermissionDeniedError", "Pins",
+    "ActionKey", "BlobNotFoundError", "BlobSizeLimit", "Buffer", "BytesReader", "CHUNK", "ChecksCompleteness",
+    "CodingError", "ConfigError", "CorruptBlobError", "Count", "DeadlineError", "Decoder", "DecodingReader", "Deletes",
+    "Digest", "DigestFunction", "Discards", "Duration", "EMPTY_DIGESTS", "EncodedBlobs", "EncodedReader", "Encoder",
+    "Encoding", "EncodingReader", "ErrorName", "EvictionPolicy", "ExhaustedError", "Flag", "ForeignKey",
+    "ForwardsHeaders", "Hasher", "InternalError", "InvalidRequestError", "Key", "Link", "LocalFiles", "LruIndex",
+    "MAX_WHOLE", "NlError", "NotFoundError", "Opened", "Options", "PartitionedStore", "PermissionDeniedError", "Pins",
     "PromisedSource", "RangeError", "Reader", "RemovalFeed", "RemovalFeeds", "Removals", "RetryOptions", "RetryPauses",
-    "ScanPage", "Scans", "SecretText", "ServerAddress", "Size", "SliceReader", "SpoolingReader", "Store",
+    "SMALL", "ScanPage", "Scans", "SecretText", "ServerAddress", "Size", "SliceReader", "SpoolingReader", "Store",
     "StoreContext", "StoreName", "StoreSpec", "StoreWrapper", "Tee", "Text", "TooLargeError", "Traits",
     "UnavailableError", "UploadMismatchError", "VerifyingReader", "ZstdDecoder", "ZstdEncoder", "caller_headers",
-    "check_bytes", "clamp", "code", "digest_of", "for_each", "hash_bytes", "key_text", "new_hasher", "open_file",
-    "read_all", "slice_bytes", "split_parts",
+    "check_bytes", "clamp", "code", "digest_of", "for_each", "hash_bytes", "key_of_text", "key_text", "new_hasher",
+    "open_file", "read_all", "slice_bytes", "split_parts",
 ]

@@ -59,12 +59,12 @@ def schema() -> int:
 
 
 @command.command("reference")
-@click.option("--installed", is_flag=True, help="With the store kinds of installed plugins, too.")
+@click.option("--installed", is_flag=True, help="With the store kinds of all installed plugins.")
 def reference(*, installed: bool) -> int:
     """Print the reference of all options as Markdown."""
     from nl.config.reference import config_reference
 
-    click.echo(config_reference(StoreKinds() if installed else StoreKinds.built_in()), nl=False)
+    click.echo(config_reference(StoreKinds() if installed else StoreKinds.of_project()), nl=False)
     return 0
 
 

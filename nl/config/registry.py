@@ -19,14 +19,14 @@ from nl.errors import ConfigError, PluginError
 
 GROUP = "nl.stores"
 
-PLANNED = frozenset({"ontap_s3_existence_cache"})
-"""Kinds of NativeLink that belong into this package but are not there yet."""
+PLANNED = frozenset({"experimental_mongo"})
+"""Kinds of NativeLink that are not there yet."""
 PLUGINS = {
     "experimental_cloud_object_store": "nl-cloud-object-store",
-    "experimental_mongo": "nl-store-experimental-mongo",
+    "ontap_s3_existence_cache": "nl-cloud-object-store",
     "redis_store": "nl-redis-store",
 }
-"""Kinds of NativeLink with heavy dependencies: the distribution that brings them."""
+"""Kinds with heavy dependencies, which lie in `plugins/`: the distribution that brings them."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -51,7 +51,17 @@ class StoreKinds:
     @classmethod
     def built_in(cls) -> StoreKinds:
         """Only what this package itself brings, whatever else is installed."""
-        return cls(entry for entry in metadata.entry_points(group=GROUP) if entry.dist and entry.dist.name == "nl")
+        return cls._of(frozenset({"nl"}))
+
+    @classmethod
+    def of_project(cls) -> StoreKinds:
+        """What this package brings, and those of the project's plugins that are installed."""
+        return cls._of(frozenset({"nl", *PLUGINS.values()}))
+
+    @classmethod
+    def _of(cls, distributions: frozenset[str]) -> StoreKinds:
+        found = metadata.entry_points(group=GROUP)
+        return cls(entry for entry in found if entry.dist and entry.dist.name in distributions)
 
     def names(self) -> list[str]:
         """The names of all installed kinds, sorted. Loads none of them."""

@@ -11,7 +11,7 @@ import enum
 import hashlib
 import re
 from typing import NamedTuple
-from urllib.parse import quote
+from urllib.parse import quote, unquote
 
 from nl.errors import InvalidRequestError
 
@@ -134,3 +134,15 @@ def key_text(key: Key) -> str:
     if key.function is not DigestFunction.SHA256:
         text += _BLAKE3_SUFFIX
     return text + _ACTION_SUFFIX if isinstance(key, ActionKey) else text
+
+
+def key_of_text(text: str) -> Key | None:
+    """The key whose `key_text` is `text`; None if that is no key's, or may be that of a string which was too long."""
+    if text.startswith(_TEXT_PREFIX):
+        if len(text) == MAX_TEXT and text[-66:-64] == "~~":
+            return None
+        key = unquote(text[1:], errors="surrogatepass")
+        return key if key_text(key) == text else None
+    name = text.removesuffix(_ACTION_SUFFIX)
+    digest = Digest.parse_name(name)
+    return digest if digest is None or name is text else ActionKey(*digest)

@@ -63,7 +63,7 @@ def test_the_commands_of_dev_in_the_documents_exist():
         assert named <= {"help", *verbs[1].split(", ")}, document.name
 
 
-@pytest.mark.parametrize("kind", StoreKinds.built_in().names())
+@pytest.mark.parametrize("kind", StoreKinds.of_project().names())
 def test_every_store_kind_is_in_the_documents(kind):
     for document in ("README.md", "DESIGN.md", "configs/REFERENCE.md"):
         assert f"`{kind}`" in (ROOT / document).read_text(), f"{document} does not mention {kind}"

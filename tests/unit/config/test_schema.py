@@ -102,9 +102,9 @@ def test_every_option_of_the_server_is_described():
         assert set(describe_fields(cls)) == {one.attribute for one in fields_of(cls)}, cls
 
 
-@pytest.mark.parametrize("name", StoreKinds.built_in().names())
+@pytest.mark.parametrize("name", StoreKinds.of_project().names())
 def test_every_option_of_a_built_in_store_is_described_and_its_example_loads(name):
-    found = StoreKinds.built_in()
+    found = StoreKinds.of_project()
     options = found.options(name, name)
     assert describe(options)
     assert set(describe_fields(options)) == {one.attribute for one in fields_of(options)}

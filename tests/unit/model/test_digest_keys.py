@@ -5,7 +5,7 @@ from hypothesis import example, given
 from hypothesis import strategies as st
 
 from nl.errors import InvalidRequestError
-from nl.model.digest import MAX_SIZE, MAX_TEXT, ActionKey, Digest, DigestFunction, key_text
+from nl.model.digest import MAX_SIZE, MAX_TEXT, ActionKey, Digest, DigestFunction, key_of_text, key_text
 
 SHA256, BLAKE3 = DigestFunction
 H = "ab" * 32
@@ -41,6 +41,24 @@ def test_no_two_keys_have_the_same_text(one, other):
     for text in texts:
         assert text.isascii() and 0 < len(text) <= MAX_TEXT
         assert not set(text) & set("/\\. \0") - {"."} and text[0] != "."
+
+
+@given(keys)
+@example("a" * 300)
+@example("~~")
+def test_a_key_is_read_back_from_its_text_unless_that_had_to_be_cut_short(key):
+    text = key_text(key)
+    found = key_of_text(text)
+    if isinstance(key, str) and len(text) == MAX_TEXT and found is None:
+        return
+    assert found == key
+    assert type(found) is type(key)
+
+
+@given(st.text() | st.text("~%ED\x80"))
+def test_what_is_no_text_of_a_key_is_none(text):
+    key = key_of_text(text)
+    assert key is None or key_text(key) == text
 
 
 @given(digests)

@@ -99,6 +99,23 @@ class UploadsPage(NamedTuple):
     """Key and upload where the next page begins; None on the last one."""
 
 
+class ListedObject(NamedTuple):
+    """What a listing says of an object."""
+
+    key: str
+    size: int
+    """Bytes."""
+    modified: float
+    """When it was written, in seconds since 1970, by the provider's clock."""
+
+
+class ObjectPage(NamedTuple):
+    """Some of the objects, and where to go on: an empty cursor is the end."""
+
+    objects: Sequence[ListedObject]
+    cursor: str
+
+
 class ObjectBody(ABC):
     """The bytes of a response that are still to come."""
 
@@ -127,6 +144,10 @@ class ObjectClient(ABC):
     @abstractmethod
     def probe(self, prefix: str) -> None:
         """One cheap request that shows whether the bucket is there and the credentials are right."""
+
+    @abstractmethod
+    def list_page(self, prefix: str, cursor: str, limit: int) -> ObjectPage:
+        """The next objects under `prefix`, at most `limit`, from where the cursor of an earlier page says."""
 
     @abstractmethod
     def head(self, key: str) -> ObjectInfo:

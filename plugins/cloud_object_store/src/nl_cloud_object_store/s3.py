@@ -18,11 +18,13 @@ from typing import Any
 from nl_cloud_object_store import s3_errors
 from nl_cloud_object_store.client import (
     Bytes,
+    ListedObject,
     ObjectBody,
     ObjectChangedError,
     ObjectClient,
     ObjectInfo,
     ObjectMissingError,
+    ObjectPage,
     OpenUpload,
     RefusedError,
     TransientError,
@@ -79,6 +81,17 @@ class S3Client(ObjectClient):
     def probe(self, prefix: str) -> None:
         with self._translated():
             self._client.list_objects_v2(Bucket=self._bucket, Prefix=prefix, MaxKeys=1)
+
+    def list_page(self, prefix: str, cursor: str, limit: int) -> ObjectPage:
+        # The last key is the cursor: tokens live for a while only. Some servers know neither MaxKeys nor StartAfter.
+        asked = {"StartAfter": cursor} if cursor else {}
+        with self._translated():
+            reply = self._client.list_objects_v2(Bucket=self._bucket, Prefix=prefix, MaxKeys=limit, **asked)
+        found = [ListedObject(each["Key"], int(each["Size"]), each["LastModified"].timestamp())
+                 for each in reply.get("Contents", ()) if each["Key"] > cursor]
+        more = len(found) > limit or (reply.get("IsTruncated") and found)
+        del found[limit:]
+        return ObjectPage(found, found[-1].key if more else "")
 
     def head(self, key: str) -> ObjectInfo:
         with self._translated(key):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Awaitable, Mapping, Sequence
 from contextlib import AbstractAsyncContextManager
@@ -23,6 +24,8 @@ from nl.plugin import (
     NlError,
     PromisedSource,
     Reader,
+    ScanPage,
+    Scans,
     Store,
     StoreContext,
     TooLargeError,
@@ -30,6 +33,7 @@ from nl.plugin import (
     UploadMismatchError,
     clamp,
     for_each,
+    key_of_text,
     key_text,
 )
 from nl_cloud_object_store.client import ObjectChangedError, ObjectInfo, ObjectMissingError, ObjectStoreError
@@ -39,6 +43,8 @@ from nl_cloud_object_store.existence import Remembered
 from nl_cloud_object_store.options import CloudObjectStoreOptions
 
 C = TypeVar("C")
+LIST_MOST = 1000
+"""Objects that one request lists: no provider gives more."""
 
 
 class CloudObjectStore(Store):
@@ -70,8 +76,8 @@ class CloudObjectStore(Store):
         return self._traits
 
     def capability(self, kind: type[C]) -> C | None:
-        """It can delete. It cannot say what leaves it: other servers and the bucket's rules delete, and tell nobody."""
-        return self if kind is Deletes and isinstance(self, kind) else None
+        """It can delete and list. What leaves it, it cannot say: others and the bucket's rules tell nobody."""
+        return self if kind in (Deletes, Scans) and isinstance(self, kind) else None
 
     def statistics(self) -> Mapping[str, int | float | str]:
         return {
@@ -127,6 +133,25 @@ class CloudObjectStore(Store):
                 return None
             self._remembered.add(key, seconds=lasts, since=since)
         return info.size
+
+    async def scan(self, cursor: str = "", *, limit: int = 1000, lasting: float = 0) -> ScanPage:
+        """See `Scans`. Of objects that expire (`consider_expired_after_s`) only those that have more than `lasting`
+        seconds left. Strings whose names had to be cut short are not listed.
+        """
+        client, prefix = self._connection.client, self._options.key_prefix
+        try:
+            page = await self._connection.look(client.list_page, prefix, cursor, min(limit, LIST_MOST))
+        except ObjectStoreError as error:
+            raise self._connection.translated(error) from error
+        expire = self._options.consider_expired_after_s
+        oldest = time.time() + lasting - expire if expire else -math.inf
+        found: list[tuple[Key, int]] = []
+        for each in page.objects:
+            key = key_of_text(each.key[len(prefix) :])
+            if key is None or each.modified <= oldest or (isinstance(key, Digest) and key.size != each.size):
+                continue
+            found.append((key, each.size))
+        return ScanPage(found, page.cursor)
 
     # ------------------------------------------------------------------------------------------------------- reading
 

@@ -14,10 +14,7 @@ KIB, MIB = 1024, 1024 * 1024
 class RedisStoreOptions(Options):
     """Blobs as values of Redis or Valkey: one server, one with replicas behind sentinels, or a cluster."""
 
-    EXAMPLE = """{
-  addresses: ["redis://127.0.0.1:6379/0"],
-  key_prefix: "cas/",
-}"""
+    EXAMPLE = '{ redis_store: { addresses: ["redis://127.0.0.1:6379/0"], key_prefix: "cas/" } }'
 
     addresses: tuple[SecretText, ...]
     """Where the server is: `redis://[[USER]:PASSWORD@]HOST[:PORT][/DB]`, `rediss://` with TLS, `redis+unix:///PATH`. Of
