@@ -126,15 +126,20 @@ class DiskSpace:
         if lacking is Lacking.INODES:
             ours = len(index) + len(index.executables) + SPREAD
             return 2 * ours >= facts.f_files - facts.f_ffree
-        return 2 * index.bytes >= (facts.f_blocks - facts.f_bfree) * facts.f_frsize
+        return self._more_than_others(facts) >= 0
+
+    def _more_than_others(self, facts: os.statvfs_result) -> int:
+        """By how many bytes this store has more on the disk than all others; below zero if less."""
+        return 2 * self._evictor.mirror.index.bytes - (facts.f_blocks - facts.f_bfree) * facts.f_frsize
 
     async def _free(self, count: int) -> None:
         """Evicts until so many bytes are free, or others have more on the disk than this store."""
         while True:
             facts = self._facts()
-            if facts.f_bavail * facts.f_frsize >= count or not self._is_filled_by_us(facts, Lacking.BYTES):
+            missing, more = count - facts.f_bavail * facts.f_frsize, self._more_than_others(facts)
+            if missing <= 0 or more < 0:
                 return
-            if not await self._evictor.evict_some(count - facts.f_bavail * facts.f_frsize):
+            if not await self._evictor.evict_some(min(missing, max(more, 1))):  # a slice must not go further than that
                 return
             await self._evictor.free_large()
             await trio.lowlevel.checkpoint()

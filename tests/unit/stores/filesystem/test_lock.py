@@ -1,0 +1,143 @@
+"""The lock of a folder and the sum in its file: who waits, what a waiter is told, what the sum says."""
+
+import fcntl
+import logging
+import os
+import re
+import struct
+
+import pytest
+import trio
+
+from nl.plugin import UnavailableError
+from nl.stores.filesystem import lock as lock_module
+from nl.stores.filesystem.index import Index
+from nl.stores.filesystem.layout import Layout
+from nl.stores.filesystem.lock import Lock, Sum
+from nl.stores.filesystem.mirror import Mirror
+from nl.stores.filesystem.uses import UseTable
+
+
+@pytest.fixture
+def layout(tmp_path):
+    layout = Layout(content_path=str(tmp_path / "content"), temp_path=str(tmp_path / "temp"), name="CAS")
+    layout.open()
+    yield layout
+    layout.close()
+
+
+@pytest.fixture
+def lock(layout):
+    return Lock(Mirror(layout, Index(1, UseTable())))
+
+
+@pytest.fixture
+def other(layout):
+    """The lock's file, as another process has it open."""
+    fd = os.open(layout.lock_path, os.O_RDWR)
+    yield fd
+    os.close(fd)
+
+
+def test_one_at_a_time_has_the_lock(lock, other):
+    assert lock.try_lock()
+    with pytest.raises(BlockingIOError):
+        fcntl.flock(other, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    lock.unlock()
+    fcntl.flock(other, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    assert not lock.try_lock()
+
+
+def test_a_lock_file_that_a_cleaner_has_deleted_is_made_anew(lock, layout, other):
+    os.unlink(layout.lock_path)
+    assert lock.try_lock()
+    assert os.stat(layout.lock_path).st_ino == os.fstat(layout.lock_fd).st_ino != os.fstat(other).st_ino
+    fd = os.open(layout.lock_path, os.O_RDWR)
+    with pytest.raises(BlockingIOError):
+        fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    os.close(fd)
+
+
+async def test_a_lock_that_is_free_is_taken_without_waiting(lock):
+    with trio.CancelScope() as scope:
+        scope.cancel()
+        await lock.acquire()
+    assert not scope.cancelled_caught and lock.waits == 0
+    lock.unlock()
+
+
+async def test_a_waiter_gets_it_when_it_is_free_and_waiting_is_counted(lock, other, autojump_clock):
+    fcntl.flock(other, fcntl.LOCK_EX)
+    taken = []
+
+    async def take(number):
+        await lock.acquire()
+        taken.append(number)
+        lock.unlock()
+
+    async with trio.open_nursery() as nursery:
+        for number in range(3):
+            nursery.start_soon(take, number)
+        await trio.sleep(4)
+        assert taken == []
+        fcntl.flock(other, fcntl.LOCK_UN)
+    assert sorted(taken) == [0, 1, 2]
+    assert lock.waits == 3
+
+
+async def test_who_gives_up_waiting_leaves_the_turn_to_the_next(lock, other, autojump_clock):
+    fcntl.flock(other, fcntl.LOCK_EX)
+    with trio.move_on_after(1) as scope:
+        await lock.acquire()
+    assert scope.cancelled_caught
+    fcntl.flock(other, fcntl.LOCK_UN)
+    with trio.fail_after(10):
+        await lock.acquire()
+    lock.unlock()
+
+
+async def test_a_stopped_holder_is_named_after_seconds_and_uploads_fail_after_a_minute(
+    lock, layout, other, autojump_clock, caplog
+):
+    fcntl.flock(other, fcntl.LOCK_EX)
+    began = trio.current_time()
+
+    async def look_at_the_log():
+        await trio.sleep(lock_module._WARNING_S - 0.1)
+        assert not caplog.records
+        await trio.sleep(0.2)
+        assert len(caplog.records) == 1
+
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(look_at_the_log)
+        with pytest.raises(UnavailableError) as caught:
+            await lock.acquire()
+    assert 60 <= trio.current_time() - began < 60.1
+    [record] = caplog.records
+    assert record.levelno == logging.WARNING
+    for text in (record.getMessage(), caught.value.message):
+        assert f"process {os.getpid()}" in text and layout.lock_path in text and "CAS" in text
+    assert "for 60 s" in caught.value.message
+
+
+def test_the_sum_is_none_until_somebody_has_told_it(lock, layout):
+    assert lock.read_sum() is None
+    lock.write_sum(Sum(5, 7))
+    assert lock.read_sum() == Sum(5, 7)
+    lock.write_sum(Sum(1 << 40, (1 << 64) + 3))
+    assert lock.read_sum() == Sum(1 << 40, 3)
+    lock.write_sum(Sum(-5, 0))
+    assert lock.read_sum() == Sum(0, 0)
+    os.pwrite(layout.lock_fd, b"nl sum 1", 0)
+    assert lock.read_sum() is None, "another version's"
+    os.ftruncate(layout.lock_fd, 23)
+    assert lock.read_sum() is None
+
+
+def test_the_sum_has_the_form_that_other_versions_read(lock, layout):
+    lock.write_sum(Sum(5, 7))
+    assert os.pread(layout.lock_fd, 100, 0) == struct.pack("<8sQQ", b"nl sum 2", 5, 7)
+
+
+def test_a_holder_that_cannot_be_seen_is_said_to_be_so(lock):
+    assert re.fullmatch("a process that cannot be seen from here", lock._holder())
