@@ -1,5 +1,6 @@
 """Files under way: room is reserved before it is written to, and writes move to threads when the disk is slow."""
 
+import errno
 import os
 from contextlib import ExitStack, nullcontext
 
@@ -7,7 +8,7 @@ import pytest
 import trio
 
 from nl.blob.hashing import digest_of
-from nl.plugin import CHUNK, BytesReader, UnavailableError
+from nl.plugin import CHUNK, SMALL, BytesReader, ExhaustedError, TooLargeError, UnavailableError
 from nl.stores.filesystem.layout import Layout
 from nl.stores.filesystem.reserving import reserve
 from nl.stores.filesystem.writing import DiskPace, Gatherer, TempFile
@@ -174,3 +175,252 @@ async def test_an_upload_that_never_waits_lets_others_run(place):
         assert turns >= 7
         await store.write(digest_of(data[1:]), PartsReader(split(data[1:], 100_000)))
         nursery.cancel_scope.cancel()
+
+
+class Room:
+    """Makes room so many times; notes how much was wanted."""
+
+    def __init__(self, times):
+        self.times = times
+        self.wanted = []
+
+    async def __call__(self, error, size):
+        assert error.errno == errno.ENOSPC
+        self.wanted.append(size)
+        self.times -= 1
+        return self.times >= 0
+
+
+class FullDisk:
+    """The kernel takes so many bytes at a time, and then says that there is no room, so many times."""
+
+    def __init__(self, monkeypatch, *, takes, refusals):
+        self.takes, self.refusals, self.real = takes, refusals, os.writev
+        monkeypatch.setattr(os, "writev", self.writev)
+
+    def writev(self, fd, views):
+        if self.takes is None:
+            return self.real(fd, views)
+        if not self.takes:
+            if not self.refusals:
+                self.takes = None
+                return self.real(fd, views)
+            self.refusals -= 1
+            raise OSError(errno.ENOSPC, "no space left")
+        part = memoryview(views[0])[: self.takes]
+        written = self.real(fd, [part])
+        self.takes -= written
+        return written
+
+
+@pytest.mark.parametrize("slow", [False, True])
+@pytest.mark.parametrize("small", [False, True])
+async def test_after_a_full_disk_it_goes_on_with_the_byte_that_was_next(layout, monkeypatch, slow, small):
+    data = make_blob(1000 if small else 3 * MIB)
+    pace, room = DiskPace(), Room(5)
+    if slow:
+        pace.note(1.0)
+    FullDisk(monkeypatch, takes=700, refusals=5)
+    with TempFile(layout) as file:
+        gatherer = Gatherer(file, pace=pace, threads=trio.CapacityLimiter(1), make_room=room)
+        await gatherer.add(split(data, 300))
+        await gatherer.flush()
+        file.finish()
+        file.committed = True
+    assert room.wanted == [len(data) - 700] * 5
+    with open(f"{layout.temp.path}/{file.name}", "rb") as written:
+        assert written.read() == data
+
+
+async def test_room_is_made_a_few_times_and_then_the_error_is_the_last(layout, monkeypatch):
+    room = Room(100)
+    FullDisk(monkeypatch, takes=0, refusals=100)
+    with TempFile(layout, expected=5 * MIB) as file:
+        gatherer = Gatherer(file, pace=DiskPace(), threads=trio.CapacityLimiter(1), make_room=room)
+        with pytest.raises(OSError, match="no space left"):
+            await gatherer.add([bytes(MIB)])
+    assert room.wanted == [5 * MIB] * 5, "room is made for all that is still to come"
+
+
+async def test_where_no_room_can_be_made_nothing_is_tried_again(layout, monkeypatch):
+    room = Room(0)
+    disk = FullDisk(monkeypatch, takes=0, refusals=100)
+    with TempFile(layout) as file:
+        gatherer = Gatherer(file, pace=DiskPace(), threads=trio.CapacityLimiter(1), make_room=room)
+        with pytest.raises(OSError, match="no space left"):
+            await gatherer.add([bytes(MIB)])
+    assert room.wanted == [MIB] and disk.refusals == 99
+
+
+def test_what_the_kernel_takes_in_part_is_written_on(layout, monkeypatch):
+    real = os.writev
+    monkeypatch.setattr(os, "writev", lambda fd, views: real(fd, [memoryview(views[0])[:7]]))
+    parts = [bytes([number]) * size for number, size in enumerate((5, 7, 8, 20, 1))]
+    with TempFile(layout) as file:
+        file.append(parts)
+        assert file.size == 41 == file.finish().st_size
+        file.committed = True
+    with open(f"{layout.temp.path}/{file.name}", "rb") as written:
+        assert written.read() == b"".join(parts)
+
+
+def test_more_parts_than_one_call_takes_are_written_in_several(layout):
+    parts = [b"%d" % (number % 10) for number in range(2500)]
+    with TempFile(layout) as file:
+        file.append(parts)
+        file.finish()
+        file.committed = True
+    with open(f"{layout.temp.path}/{file.name}", "rb") as written:
+        assert written.read() == b"".join(parts)
+
+
+@pytest.mark.parametrize("committed", [False, True])
+@pytest.mark.parametrize("finished", [False, True])
+def test_a_temporary_file_is_closed_and_gone_unless_it_was_committed(layout, committed, finished):
+    before = len(os.listdir("/proc/self/fd"))
+    with TempFile(layout) as file:
+        file.append([b"x"])
+        if finished:
+            assert file.finish().st_size == 1
+        file.committed = committed
+    assert len(os.listdir("/proc/self/fd")) == before
+    assert os.path.exists(f"{layout.temp.path}/{file.name}") is committed
+
+
+def test_a_temporary_file_that_somebody_has_deleted_is_no_second_error(layout):
+    with TempFile(layout) as file:
+        os.unlink(f"{layout.temp.path}/{file.name}")
+
+
+def test_what_is_still_expected_is_known_for_large_files_only(layout):
+    for expected, missing in ((-1, 0), (MIB - 1, 0), (MIB, MIB - 10), (2 * MIB, 2 * MIB - 10)):
+        with TempFile(layout, expected=expected) as file:
+            file.append([bytes(10)])
+            assert file.missing == missing
+    with TempFile(layout, expected=MIB) as file:
+        file.append([bytes(2 * MIB)])
+        assert file.missing == 0
+
+
+def test_how_much_an_upload_gathers_depends_on_the_disk_and_on_what_all_have():
+    pace = DiskPace()
+    for fast, little, much in ((True, 64 * 1024, CHUNK), (False, 2 * SMALL, MIB)):
+        for gathered, enough in ((0, much), (8 * MIB, much), (8 * MIB + 1, little)):
+            pace.gathered = gathered
+            assert pace.is_fast is fast and pace.enough == enough
+        pace.note(0.0051)
+    pace = DiskPace()
+    pace.note(0.005)
+    assert pace.is_fast, "not longer than a write may take"
+
+
+@pytest.mark.parametrize("slow", [False, True])
+async def test_only_what_is_worth_it_goes_to_a_thread(layout, monkeypatch, slow):
+    real, sizes = trio.to_thread.run_sync, []
+
+    async def run_sync(function, parts, **options):
+        sizes.append(sum(map(len, parts)))
+        return await real(function, parts, **options)
+
+    monkeypatch.setattr(trio.to_thread, "run_sync", run_sync)
+    pace = DiskPace()
+    if slow:
+        pace.note(1.0)
+    with TempFile(layout) as file:
+        gatherer = Gatherer(file, pace=pace, threads=trio.CapacityLimiter(1), make_room=no_room)
+        assert gatherer.wants == (MIB if slow else CHUNK)
+        for size in (MIB // 2, MIB // 2 - 1, SMALL):
+            pace.is_fast = not slow
+            await gatherer.add([bytes(size)])
+        await gatherer.flush()
+        await gatherer.add([bytes(SMALL)])
+        await gatherer.flush()
+        assert file.size == MIB - 1 + 2 * SMALL
+    assert sizes == ([MIB // 2, MIB // 2 - 1 + SMALL] if slow else [])
+
+
+async def test_what_cannot_change_is_kept_as_it_is_and_what_can_is_copied(layout):
+    lasting, passing = bytes(1000), bytearray(1000)
+    with TempFile(layout) as file:
+        gatherer = Gatherer(file, pace=DiskPace(), threads=trio.CapacityLimiter(1), make_room=no_room)
+        await gatherer.add([lasting, memoryview(lasting)[5:], passing, memoryview(passing)])
+        kept = gatherer._parts
+        assert kept[0] is lasting and kept[1].obj is lasting
+        assert [type(part) for part in kept[2:]] == [bytes, bytes]
+        gatherer.forget()
+
+
+async def test_many_small_parts_are_written_before_they_are_too_many_for_one_call(layout):
+    with TempFile(layout) as file:
+        gatherer = Gatherer(file, pace=DiskPace(), threads=trio.CapacityLimiter(1), make_room=no_room)
+        for _ in range(511):
+            await gatherer.add([b"x"])
+        assert file.size == 0
+        await gatherer.add([b"x"])
+        assert file.size == 512 and not gatherer._parts
+
+
+@pytest.mark.parametrize(("size", "flushed"), [(SMALL, False), (SMALL + 1, True)])
+@pytest.mark.parametrize("wanted", [False, True])
+async def test_large_uploads_are_written_through_to_the_disk_where_that_is_wanted(
+    place, monkeypatch, size, flushed, wanted
+):
+    synced, advised = [], []
+    monkeypatch.setattr(os, "fdatasync", lambda fd: synced.append(os.fstat(fd).st_size))
+    monkeypatch.setattr(os, "posix_fadvise", lambda fd, offset, length, advice: advised.append(
+        (offset, length, advice)))  # fmt: skip
+    data = make_blob(size)
+    async with place.running(evict_page_cache=wanted) as store:
+        await store.write(digest_of(data), BytesReader(data))
+    assert synced == ([size] if wanted and flushed else [])
+    assert advised == ([(0, 0, os.POSIX_FADV_DONTNEED)] if wanted and flushed else [])
+
+
+async def test_a_file_whose_name_finds_no_room_is_tried_again_a_few_times(place, monkeypatch):
+    real, refusals = os.rename, 0
+
+    def rename(source, target, **folders):
+        nonlocal refusals
+        if refusals:
+            refusals -= 1
+            raise OSError(errno.ENOSPC, "no space left")
+        real(source, target, **folders)
+
+    async with place.running() as store:
+        attempts = []
+
+        async def make_room_for_name(error, *, attempt):
+            attempts.append(attempt)
+            return True
+
+        monkeypatch.setattr(store._space, "make_room_for_name", make_room_for_name)
+        monkeypatch.setattr(os, "rename", rename)
+        for count, fails in ((5, False), (6, True)):
+            refusals, data = count, b"%d" % count
+            attempts.clear()
+            if fails:
+                with pytest.raises(ExhaustedError):
+                    await store.put(digest_of(data), data)
+            else:
+                await store.put(digest_of(data), data)
+            assert attempts == [0, 1, 2, 3, 4]
+        assert place.temp_files() == []
+        assert store.statistics()["written_blobs"] == 1 and store.statistics()["written_bytes"] == 1
+
+
+async def test_an_upload_of_unknown_size_ends_when_it_is_larger_than_could_be_kept(place):
+    async with place.running(policy={"max_bytes": 8192}, block_size=1) as store:
+        key = "name"
+        await store.write(key, PartsReader([bytes(8192)], size=-1))
+        source = PartsReader(split(bytes(100_000), 1000), size=-1)
+        with pytest.raises(TooLargeError, match="max_bytes is 8192"):
+            await store.write(key, source)
+        assert source.calls < 100
+        with pytest.raises(TooLargeError):
+            await store.put(key, bytes(8193))
+        reader = PartsReader([bytes(8193)])
+        with pytest.raises(TooLargeError):
+            await store.write(key, reader)
+        assert reader.calls == 0, "its size is known beforehand"
+        assert await store.has([key]) == [8192]
+        assert place.temp_files() == []
