@@ -10,8 +10,18 @@ import pytest
 import trio
 
 from nl.blob.hashing import digest_of
-from nl.plugin import EMPTY_DIGESTS, BlobNotFoundError, InvalidRequestError, Link, LocalFiles, UploadMismatchError
+from nl.plugin import (
+    EMPTY_DIGESTS,
+    BlobNotFoundError,
+    ExhaustedError,
+    InvalidRequestError,
+    Link,
+    LocalFiles,
+    UnavailableError,
+    UploadMismatchError,
+)
 from nl.stores.filesystem import adopting, links
+from nl.stores.filesystem.copying import copy_bytes, copy_to_path
 from nl.testing import find, make_blob
 
 from .conftest import put
@@ -279,3 +289,201 @@ async def test_a_cancelled_adoption_puts_the_file_back(place, monkeypatch):
         assert scope.cancelled_caught
         assert (place.inputs / "out").read_bytes() == b"output"
         assert place.temp_files() == []
+
+
+# What is counted, and exact bounds
+
+
+def counted(store):
+    return {name: value for name, value in store.statistics().items() if value and name.endswith("_files")}
+
+
+@pytest.mark.parametrize(("count", "threads"), [(1, 0), (8, 0), (9, 1), (256, 1), (257, 1), (265, 2), (513, 2)])
+async def test_few_links_are_made_at_once_and_many_in_batches_in_a_thread(place, monkeypatch, count, threads):
+    real, batches = trio.to_thread.run_sync, []
+
+    async def run_sync(function, *args, **options):
+        if function is links._link_all:
+            batches.append((len(args[0]), options["limiter"] is not None))
+        return await real(function, *args, **options)
+
+    async with place.running() as store:
+        digest = await put(store, b"input")
+        monkeypatch.setattr(trio.to_thread, "run_sync", run_sync)
+        wanted = [linked(place, digest, str(number)) for number in range(count)]
+        assert await store.capability(LocalFiles).link_files(wanted) == []
+        assert len(batches) == threads and all(has_limiter for _, has_limiter in batches)
+        assert len(os.listdir(place.inputs)) == count
+        assert counted(store) == {"linked_files": count}
+
+
+async def test_empty_inputs_are_files_of_their_own(place):
+    async with place.running() as store:
+        wanted = [linked(place, digest, f"{at}{executable}", executable=executable)
+                  for at, digest in enumerate(EMPTY_DIGESTS) for executable in (False, True)]  # fmt: skip
+        assert await store.capability(LocalFiles).link_files(wanted) == []
+        for link in wanted:
+            facts = os.stat(link.path)
+            assert (facts.st_size, facts.st_nlink) == (0, 1)
+            assert stat.S_IMODE(facts.st_mode) == (0o555 if link.executable else 0o444)
+        assert os.listdir(place.content / "d") == []
+
+
+async def test_what_is_missing_is_told_once_and_in_order(place):
+    gone = [digest_of(b"%d" % number) for number in range(3)]
+    async with place.running() as store:
+        there = await put(store, b"there")
+        order = [gone[2], there, gone[0], gone[2], gone[1], gone[0]]
+        wanted = [linked(place, digest, str(at), executable=at % 2 == 0) for at, digest in enumerate(order)]
+        assert await store.capability(LocalFiles).link_files(wanted) == [gone[2], gone[0], gone[1]]
+        assert os.listdir(place.inputs) == ["1"]
+        assert counted(store) == {"linked_files": 1}
+
+
+@pytest.mark.parametrize("executable", [False, True])
+async def test_a_file_with_another_mode_is_not_handed_out(place, executable):
+    async with place.running() as store:
+        digest = await put(store, b"input")
+        files = store.capability(LocalFiles)
+        assert await files.link_files([linked(place, digest, "first", executable=executable)]) == []
+        os.chmod(place.inputs / "first", 0o666)
+        assert await files.link_files([linked(place, digest, "second", executable=executable)]) == []
+        facts = os.stat(place.inputs / "second")
+        assert stat.S_IMODE(facts.st_mode) == (0o555 if executable else 0o444)
+        assert facts.st_ino != os.stat(place.inputs / "first").st_ino
+
+
+@pytest.mark.parametrize("number", [errno.EMLINK, errno.EXDEV])
+async def test_copies_are_counted_and_warned_of_once(place, monkeypatch, caplog, number):
+    def link(*args, **kwargs):
+        raise OSError(number, os.strerror(number))
+
+    async with place.running() as store:
+        digest = await put(store, b"input")
+        monkeypatch.setattr(os, "link", link)
+        for at in range(3):
+            assert await store.capability(LocalFiles).link_files([linked(place, digest, str(at))]) == []
+        assert counted(store) == {"copied_files": 3}
+        assert [record.levelname for record in caplog.records] == ["WARNING"]
+        assert {os.stat(place.inputs / str(at)).st_nlink for at in range(3)} == {1}
+
+
+@pytest.mark.parametrize("number", [errno.ENOSPC, errno.EIO])
+async def test_other_failures_of_a_link_are_told_and_leave_no_descriptor(place, monkeypatch, number):
+    def link(*args, **kwargs):
+        raise OSError(number, os.strerror(number), args[0], None, args[1])
+
+    async with place.running() as store:
+        digest = await put(store, b"input")
+        monkeypatch.setattr(os, "link", link)
+        before = len(os.listdir("/proc/self/fd"))
+        with pytest.raises((ExhaustedError, UnavailableError), match=f"cannot make the input {place.inputs}/x"):
+            await store.capability(LocalFiles).link_files([linked(place, digest, "x")])
+        assert len(os.listdir("/proc/self/fd")) == before
+
+
+async def test_a_copy_that_is_cut_short_is_no_input(place, monkeypatch):
+    async with place.running() as store:
+        digest = await put(store, make_blob(5000))
+        monkeypatch.setattr(links, "_link", lambda job: links._Outcome.CANNOT)
+        monkeypatch.setattr(os, "copy_file_range", lambda *args, **options: 0)
+        with pytest.raises(UnavailableError, match="I/O error"):
+            await store.capability(LocalFiles).link_files([linked(place, digest, "x")])
+        assert os.listdir(place.inputs) == []
+
+
+@pytest.mark.parametrize(("size", "hashed"), [(1000, 1), (1001, 0)])
+async def test_outputs_are_hashed_up_to_a_size_which_counts(place, monkeypatch, size, hashed):
+    monkeypatch.setattr(adopting, "HASHED_SIZE", 1000)
+    async with place.running() as store:
+        digest = await adopt(store, place, make_blob(size))
+        assert store.statistics()["hashed_blobs"] == hashed
+        assert store.statistics()["hashed_bytes"] == hashed * size
+        assert counted(store) == {"adopted_files": 1}
+        assert await find(store, digest) == make_blob(size)
+        assert store.statistics()["hashed_blobs"] == 1
+
+
+async def test_an_output_that_has_two_names_is_copied_and_its_other_name_is_left_alone(place):
+    async with place.running() as store:
+        path = place.inputs / "out"
+        path.write_bytes(b"output")
+        os.link(path, place.inputs / "second")
+        digest = digest_of(b"output")
+        await store.capability(LocalFiles).adopt_file(digest, str(path))
+        facts = (place.inputs / "second").stat()
+        assert facts.st_ino != place.file(digest).stat().st_ino
+        assert stat.S_IMODE(facts.st_mode) != 0o444
+        assert path.read_bytes() == b"output", "what was copied is put back"
+        assert store._local_files.adopter.copied == 1
+        assert place.temp_files() == []
+
+
+async def test_an_output_of_another_size_or_kind_is_put_back_and_leaves_no_descriptor(place):
+    async with place.running() as store:
+        before = len(os.listdir("/proc/self/fd"))
+        path = place.inputs / "out"
+        path.write_bytes(b"output")
+        with pytest.raises(UploadMismatchError, match=f"{path} has 6 bytes, its digest .* says 7"):
+            await store.capability(LocalFiles).adopt_file(digest_of(b"output2"), str(path))
+        assert path.read_bytes() == b"output"
+        with pytest.raises(UnavailableError, match="cannot take over"):
+            await store.capability(LocalFiles).adopt_file(digest_of(b"output"), str(place.inputs / "none"))
+        assert len(os.listdir("/proc/self/fd")) == before
+        assert counted(store) == {}
+
+
+async def test_an_output_on_another_file_system_stays_there_and_is_not_counted_as_taken(place, mount):
+    async with place.running() as store:
+        before = len(os.listdir("/proc/self/fd"))
+        (mount / "out").write_bytes(b"output")
+        await store.capability(LocalFiles).adopt_file(digest_of(b"output"), str(mount / "out"))
+        assert (mount / "out").read_bytes() == b"output"
+        assert counted(store) == {} and store._local_files.adopter.copied == 1
+        (mount / "out").write_bytes(b"OUTPUT")
+        with pytest.raises(UploadMismatchError):
+            await store.capability(LocalFiles).adopt_file(digest_of(b"0utput"), str(mount / "out"))
+        assert place.temp_files() == []
+        assert len(os.listdir("/proc/self/fd")) == before
+
+
+@pytest.mark.parametrize("error", [errno.EXDEV, errno.EINVAL, errno.ENOSYS, errno.EOPNOTSUPP, errno.EBADF])
+def test_where_the_kernel_copies_no_ranges_it_sends(tmp_path, monkeypatch, error):
+    def refuse(*args, **options):
+        raise OSError(error, os.strerror(error))
+
+    monkeypatch.setattr(os, "copy_file_range", refuse)
+    data = make_blob(100_000)
+    (tmp_path / "source").write_bytes(data)
+    with open(tmp_path / "source", "rb") as source, open(tmp_path / "target", "wb") as target:
+        assert copy_bytes(source.fileno(), target.fileno(), 99_999) == 99_999
+    assert (tmp_path / "target").read_bytes() == data[:99_999]
+    with open(tmp_path / "source", "rb") as source, open(tmp_path / "target", "wb") as target:
+        assert copy_bytes(source.fileno(), target.fileno(), 100_001) == 100_000
+
+
+def test_a_copy_goes_on_where_the_kernel_stops_and_leaves_nothing_where_it_fails(tmp_path, monkeypatch):
+    data = make_blob(100_000)
+    (tmp_path / "source").write_bytes(data)
+    real, calls = os.copy_file_range, []
+
+    def some(source, target, count, **offsets):
+        calls.append(count)
+        if len(calls) == 3:
+            raise OSError(errno.EXDEV, "no more")
+        return real(source, target, min(count, 30_000), **offsets)
+
+    monkeypatch.setattr(os, "copy_file_range", some)
+    with open(tmp_path / "source", "rb") as source:
+        copy_to_path(source.fileno(), str(tmp_path / "copy"), size=len(data), mode=0o555)
+        assert calls == [100_000, 70_000, 40_000]
+        assert (tmp_path / "copy").read_bytes() == data
+        assert stat.S_IMODE((tmp_path / "copy").stat().st_mode) == 0o555
+        before = len(os.listdir("/proc/self/fd"))
+        with pytest.raises(OSError, match="cut short"):
+            copy_to_path(source.fileno(), str(tmp_path / "none"), size=len(data) + 1, mode=0o444)
+        with pytest.raises(FileExistsError):
+            copy_to_path(source.fileno(), str(tmp_path / "copy"), size=1, mode=0o444)
+        assert len(os.listdir("/proc/self/fd")) == before
+    assert not (tmp_path / "none").exists()
+    assert (tmp_path / "copy").read_bytes() == data
