@@ -92,8 +92,10 @@ async def test_a_cancelled_writer_leaves_whole_frames_and_the_right_size(room):
         await wait_all_tasks_blocked()
         cancelled = room < len(ahead) + len(whole)
         nursery.cancel_scope.cancel()
+    assert nursery.cancel_scope.cancelled_caught == cancelled
     assert outbox.socket is Socket.FREE
     assert outbox.size == sum(map(len, outbox.queue))
+    assert all(map(len, outbox.queue))
     transport.room = 1 << 20
     outbox.flush()
     begun = max(0, room - len(ahead))
@@ -318,3 +320,282 @@ async def test_another_writer_that_waits_in_vain_is_no_progress(nursery):
     await wait_all_tasks_blocked()
     assert outbox.progress > 0
     nursery.cancel_scope.cancel()
+
+
+class Gone(Narrow):
+    """Its peer has left; who sends finds out."""
+
+    def __init__(self, room=0):
+        super().__init__(room)
+        self.closed = 0
+
+    def try_send(self, parts):
+        if not self.room:
+            raise TransportLost("gone")
+        return super().try_send(parts)
+
+    async def wait_writable(self): ...
+
+    def close(self):
+        self.closed += 1
+
+
+@pytest.mark.parametrize("how", ["flush", "task", "write", "drain"])
+async def test_whoever_finds_the_peer_gone_loses_the_connection_for_all(nursery, how):
+    outbox = Outbox(Gone(), on_room=lambda: None)
+    outbox.nursery = nursery
+    ends = []
+
+    async def room():
+        await outbox.wait_room()
+        ends.append("room")
+
+    if how == "write":
+        await outbox.acquire()
+        with pytest.raises(TransportLost):
+            await outbox.write(_frames(b"x"))
+    else:
+        outbox.size = HIGH_WATER  # as if in the writer's hands
+        outbox.socket = Socket.TAKEN
+        nursery.start_soon(room)
+        await wait_all_tasks_blocked()
+        assert not ends
+        outbox.socket = Socket.FREE
+        outbox.add(b"x")
+        if how == "flush":
+            outbox.flush()
+        elif how == "task":
+            outbox.flush_soon()
+        else:
+            with pytest.raises(TransportLost):
+                await outbox.drain()
+            outbox.lose()
+        await wait_all_tasks_blocked()
+        assert ends == ["room"]
+    assert outbox.lost
+    assert outbox.transport.closed == (how == "task"), "the task tells the reader, who waits for the socket"
+    with pytest.raises(TransportLost):
+        await outbox.acquire()
+    nursery.cancel_scope.cancel()
+
+
+async def test_what_is_dropped_counts_no_more_and_the_connection_is_lost():
+    outbox = Outbox(Narrow(0), on_room=lambda: None)
+    outbox.add(b"something")
+    outbox.drop()
+    assert (outbox.queue, outbox.size, outbox.lost) == ([], 0, True)
+
+
+async def test_nothing_leaves_between_a_payloads_turn_and_its_first_byte(nursery):
+    transport = Narrow(1 << 20)
+    outbox = Outbox(transport, on_room=lambda: None)
+    outbox.nursery = nursery
+    outbox.add(b"first")
+    outbox.flush_soon()  # the task is about to begin
+    await outbox.acquire()
+    outbox.add(b"second")
+    outbox.flush()
+    outbox.flush_soon()
+    await wait_all_tasks_blocked()
+    assert transport.taken == b""
+    await outbox.write(_frames(b"payload"))
+    assert transport.taken == b"firstsecondpayload"
+    assert (outbox.size, outbox.queue) == (0, [])
+    nursery.cancel_scope.cancel()
+
+
+async def test_what_was_queued_behind_a_turn_leaves_when_that_is_given_back_unused(nursery):
+    transport = Narrow(1 << 20)
+    outbox = Outbox(transport, on_room=lambda: None)
+    outbox.nursery = nursery
+    await outbox.acquire()
+    outbox.add(b"queued")
+    outbox.flush_soon()
+    outbox.release()
+    await wait_all_tasks_blocked()
+    assert transport.taken == b"queued"
+    nursery.cancel_scope.cancel()
+
+
+async def test_while_the_reader_is_at_work_nothing_is_sent_and_after_it_all_at_once(nursery):
+    transport = Narrow(1 << 20)
+    outbox = Outbox(transport, on_room=lambda: None)
+    outbox.nursery = nursery
+    outbox.corked = True
+    outbox.add(b"one")
+    outbox.flush_soon()
+    assert not nursery.child_tasks
+    outbox.add(b"two")
+    outbox.corked = False
+    outbox.flush()
+    assert transport.taken == b"onetwo"
+    assert outbox.size == 0
+    outbox.flush()
+    assert not nursery.child_tasks
+    nursery.cancel_scope.cancel()
+
+
+class Valve(Narrow):
+    """Takes as many more bytes as it is told to, and wakes who waits for that."""
+
+    def __init__(self):
+        super().__init__(0)
+        self.opened = trio.Event()
+
+    def let(self, count):
+        self.room += count
+        opened, self.opened = self.opened, trio.Event()
+        opened.set()
+
+    async def wait_writable(self):
+        while not self.room:
+            await self.opened.wait()
+
+
+@pytest.mark.parametrize("size", [HIGH_WATER - 1, HIGH_WATER, HIGH_WATER + 1])
+@pytest.mark.parametrize("how", ["flush", "task"])
+async def test_there_is_room_below_the_mark_and_not_at_it(nursery, how, size):
+    """However the queue becomes shorter: at once, or by the task, some bytes at a time."""
+    rooms, waited = [], []
+    transport = Valve()
+    outbox = Outbox(transport, on_room=lambda: rooms.append(outbox.size))
+
+    async def wait():
+        await outbox.wait_room()
+        waited.append(outbox.size)
+
+    outbox.add(bytes(size))
+    if how == "task":
+        outbox.nursery = nursery
+        outbox.flush_soon()
+    nursery.start_soon(wait)
+    await wait_all_tasks_blocked()
+    assert waited == ([] if size >= HIGH_WATER else [size])
+    rooms.clear()
+    for left in range(size - 1, HIGH_WATER - 3, -1):
+        transport.let(1)
+        if how == "flush":
+            outbox.flush()
+        await wait_all_tasks_blocked()
+        assert outbox.size == left
+        assert rooms == list(range(min(size, HIGH_WATER) - 1, left - 1, -1))
+        assert waited == ([] if left >= HIGH_WATER else [min(size, HIGH_WATER - 1)])
+    nursery.cancel_scope.cancel()
+
+
+async def test_time_without_progress_counts_from_when_something_began_to_wait(autojump_clock, nursery):
+    transport = Slow(inline=True)
+    outbox = Outbox(transport, on_room=lambda: None)
+    outbox.nursery = nursery
+    await trio.sleep(100)
+    outbox.add(b"first")
+    outbox.flush_soon()
+    await wait_all_tasks_blocked()
+    assert outbox.progress == trio.current_time()
+    await trio.sleep(50)
+    outbox.add(b"more")
+    outbox.flush_soon()
+    await wait_all_tasks_blocked()
+    assert outbox.progress == trio.current_time() - 50
+    transport.open.set()
+    await wait_all_tasks_blocked()
+    assert outbox.progress == trio.current_time()
+    assert outbox.size == 0
+    nursery.cancel_scope.cancel()
+
+
+async def test_each_bit_that_the_peer_takes_is_progress(autojump_clock, nursery):
+    transport = Valve()
+    outbox = Outbox(transport, on_room=lambda: None)
+    await outbox.acquire()
+    nursery.start_soon(outbox.write, _frames(b"x" * 100))
+    await wait_all_tasks_blocked()
+    begun = trio.current_time()
+    await trio.sleep(10)
+    assert outbox.progress == begun
+    transport.let(10)
+    await wait_all_tasks_blocked()
+    assert transport.taken == b"x" * 10
+    assert outbox.progress == begun + 10
+    nursery.cancel_scope.cancel()
+
+
+async def test_the_last_words_wait_for_whoever_has_the_socket(nursery):
+    transport = Slow(inline=True)
+    outbox = Outbox(transport, on_room=lambda: None)
+    await outbox.acquire()
+    nursery.start_soon(outbox.write, _frames(b"payload"))
+    await wait_all_tasks_blocked()
+    outbox.add(b"goodbye")
+    done = trio.Event()
+
+    async def drain():
+        await outbox.drain()
+        done.set()
+
+    nursery.start_soon(drain)
+    await wait_all_tasks_blocked()
+    assert not done.is_set()
+    transport.open.set()
+    await wait_all_tasks_blocked()
+    assert done.is_set()
+    assert transport.sent == [b"payload", b"goodbye"]
+    assert (outbox.socket, outbox.size) == (Socket.FREE, 0)
+    outbox.lose()
+    outbox.add(b"too late")
+    await outbox.drain()
+    assert transport.sent == [b"payload", b"goodbye"]
+    nursery.cancel_scope.cancel()
+
+
+async def test_the_writer_task_makes_way_for_a_payload_which_takes_along_what_is_queued(nursery):
+    transport = Slow(inline=True)
+    outbox = Outbox(transport, on_room=lambda: None)
+    outbox.nursery = nursery
+    outbox.add(b"first")
+    outbox.flush_soon()
+    await wait_all_tasks_blocked()
+    outbox.add(b"second")
+
+    async def payload():
+        await outbox.acquire()
+        assert (outbox.queue, transport.sent) == ([b"second"], [b"first"])
+        await outbox.write(_frames(b"payload"))
+
+    nursery.start_soon(payload)
+    await wait_all_tasks_blocked()
+    transport.open.set()
+    await wait_all_tasks_blocked()
+    assert transport.sent == [b"first", b"second", b"payload"]
+    nursery.cancel_scope.cancel()
+
+
+async def test_a_writer_task_that_has_ended_is_replaced_for_more(nursery):
+    transport = Narrow(1 << 20)
+    outbox = Outbox(transport, on_room=lambda: None)
+    outbox.nursery = nursery
+    for number in (b"1", b"2"):
+        outbox.add(number)
+        outbox.flush_soon()
+        await wait_all_tasks_blocked()
+        for _ in range(2):
+            outbox.dismiss_idle_writer()
+            outbox.dismiss_idle_writer()
+        await wait_all_tasks_blocked()
+        assert not nursery.child_tasks
+    assert transport.taken == b"12"
+    nursery.cancel_scope.cancel()
+
+
+async def test_a_queued_payload_is_counted_until_it_has_left(nursery):
+    """With nothing before it, with something, and with more parts than the kernel takes at once."""
+    for ahead in (b"", b"before"):
+        transport = Narrow(1 << 20)
+        outbox = Outbox(transport, on_room=lambda: None)
+        if ahead:
+            outbox.add(ahead)
+        await outbox.acquire()
+        frames = messages.Cutter([b"%04d" % number for number in range(3000)]).cut(1 << 20, sid=1, max_frame=16_384)
+        await outbox.write(frames)
+        assert transport.taken == ahead + b"".join(frames.parts)
+        assert (outbox.size, outbox.socket) == (0, Socket.FREE)
