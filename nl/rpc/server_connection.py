@@ -181,7 +181,7 @@ class ServerConnection(Connection):
     def after_call(self) -> None:
         """A call is over: perhaps the connection, too."""
         if not self.h2.streams:
-            self.idle_since = self.h2.now
+            self.idle_since = trio.current_time()  # what was read last may be long ago
             if self.draining and not self._leaving and self._is_done() and self.nursery is not None:
                 self._leaving = True
                 self.nursery.start_soon(self._leave_when_taken)
@@ -383,7 +383,7 @@ class ServerConnection(Connection):
         """Keeps a call that cannot be closed yet, and closes it as soon as there is room and credit for its reply."""
         self.held_back[call] = (outcome, metadata)
         if call.blocked_since is None:
-            call.blocked_since = self.h2.now
+            call.blocked_since = trio.current_time()  # its handler may have run for long
         if self.outbox.size >= HIGH_WATER:
             self._need_room[call] = None
         else:
