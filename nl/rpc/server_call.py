@@ -237,6 +237,7 @@ class ServerCall(Call):
             raise InternalError("trailers were sent already")
         details = status_details if isinstance(status_details, list | tuple) else ()
         self.close(Outcome(status.value, status_message or "", details), metadata=metadata)
+        self.connection.outbox.flush_soon()  # the handler may have much to do still
 
     # -- the end -----------------------------------------------------------------------------------------------------
 

@@ -38,6 +38,11 @@ class Client(RawClient):
         self.opened.remove(stream)
         self.decoder = HeaderDecoder(max_list_size=1 << 20)
 
+    async def settled(self):
+        """Everything sent so far has been looked at, and what handlers had to say to it at once is here."""
+        for _ in range(2):
+            await super().settled()
+
     async def ending(self, sid):
         """What becomes of a call: its fields (of headers and trailers), its DATA, and the code of a reset or None."""
         fields, data = {}, b""
