@@ -142,3 +142,32 @@ def test_far_below_the_bound_nobody_is_looked_at(held):
     assert not held.count(one)
     one.size = 1001
     assert held.count(one)
+
+
+def test_who_is_not_counted_is_nobodys_reason_to_look(held):
+    stranger = Client(held, 5000)
+    held.leave(stranger)
+    assert held.count(stranger) is False
+    assert held.total == 0
+
+
+async def test_the_watch_can_be_begun_again(held, nursery):
+    client = Client(held, 2000)
+    for _ in range(2):
+        seen = []
+
+        async def watch(seen=seen):
+            await held.wait_over()
+            seen.append(held.total)
+
+        client.size = 10
+        held.enter(client)
+        nursery.start_soon(watch)
+        await wait_all_tasks_blocked()
+        assert not seen
+        client.size = 2000
+        held.count(client)
+        await wait_all_tasks_blocked()
+        assert seen == [2000]
+        held.look()
+        assert held.total == 0

@@ -98,3 +98,24 @@ def test_what_is_no_authority_is_refused(text):
 
 def test_an_ipv6_authority_keeps_its_brackets():
     assert parse_target("grpcs://[::1]").authority == "[::1]:443"
+
+
+@pytest.mark.parametrize(
+    ("text", "hint"), [("::1", True), ("a:b:c", True), ("a:b", False), ("a b", False), (":1", False)]
+)
+def test_only_what_may_be_an_ipv6_address_is_told_about_brackets(text, hint):
+    with pytest.raises(ValueError, match="expected host:port") as caught:
+        parse_target(text)
+    assert ("an IPv6 address needs brackets" in str(caught.value)) is hint
+
+
+@pytest.mark.parametrize("text", ["unix", "unix-abstract", "dns", "grpc"])
+def test_a_scheme_without_anything_behind_it_is_a_name(text):
+    with pytest.raises(ValueError, match="has no port"):
+        parse_target(text)
+
+
+def test_a_path_with_a_nul_is_none():
+    with pytest.raises(ValueError, match="names no path"):
+        parse_target("unix:/a\0b")
+    assert str(parse_target("unix-abstract:a")) == "unix:@a"

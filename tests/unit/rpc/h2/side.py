@@ -67,7 +67,11 @@ class Noted(Stream):
         super().__init__(h2, sid)
         self.woken = 0
         self.told = 0
+        self.headers = []
         self.resets = []
+
+    def on_headers(self, fields):
+        self.headers.append([field[:2] for field in fields])
 
     def on_data(self):
         self.told += 1

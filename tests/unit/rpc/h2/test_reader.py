@@ -41,6 +41,8 @@ def test_padding_as_long_as_the_frame_is_an_error():
     side.open(1)
     with pytest.raises(ConnectionFault, match="padding"):
         side.feed(fr.frame(fr.DATA, fr.PADDED, 1, b"\x05abcd"))
+    with pytest.raises(ConnectionFault, match="padding"):
+        side.feed(fr.frame(fr.DATA, fr.PADDED, 1, b""))
 
 
 def test_a_run_of_equal_frames_is_taken_as_far_as_credit_goes():
@@ -227,8 +229,7 @@ def test_a_frame_that_could_be_no_header_block_of_ours_ends_the_connection():
     for length in (400, 401):
         side = Side(limits=Limits(max_header_list_size=200, control_burst=1e6))
         if length == 400:
-            side.feed(fr.frame(fr.SETTINGS, 0, 0, fr.SETTING.pack(9, 9) * 66))
-            side.feed(fr.goaway(0, 0, "x" * 256)[:3] + fr.goaway(0, 0, "x" * 256)[3:])
+            side.feed(fr.frame(fr.GOAWAY, 0, 0, bytes(length)))
         else:
             with pytest.raises(ConnectionFault, match="FRAME_SIZE_ERROR: frame of type 7 with 401 bytes"):
                 side.feed(fr.frame(fr.GOAWAY, 0, 0, bytes(length)))
@@ -362,6 +363,15 @@ def test_a_run_takes_no_more_than_either_window_has(whose):
     window.left = 4 * 5000
     side.feed(fr.frame(fr.DATA, 0, 1, bytes(5000)) * 4)
     assert (stream.held, window.left, stream.told) == (4 * 5000, 0, 1)
+    window.left = 4 * 5000
+    five = fr.frame(fr.DATA, 0, 1, bytes(5000)) * 5
+    if whose == "connection":
+        with pytest.raises(ConnectionFault, match="connection window exceeded"):
+            side.feed(five)
+        assert stream.held == 8 * 5000
+    else:
+        side.feed(five)
+        assert stream.resets == [ErrorCode.FLOW_CONTROL_ERROR]
 
 
 @pytest.mark.parametrize("frames", [3, 4])
@@ -371,3 +381,17 @@ def test_a_run_of_a_request_that_said_its_length_is_counted_frame_by_frame(frame
     stream.content_left = 3 * 5000
     side.feed(fr.frame(fr.DATA, 0, 1, bytes(5000)) * frames, fr.frame(fr.DATA, fr.END_STREAM, 1))
     assert stream.resets == ([] if frames == 3 else [ErrorCode.PROTOCOL_ERROR])
+
+
+@pytest.mark.parametrize("cut", [0, 12])
+@pytest.mark.parametrize("answered", [False, True])
+@pytest.mark.parametrize("frame", [fr.frame(fr.DATA, fr.END_STREAM, 1, b"some"), padded(1, b"some", 3, end=True),
+                                   fr.frame(fr.DATA, fr.END_STREAM, 1), padded(1, b"", 3, end=True)])  # fmt: skip
+def test_the_end_of_a_request_ends_its_stream_if_it_has_been_answered_and_only_then(frame, answered, cut):
+    side = Side()
+    [stream] = side.open(1)
+    stream.send_closed = answered
+    done = side.reader.receive(memoryview(frame), start=0, end=min(cut, len(frame)))
+    side.reader.receive(memoryview(frame), start=done, end=len(frame))
+    assert stream.recv_closed
+    assert (1 in side.h2.streams) is not answered

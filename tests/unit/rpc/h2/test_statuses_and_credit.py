@@ -752,3 +752,126 @@ def test_at_the_end_the_receive_buffers_are_let_go_of_and_nobody_is_woken():
     side.h2.end()
     assert owner.held == 0
     assert not (side.h2.blocked or side.h2._starved or one.chunks)
+
+
+# -- the second way to the same end ----------------------------------------------------------------------------------
+
+
+def test_a_stream_that_waits_for_its_own_window_and_is_reset_waits_no_more():
+    side = Side(settings={WINDOW: 0})
+    one, three = side.open(1, 3)
+    side.h2.wait_for_credit(one)
+    side.h2.wait_for_credit(three)
+    side.feed(rst(1), fr.settings({WINDOW: 100}))
+    assert (one.woken, three.woken) == (0, 1)
+    side.h2.wait_for_credit(three)
+    side.h2.stop_waiting(three)
+    side.h2.wake_next()
+    assert three.woken == 1
+
+
+def test_a_stream_that_goaway_has_promised_is_no_refused_one():
+    side = Side()
+    side.open(1, 3)
+    side.feed(rst(3))
+    side.h2.goaway(ErrorCode.NO_ERROR)
+    assert [side.h2.status_of(sid) for sid in (1, 3, 5)] == [Status.LIVE, Status.CLOSED, Status.REFUSED]
+    side = Side()
+    side.h2.goaway(ErrorCode.NO_ERROR, last_sid=3)
+    side.open(1, 3, 5)
+    assert sorted(side.streams) == [1, 3]
+
+
+def test_the_end_of_a_request_moves_something_also_where_it_is_empty():
+    side = Side(limits=Limits(control_burst=100, control_per_s=0))
+    for sid in range(1, 99, 2):
+        side.open(sid)
+        side.feed(fr.frame(fr.DATA, fr.END_STREAM, sid))
+    assert side.h2._control.left == 99
+
+
+@pytest.mark.parametrize("ended", [False, True])
+def test_credit_of_padding_goes_back_to_a_stream_that_may_still_use_it(ended):
+    side = Side(limits=Limits(stream_window=fr.DEFAULT_WINDOW, connection_window=1 << 20))
+    side.open(1)
+    frames = [fr.frame(fr.DATA, fr.PADDED, 1, b"\xff" + b"x" + bytes(255))] * 127  # of 256 bytes that nobody reads each
+    last = fr.frame(fr.DATA, fr.PADDED | (fr.END_STREAM if ended else 0), 1, b"\xff" + b"x" + bytes(255))
+    side.feed(*frames)
+    assert [frame for frame in side.frames() if frame[:2] == (fr.WINDOW_UPDATE, 1)] == []
+    side.feed(last)
+    found = [frame for frame in side.frames() if frame[:2] == (fr.WINDOW_UPDATE, 1)]
+    assert found == ([] if ended else [(fr.WINDOW_UPDATE, 1, fr.U32.pack(128 * 256))])
+
+
+def test_trailers_that_depend_on_their_own_stream_reset_it():
+    side = Side()
+    [stream] = side.open(1)
+    flags = fr.END_HEADERS | fr.END_STREAM | fr.HAS_PRIORITY
+    side.feed(fr.frame(fr.HEADERS, flags, 1, fr.U32.pack(1) + b"\0" + hpack.encode([(b"a", b"b")])))
+    assert stream.resets == [ErrorCode.PROTOCOL_ERROR]
+    assert stream.headers == []
+
+
+def test_a_client_takes_no_requests():
+    side = Side(client=True)
+    for sid in (1, 2):
+        with pytest.raises(ConnectionFault, match="PROTOCOL_ERROR: frame of type 1 on IDLE stream"):
+            side.feed(fr.frame(fr.HEADERS, fr.END_HEADERS, sid, BLOCK))
+    assert side.requests == []
+
+
+def test_trailers_are_told_once_with_the_end_of_the_stream_and_never_after_it():
+    side = Side()
+    [stream] = side.open(1)
+    trailers = fr.frame(fr.HEADERS, fr.END_HEADERS | fr.END_STREAM, 1, hpack.encode([(b"a", b"b")]))
+    side.feed(trailers)
+    assert (stream.headers, stream.told, stream.recv_closed) == ([[(b"a", b"b")]], 1, True)
+    side.feed(trailers)
+    assert (len(stream.headers), stream.resets) == (1, [ErrorCode.STREAM_CLOSED])
+
+
+def test_a_clients_response_headers_are_told_without_the_end():
+    side = Side(client=True)
+    side.h2.take_sid()
+    stream = side.h2.streams[1] = Noted(side.h2, 1)
+    side.feed(fr.frame(fr.HEADERS, fr.END_HEADERS, 1, hpack.RESPONSE))
+    assert (len(stream.headers), stream.told, stream.recv_closed) == (1, 0, False)
+
+
+def test_data_behind_the_end_of_the_stream_resets_it_whatever_its_window():
+    side = Side()
+    [stream] = side.open(1, end=True)
+    side.feed(fr.frame(fr.DATA, 0, 1, b"more"))
+    assert stream.resets == [ErrorCode.STREAM_CLOSED]
+
+
+@pytest.mark.parametrize("ended", [False, True])
+def test_a_request_that_its_client_resets_gives_all_its_credit_back(ended):
+    side = Side()
+    [stream] = side.open(1)
+    side.feed(fr.frame(fr.DATA, fr.END_STREAM if ended else 0, 1, bytes(1000)), rst(1))
+    window = side.h2.recv_window
+    assert (stream.held, window.left + window.owed) == (0, window.size)
+
+
+def test_the_size_of_a_header_table_is_no_limit_of_a_header_list():
+    side = Side()
+    side.feed(fr.settings({Setting.HEADER_TABLE_SIZE: 5, Setting.ENABLE_PUSH: 1}))
+    assert side.h2.peer_max_header_list is None
+
+
+@pytest.mark.parametrize("order", [(1, 3), (3, 1)])
+def test_settings_overflow_the_largest_of_several_windows(order):
+    side = Side()
+    side.open(1, 3)
+    for sid in order:
+        side.feed(fr.window_update(sid, 1000 * sid))
+    with pytest.raises(ConnectionFault, match="INITIAL_WINDOW_SIZE overflows a window"):
+        side.feed(fr.settings({WINDOW: fr.MAX_WINDOW - 2999}))
+    side = Side()
+    side.open(1, 3)
+    for sid in order:
+        side.feed(fr.window_update(sid, 1000 * sid))
+    side.feed(fr.settings({WINDOW: fr.MAX_WINDOW - 3000}), rst(3), fr.settings({WINDOW: fr.MAX_WINDOW - 1000}))
+    with pytest.raises(ConnectionFault, match="INITIAL_WINDOW_SIZE overflows a window"):
+        side.feed(fr.settings({WINDOW: fr.MAX_WINDOW - 999}))
