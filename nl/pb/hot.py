@@ -185,6 +185,13 @@ def _utf8(data: bytes) -> str:
         raise DecodeError(f"{error.reason} in a string") from None
 
 
+def stored_blob(pair: Pair) -> bytes:
+    """What an encoded BatchUpdateBlobsResponse says of a blob that was stored: its digest and an empty status."""
+    name, number = pair
+    size = b"\x10" + varint(number) if number else b""
+    return b"\x0a%c\x0a%c\x0a\x40%b%b\x12\x00" % (70 + len(size), 66 + len(size), name.encode(), size)
+
+
 def write_reply(committed_size: int) -> bytes:
     """An encoded WriteResponse."""
     return b"\x08" + varint(committed_size & _MASK64) if committed_size else b""

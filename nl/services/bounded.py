@@ -14,8 +14,8 @@ from nl.blob.reader import Buffer
 from nl.cas.large import MANY, off_loop_if
 from nl.errors import InvalidRequestError
 from nl.pb import reapi
-from nl.pb.codec import decode
-from nl.pb.codec.wire import skip_field
+from nl.pb.codec import decoding
+from nl.pb.codec.wire import read_length, skip_field
 from nl.pb.find_missing import FindMissingRequest
 from nl.rpc.contract import ServerStream
 from nl.services.limits import BATCH_REQUEST_BYTES, FIND_MISSING_REQUEST_BYTES, MAX_ENTRIES
@@ -24,8 +24,6 @@ from nl.services.requests import EncodedRequest, receive_request
 T = TypeVar("T")
 _LEAST_ENTRY_BYTES: Final = 68
 """A valid digest has a hash of 64 characters, and tags and lengths around it."""
-_FEW: Final = 200
-"""Entries that carry data are few and long: going from one to the next is faster than searching through all bytes."""
 _BARE_BYTES: Final = 2 * MANY * _LEAST_ENTRY_BYTES
 """In fewer bytes than this, more than a few entries have no data."""
 _TAG: Final = b"\x12"
@@ -51,9 +49,8 @@ class EncodedBatchUpdate(EncodedRequest):
 
 def decode_batch_update(data: Buffer) -> reapi.BatchUpdateBlobsRequest:
     """Raises DecodeError, or InvalidRequestError for too many entries."""
-    if _has_more_entries(data, _FEW):
-        _check_entries(data, most=MAX_ENTRIES)
-    return decode(reapi.BatchUpdateBlobsRequest, data)
+    _check_entries(data, most=MAX_ENTRIES)
+    return decode_few_updates(data)
 
 
 class EncodedBatchRead(EncodedRequest):
@@ -63,14 +60,21 @@ class EncodedBatchRead(EncodedRequest):
 def decode_batch_read(data: Buffer) -> reapi.BatchReadBlobsRequest:
     """Raises DecodeError, or InvalidRequestError for too many entries."""
     _check_entries(data, most=MAX_ENTRIES)
-    return decode(reapi.BatchReadBlobsRequest, data)
+    return decode_few_reads(data)
 
 
-async def receive_batch(stream: ServerStream[Any, Any], decode_batch: Callable[[Buffer], T]) -> T:
-    """As `receive_decoded`, for requests that take long for their entries, not for their bytes."""
+decode_few_updates = decoding(reapi.BatchUpdateBlobsRequest)
+decode_few_reads = decoding(reapi.BatchReadBlobsRequest)
+"""For those that were counted already."""
+
+
+async def receive_batch(
+    stream: ServerStream[Any, Any], decode_few: Callable[[Buffer], T], decode_crowd: Callable[[Buffer], T]
+) -> T:
+    """As `receive_decoded`, for requests that take long for their entries, not for their bytes: up to MANY are few."""
     request: EncodedRequest = await receive_request(stream)
     data = request.data
-    return await off_loop_if(True, decode_batch, data) if _is_crowd(data) else decode_batch(data)
+    return await off_loop_if(True, decode_crowd, data) if _is_crowd(data) else decode_few(data)
 
 
 def _is_crowd(data: Buffer) -> bool:
@@ -101,10 +105,17 @@ def _has_more_entries(data: Buffer, most: int) -> bool:
     at, end, count = 0, len(data), 0
     try:
         while at < end:
-            count += data[at] == _TAG[0]
+            if data[at] != _TAG[0]:
+                at = skip_field(data, at, end)
+                continue
+            count += 1
             if count > most:
                 return True
-            at = skip_field(data, at, end)
+            length = data[at + 1]
+            at += 2
+            if length > 127:
+                length, at = read_length(data, at, length)
+            at += length
     except (ValueError, IndexError):
         pass
     return False

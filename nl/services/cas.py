@@ -27,7 +27,7 @@ from nl.model.access import Right
 from nl.model.digest import Digest, DigestFunction
 from nl.pb import reapi, rpc_status
 from nl.pb.codec import encode
-from nl.pb.hot import BatchReadReply
+from nl.pb.hot import BatchReadReply, stored_blob
 from nl.rpc.contract import ServerStream
 from nl.services.bounded import (
     EncodedBatchRead,
@@ -35,6 +35,8 @@ from nl.services.bounded import (
     EncodedFindMissing,
     decode_batch_read,
     decode_batch_update,
+    decode_few_reads,
+    decode_few_updates,
     decode_find_missing,
     receive_batch,
 )
@@ -57,7 +59,6 @@ _EXPLANATION_CHARS = 300
 """How many failed blobs of a batch get a message beside their code, and how long that may be."""
 _HAS_AT_ONCE = 20_000
 """How many digests a store is asked about before others get their turn."""
-_OK = rpc_status.Status()
 _IDENTITY = reapi.CompressorValue.IDENTITY
 _ZSTD = reapi.CompressorValue.ZSTD
 _Triple = tuple[str, int, DigestFunction]
@@ -103,7 +104,7 @@ class CasService:
         self, stream: ServerStream[EncodedBatchUpdate, reapi.BatchUpdateBlobsResponse]
     ) -> None:
         """Stores blobs, each checked against its digest, each with a status of its own."""
-        request = await receive_batch(stream, decode_batch_update)
+        request = await receive_batch(stream, decode_few_updates, decode_batch_update)
         instance = self._instances.get(stream, request.instance_name, Right.WRITE_CAS)
         function = parse_function(request.digest_function)
         blobs = request.requests
@@ -113,46 +114,67 @@ class CasService:
                 f"the batch has {total} bytes of blobs, more than {BATCH_UPDATE_BYTES}; max_batch_total_size_bytes is "
                 f"{BATCH_BYTES}"
             )
-        room = UNPACKED_BATCH_BYTES
         failed: list[NlError | None] = [None] * len(blobs)
-        checked: list[tuple[int, Digest]] = []
+        plain: list[tuple[int, Digest]] = []
+        packed: list[tuple[int, Digest]] = []
 
         async def check_one(at: int) -> None:
-            nonlocal room
             blob = blobs[at]
             try:
                 digest = parse_digest(blob.digest, function, "digest")
                 if blob.compressor == _IDENTITY:
                     check_bytes(blob.data, digest)
-                    checked.append((at, digest))
-                    return
-                if blob.compressor != _ZSTD:
+                    plain.append((at, digest))
+                elif blob.compressor == _ZSTD:
+                    packed.append((at, digest))
+                else:
                     raise InvalidRequestError(
                         f"{digest}: compressor {int(blob.compressor)} is not offered by this server"
                     )
-                if digest.size > room:
-                    raise InvalidRequestError(f"{digest} does not fit into a batch any more: upload it by itself")
-                room -= digest.size
-                await self._packing.store(instance.packed, digest, blob.data)
             except NlError as exc:
                 failed[at] = exc
 
-        await for_each(len(blobs), check_one)
-        results = await instance.store.put_many([(digest, blobs[at].data) for at, digest in checked])
-        for (at, _), error in zip(checked, results, strict=True):
+        await for_each(len(blobs), check_one, tasks=1)
+        if packed:
+            await self._store_packed(instance, blobs, packed, failed)
+        results = await instance.store.put_many([(digest, blobs[at].data) for at, digest in plain])
+        for (at, _), error in zip(plain, results, strict=True):
             failed[at] = error
         explain = _Explanations()
         statuses = [
-            _OK if error is None else rpc_status.Status(code=int(error.code), message=explain(error))
+            None if error is None else rpc_status.Status(code=int(error.code), message=explain(error))
             for error in failed
         ]
         await stream.send_parts([await off_loop_if(len(blobs) > MANY, _encode_statuses, blobs, statuses)])
+
+    async def _store_packed(
+        self,
+        instance: CasInstance,
+        blobs: Sequence[reapi.BatchUpdateBlobsRequestRequest],
+        packed: Sequence[tuple[int, Digest]],
+        failed: list[NlError | None],
+    ) -> None:
+        """Stores those blobs of a batch that come packed; `failed` gets their errors."""
+        room = UNPACKED_BATCH_BYTES
+
+        async def store_one(number: int) -> None:
+            nonlocal room
+            at, digest = packed[number]
+            try:
+                if digest.size > room:
+                    raise InvalidRequestError(f"{digest} does not fit into a batch any more: upload it by itself")
+                room -= digest.size
+                await self._packing.store(instance.packed, digest, blobs[at].data)
+            except NlError as exc:
+                failed[at] = exc
+
+        await for_each(len(packed), store_one)
 
     async def batch_read_blobs(
         self, stream: ServerStream[EncodedBatchRead, reapi.BatchReadBlobsResponse]
     ) -> None:
         """Whole blobs, each with a status of its own; RESOURCE_EXHAUSTED for those that the reply has no room for."""
-        request = await receive_batch(stream, decode_batch_read)
+        request = await receive_batch(stream, decode_few_reads, decode_batch_read)
         instance = self._instances.get(stream, request.instance_name, Right.READ_CAS)
         function = parse_function(request.digest_function)
         found: list[Buffer | NlError] = [b""] * len(request.digests)
@@ -259,16 +281,17 @@ def _that_fit(
 
 
 def _encode_statuses(
-    blobs: Sequence[reapi.BatchUpdateBlobsRequestRequest], statuses: Sequence[rpc_status.Status]
+    blobs: Sequence[reapi.BatchUpdateBlobsRequestRequest], statuses: Sequence[rpc_status.Status | None]
 ) -> bytes:
-    return encode(
-        reapi.BatchUpdateBlobsResponse(
-            responses=[
-                reapi.BatchUpdateBlobsResponseResponse(digest=blob.digest, status=status)
-                for blob, status in zip(blobs, statuses, strict=True)
-            ]
-        )
-    )
+    """The reply to an upload; None is OK, which only a blob with a digest can be."""
+    reply = []
+    for blob, status in zip(blobs, statuses, strict=True):
+        if status is None and blob.digest is not None:
+            reply.append(stored_blob((blob.digest.hash, blob.digest.size_bytes)))
+        else:
+            response = reapi.BatchUpdateBlobsResponseResponse(digest=blob.digest, status=status)
+            reply.append(encode(reapi.BatchUpdateBlobsResponse(responses=[response])))
+    return b"".join(reply)
 
 
 async def _has_many(store: Store, digests: Sequence[Digest]) -> list[int | None]:

@@ -33,7 +33,7 @@ async def for_each(count: int, act: Callable[[int], Awaitable[None]], *, tasks: 
                 await trio.lowlevel.checkpoint()
                 until = perf_counter() + SLICE_S
 
-    if count == 1:
+    if min(count, tasks) == 1:
         await work()
         return
     failures: list[Exception] = []

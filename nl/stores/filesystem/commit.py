@@ -12,6 +12,8 @@ from __future__ import annotations
 
 import os
 import time
+from collections.abc import Sequence
+from typing import NamedTuple
 
 import trio
 
@@ -25,6 +27,17 @@ from nl.stores.filesystem.scanning import Scanner
 
 _PATIENCE_S = 1.0
 """How long after its beginning a scan may make uploads wait that find nothing to evict."""
+
+
+class Finished(NamedTuple):
+    """A file of `temp` that is whole, and where it belongs."""
+
+    temp_name: str
+    folder: Folder
+    name: str
+    key: IndexKey
+    facts: os.stat_result
+    """Its stat."""
 
 
 class Committer(Evictor):
@@ -104,6 +117,24 @@ class Committer(Evictor):
             if made is Made.NOTHING_KNOWN:
                 is_patient = await self._scanner.progress(patience_s=_PATIENCE_S)
             await trio.lowlevel.checkpoint()
+
+    async def commit_together(self, files: Sequence[Finished]) -> int:
+        """Places files whose bytes are right, under the lock once, as long as they need no room made for them.
+
+        Returns how many, from the first one on: the next one is to be committed by itself. Raises UnavailableError.
+        """
+        count = 0
+        try:
+            await self.lock.acquire()
+            with self.locked():
+                for temp_name, folder, name, key, facts in files:
+                    if not self._has_room(self.mirror.index.cost(facts.st_size)):
+                        break
+                    self._place(temp_name, folder, name, key=key, facts=facts, is_known=True)
+                    count += 1
+        except OSError:
+            pass  # committed by itself, the next one says why
+        return count
 
     def _has_room(self, cost: int) -> bool:
         """Whether there is room for one more file, even if it replaces none: nearly always."""

@@ -23,11 +23,14 @@ import trio
 
 from nl.plugin import (
     MAX_WHOLE,
+    SMALL,
     BlobSizeLimit,
     Buffer,
     Deletes,
+    Digest,
     Key,
     LocalFiles,
+    NlError,
     Reader,
     Removals,
     Store,
@@ -132,6 +135,19 @@ class FilesystemStore(Store):
 
     async def put(self, key: Key, data: Buffer) -> None:
         await self._uploader.put(key, data)
+
+    async def put_many(self, blobs: Sequence[tuple[Key, Buffer]]) -> list[NlError | None]:
+        small = [at for at, (key, data) in enumerate(blobs) if type(key) is Digest and len(data) <= SMALL]
+        if len(small) < 2:
+            return await super().put_many(blobs)
+        failed: list[NlError | None] = [None] * len(blobs)
+        together = [(cast("Digest", blobs[at][0]), blobs[at][1]) for at in small]
+        for at, error in zip(small, await self._uploader.put_small(together), strict=True):
+            failed[at] = error
+        others = sorted(set(range(len(blobs))).difference(small))
+        for at, error in zip(others, await super().put_many([blobs[at] for at in others]), strict=True):
+            failed[at] = error
+        return failed
 
     async def write(self, key: Key, reader: Reader) -> None:
         await self._uploader.write(key, reader)

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import errno
 import os
+from collections.abc import Awaitable, Sequence
+from contextlib import ExitStack
 
 import trio
 
@@ -18,12 +20,15 @@ from nl.plugin import (
     UnavailableError,
     UploadMismatchError,
 )
-from nl.stores.filesystem.commit import Committer
+from nl.stores.filesystem.commit import Committer, Finished
 from nl.stores.filesystem.disk_space import ATTEMPTS, DiskSpace
 from nl.stores.filesystem.layout import Folder
 from nl.stores.filesystem.names import IndexKey
 from nl.stores.filesystem.oserrors import translate
 from nl.stores.filesystem.writing import DiskPace, Gatherer, TempFile, drain
+
+_TOGETHER = 16
+"""Small blobs of a batch that are placed in one section under the lock: a fifth of a millisecond."""
 
 
 class Uploader:
@@ -69,6 +74,59 @@ class Uploader:
                 await self._commit(file, folder, name, index_key)
         except OSError as error:
             raise self._failed(error, folder, name, size) from error
+
+    async def put_small(self, blobs: Sequence[tuple[Digest, Buffer]]) -> list[NlError | None]:
+        """What `put` raises for each of some small blobs, None where it is stored: some at a time share a section."""
+        outcomes: list[NlError | None] = []
+        for start in range(0, len(blobs), _TOGETHER):
+            if start:
+                await trio.lowlevel.checkpoint()
+            outcomes += await self._put_together(blobs[start : start + _TOGETHER])
+        return outcomes
+
+    async def _put_together(self, blobs: Sequence[tuple[Digest, Buffer]]) -> list[NlError | None]:
+        outcomes: list[NlError | None] = [None] * len(blobs)
+        written: list[tuple[int, TempFile, Finished]] = []
+        with ExitStack() as files:
+            for at, (digest, data) in enumerate(blobs):
+                try:
+                    file = self._write_small(digest, data, files)
+                    if file is not None:
+                        written.append((at, file, Finished(file.name, *self._layout.locate(digest), file.finish())))
+                except NlError as refused:
+                    outcomes[at] = refused
+                except OSError:  # a full disk, a folder that has gone: alone, it has room made, or says what is wrong
+                    outcomes[at] = await _error_of(self.put(digest, data))
+            try:
+                count = await self._committer.commit_together([each for _, _, each in written])
+            except UnavailableError as error:  # a process stands still with the lock: no need to wait for it again
+                for at, _, _ in written:
+                    outcomes[at] = error
+                return outcomes
+            for number, (at, file, each) in enumerate(written):
+                if number < count:
+                    self._count(file, each.facts)
+                else:
+                    outcomes[at] = await _error_of(self._place_alone(file, each))
+        return outcomes
+
+    def _write_small(self, digest: Digest, data: Buffer, files: ExitStack) -> TempFile | None:
+        """A file of a small blob, which `files` closes; None if there need be none. Raises what `put` does; OSError."""
+        if digest in EMPTY_DIGESTS:
+            return None
+        _require_size(digest, len(data))
+        if self._committer.is_intact(digest):
+            return None
+        self._committer.refuse_too_large(digest, len(data))
+        file = files.enter_context(TempFile(self._layout))
+        file.append((data,))
+        return file
+
+    async def _place_alone(self, file: TempFile, finished: Finished) -> None:
+        try:
+            await self._place(file, finished)
+        except OSError as error:
+            raise self._failed(error, finished.folder, finished.name, finished.facts.st_size) from error
 
     async def write(self, key: Key, reader: Reader) -> None:
         """See Store.write. UnavailableError if the blob was there, and has gone while its bytes came once more."""
@@ -127,19 +185,26 @@ class Uploader:
         durable = self._durable and folder is not self._layout.blobs
         if durable:
             await trio.to_thread.run_sync(os.fsync, file.fd, limiter=self._threads)
-        facts = file.finish()
+        await self._place(file, Finished(file.name, folder, name, index_key, file.finish()))
+        if durable:  # the name, too
+            await trio.to_thread.run_sync(os.fsync, folder.fd, limiter=self._threads)
+
+    async def _place(self, file: TempFile, finished: Finished) -> None:
+        temp_name, folder, name, key, facts = finished
         for attempt in range(ATTEMPTS):
             try:
-                await self._committer.commit(file.name, folder, name, key=index_key, facts=facts)
+                await self._committer.commit(temp_name, folder, name, key=key, facts=facts)
                 break
             except OSError as error:
                 if not await self._space.make_room_for_name(error, attempt=attempt):
                     raise
         else:
-            await self._committer.commit(file.name, folder, name, key=index_key, facts=facts)
+            await self._committer.commit(temp_name, folder, name, key=key, facts=facts)
+        self._count(file, facts)
+
+    def _count(self, file: TempFile, facts: os.stat_result) -> None:
+        """A file is in its place."""
         file.committed = True
-        if durable:  # the name, too
-            await trio.to_thread.run_sync(os.fsync, folder.fd, limiter=self._threads)
         self.written_blobs += 1
         self.written_bytes += facts.st_size
 
@@ -149,6 +214,14 @@ class Uploader:
             self._mirror.folder_lost = True  # `temp_path` is not watched; the next tick makes it anew.
         advice = self._space.advice(error, size)
         return translate(error, store=self._layout.name, path=f"{folder.path}/{name}", doing="write", advice=advice)
+
+
+async def _error_of(operation: Awaitable[None]) -> NlError | None:
+    try:
+        await operation
+    except NlError as error:
+        return error
+    return None
 
 
 def _require_size(digest: Digest, size: int) -> None:

@@ -6,7 +6,7 @@ import hashlib
 
 import pytest
 
-from nl.pb import bytestream, codec, hot, reapi
+from nl.pb import bytestream, codec, hot, reapi, rpc_status
 from nl.pb import find_missing as find_missing_codec
 
 
@@ -140,6 +140,14 @@ def test_a_write_without_payload_is_all_head():
 def test_a_write_of_another_shape_is_for_the_general_codec(data):
     with pytest.raises(hot.NotStreamableError):
         hot.parse_write_head(data, len(data))
+
+
+@pytest.mark.parametrize("size", [0, 1, 127, 128, 4096, (1 << 63) - 1])
+def test_a_stored_blob_is_told_as_the_general_codec_tells_it(size):
+    response = reapi.BatchUpdateBlobsResponseResponse(
+        digest=reapi.Digest(hash="a" * 64, size_bytes=size), status=rpc_status.Status()
+    )
+    assert hot.stored_blob(("a" * 64, size)) == codec.encode(reapi.BatchUpdateBlobsResponse(responses=[response]))
 
 
 @pytest.mark.parametrize("size", [0, 1, 127, 128, 4096, 1 << 40, -1])

@@ -78,11 +78,15 @@ class _OneRequest:
         return EncodedBatchRead.decode(self.data)
 
 
+def _where(_):
+    return threading.get_ident()
+
+
 async def test_bytes_that_look_like_entries_are_not_taken_for_many():
     blob = b"\x12" * (4 * MANY)
     request = reapi.BatchUpdateBlobsRequestRequest(digest=reapi.Digest(hash=H, size_bytes=len(blob)), data=blob)
     data = encode(reapi.BatchUpdateBlobsRequest(requests=[request]))
-    assert await receive_batch(_OneRequest(data), lambda _: threading.get_ident()) == threading.get_ident()
+    assert await receive_batch(_OneRequest(data), _where, _where) == threading.get_ident()
 
 
 @pytest.mark.parametrize(("entries", "in_loop"), [(1, True), (MANY, True), (MANY + 1, False)])
@@ -91,5 +95,5 @@ async def test_a_batch_of_many_entries_is_decoded_beside_the_loop(entries, in_lo
         assert len(data) == 2 * entries
         return threading.get_ident()
 
-    found = await receive_batch(_OneRequest(b"\x12\x00" * entries), decode)
+    found = await receive_batch(_OneRequest(b"\x12\x00" * entries), decode, decode)
     assert (found == threading.get_ident()) is in_loop

@@ -1,14 +1,25 @@
 """Files under way: room is reserved before it is written to, and writes move to threads when the disk is slow."""
 
 import errno
+import fcntl
 import os
-from contextlib import ExitStack, nullcontext
+from contextlib import ExitStack, contextmanager, nullcontext
 
 import pytest
 import trio
 
 from nl.blob.hashing import digest_of
-from nl.plugin import CHUNK, SMALL, BytesReader, ExhaustedError, TooLargeError, UnavailableError
+from nl.plugin import (
+    CHUNK,
+    SMALL,
+    BytesReader,
+    Digest,
+    ExhaustedError,
+    TooLargeError,
+    UnavailableError,
+    UploadMismatchError,
+)
+from nl.stores.filesystem import lock
 from nl.stores.filesystem.layout import Layout
 from nl.stores.filesystem.reserving import reserve
 from nl.stores.filesystem.writing import DiskPace, Gatherer, TempFile
@@ -129,6 +140,54 @@ async def test_stalled_uploads_keep_little_together_whatever_the_disk_and_nothin
         for gatherer in gatherers:
             gatherer.forget()
         assert pace.gathered == 0
+
+
+async def test_a_batch_stays_under_max_bytes_and_each_blob_has_an_outcome_of_its_own(place):
+    blobs = [make_blob(4096, seed=seed) for seed in range(40)]
+    batch = [(digest_of(blob), blob) for blob in blobs]
+    large, wrong = make_blob(50_000), Digest("0" * 64, 5)
+    batch[10:10] = [(digest_of(large), large), (digest_of(b""), b""), (wrong, b"four"), batch[9]]
+    async with place.running(policy={"max_bytes": 40_960}) as store:
+        await store.put(*batch[0])
+        failed = await store.put_many(batch)
+        assert [type(error) for error in failed if error] == [TooLargeError, UploadMismatchError]
+        assert failed[10] and failed[12]
+        assert place.used() == 40_960
+        there = await store.has([digest_of(blob) for blob in blobs])
+        assert there == [None] * 30 + [4096] * 10, "the latest ones"
+        assert await store.get(digest_of(blobs[39])) == blobs[39]
+        assert store.statistics()["written_blobs"] == 41
+    assert not place.temp_files()
+
+
+@contextmanager
+def lock_held(place):
+    with open(place.content / ".lock", "r+b") as file:
+        fcntl.flock(file, fcntl.LOCK_EX)
+        yield
+
+
+async def test_a_batch_that_is_cancelled_while_it_waits_for_the_lock_leaves_nothing(place):
+    blobs = [(digest_of(blob), blob) for blob in (b"one", b"two", b"three")]
+    async with place.running() as store:
+        with lock_held(place):
+            with trio.move_on_after(0.05) as scope:
+                await store.put_many(blobs)
+            assert scope.cancelled_caught
+            assert not place.temp_files()
+        assert await store.has([digest for digest, _ in blobs]) == [None] * 3
+        assert await store.put_many(blobs) == [None] * 3
+        assert await store.has([digest for digest, _ in blobs]) == [3, 3, 5]
+
+
+async def test_a_batch_fails_as_a_whole_when_a_process_stands_still_with_the_lock(place, monkeypatch):
+    blobs = [(digest_of(blob), blob) for blob in (b"one", b"two", b"three")]
+    monkeypatch.setattr(lock, "_TIMEOUT_S", 0.01)
+    async with place.running() as store:
+        with lock_held(place):
+            failed = await store.put_many(blobs)
+        assert [type(error) for error in failed] == [UnavailableError] * 3
+    assert not place.temp_files()
 
 
 @pytest.mark.parametrize("goes", ["evicted", "deleted by somebody", "replaced by another", "not at all"])
