@@ -2,7 +2,7 @@
 filesystem stores, or any REAPI endpoint with `--endpoint HOST:PORT --pid PID`. Medians of several rounds, and with our
 own servers what TLS costs beside.
 
-`--against CHECKOUT` starts the servers of another checkout, too, and measures each row on both in turns.
+`--against CHECKOUT` starts the servers of another checkout, too, and compares each row burst by burst (pairs.py).
 `./dev bench hostile` measures a well-behaved client beside hostile ones: see hostile.py.
 
 The figure to trust is the server's CPU time per operation; rates move with whatever else the machine does.
@@ -20,10 +20,14 @@ import sys
 import time
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager
+from dataclasses import asdict
 from functools import partial
 from pathlib import Path
 
-from tests.bench import hostile
+import trio
+
+from tests.bench import hostile, pairs
+from tests.bench.pairs import compare
 from tests.bench.servers import KINDS, TRANSPORTS, Running, full_stack, transport_server
 from tests.bench.workloads import ROWS, TRANSPORT_ROWS
 from tests.support.processes import ROOT
@@ -126,17 +130,24 @@ def run_rows(label: str, server: Running, rows: Sequence[str], options: argparse
 
 
 def compare_rows(ours: Running, theirs: Running, rows: Sequence[str], options: argparse.Namespace) -> list[Result]:
-    """Each row on both servers in turns; the lowest CPU time of each is compared."""
+    """Each row on both servers, with TLS besides where both have it."""
     results = []
-    print(f"  {'row':12} {'there':>12} {'here':>12}  ratio")
+    tls = bool(options.tls and ours.tls_target and theirs.tls_target)
+    print(f"  {'row':12} {'':5} {'there':>13} {'here':>13}  ratio (quartiles)")
     for row in rows:
-        runs = in_turns(row, {"there": (theirs, False), "here": (ours, False)}, options)
-        there, here = least_cpu(runs["there"]), least_cpu(runs["here"])
-        both = [*runs["there"], *runs["here"]]
-        result: Result = {"row": row, "there_cpu_us": there, "here_cpu_us": here, "failed": sum(map(failures, both))}
-        errors = [f"{side}: {run['error']}" for side in runs for run in runs[side] if "error" in run]
-        note = f"  {result['failed']} FAILED: {errors[0]}" if errors else "  slower" if here > 1.05 * there else ""
-        print(f"  {row:12} {there:9.1f} us {here:9.1f} us  {ratio(here, there):5.2f}{note}", flush=True)
+        compared, errors = trio.run(partial(
+            compare, {**ROWS, **TRANSPORT_ROWS}[row], theirs, ours, rounds=options.rounds, instance=options.instance,
+            tls=tls,
+        ))  # fmt: skip
+        result: Result = {"row": row, "failed": len(errors), **asdict(compared[0])}
+        for label, each in zip(("plain", "TLS"), compared, strict=False):
+            print(f"  {row:12} {label:5} {each}", flush=True)
+        if len(compared) > 1:
+            result["tls"] = asdict(compared[1])
+            result["tls_ratio"] = compared[1].here / compared[0].here
+        if errors:
+            result["error"] = errors[0]
+            print(f"  {row:12} {len(errors)} FAILED: {errors[0]}", flush=True)
         results.append(result)
     return results
 
@@ -166,15 +177,16 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--only", choices=["transport", *KINDS], action="append")
     parser.add_argument("--rows", default="", help="comma separated; default all")
-    parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--rounds", type=int, help=f"default 3, with --against {pairs.ROUNDS}")
     parser.add_argument("--seconds", type=float, default=4)
     parser.add_argument("--no-tls", dest="tls", action="store_false", help="leave out what TLS costs")
-    parser.add_argument("--against", type=Path, metavar="CHECKOUT", help="measure in turns with another checkout")
+    parser.add_argument("--against", type=Path, metavar="CHECKOUT", help="compare with another checkout")
     parser.add_argument("--endpoint", help="measure this server instead of our own: HOST:PORT")
     parser.add_argument("--pid", default="", help="its process ids, comma separated")
     parser.add_argument("--instance", default="")
     parser.add_argument("--json", default=f"bench-{time.strftime('%Y%m%d-%H%M%S')}.json")
     options = parser.parse_args()
+    options.rounds = options.rounds or (pairs.ROUNDS if options.against else 3)
     results: list[Result] = []
     python = f"{platform.python_implementation()} {platform.python_version()}"
     print(f"{os.cpu_count()} cores, {python}, {platform.release()}")
