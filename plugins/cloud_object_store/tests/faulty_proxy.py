@@ -15,6 +15,15 @@ from dataclasses import dataclass, field
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Literal
 
+AZURE_KINDS = {
+    "part": ("PUT", r"comp=block&"),
+    "complete": ("PUT", r"comp=blocklist"),
+    "list": ("GET", r"comp=list"),
+    "head": ("HEAD", r""),
+    "get": ("GET", r""),
+    "put": ("PUT", r""),
+    "delete": ("DELETE", r""),
+}
 KINDS = {
     "create": ("POST", r"[?&]uploads"),
     "part": ("PUT", r"partNumber="),
@@ -66,6 +75,7 @@ class Fault:
 class FaultyProxy:
     target: int
     port: int = 0
+    kinds_of_requests: dict[str, tuple[str, str]] = field(default_factory=lambda: KINDS)
     faults: list[Fault] = field(default_factory=list)
     requests: list[Request] = field(default_factory=list)
     busy: int = 0
@@ -96,8 +106,8 @@ class FaultyProxy:
         return None
 
 
-def kind_of(method: str, path: str) -> str:
-    return next(kind for kind, (verb, form) in KINDS.items() if verb == method and re.search(form, path))
+def kind_of(method: str, path: str, kinds: dict[str, tuple[str, str]]) -> str:
+    return next(kind for kind, (verb, form) in kinds.items() if verb == method and re.search(form, path))
 
 
 class _Handler(BaseHTTPRequestHandler):
@@ -110,7 +120,8 @@ class _Handler(BaseHTTPRequestHandler):
     def handle_any(self) -> None:
         proxy = self.server.proxy
         body = self.rfile.read(int(self.headers.get("Content-Length") or 0))
-        request = Request(kind_of(self.command, self.path), self.path, dict(self.headers), body)
+        kind = kind_of(self.command, self.path, proxy.kinds_of_requests)
+        request = Request(kind, self.path, dict(self.headers), body)
         with proxy.lock:
             proxy.requests.append(request)
             proxy.busy += 1
@@ -177,6 +188,8 @@ class _Handler(BaseHTTPRequestHandler):
         text = f"<Error><Code>{fault.code}</Code><Message>as told</Message></Error>" if fault.code else ""
         body = b"" if self.command == "HEAD" else text.encode()
         self.send_response_only(fault.status)
+        if fault.code:
+            self.send_header("x-ms-error-code", fault.code)
         self.send_header("Content-Length", str(len(body)))
         self.end_headers()
         self.wfile.write(body)
@@ -202,10 +215,10 @@ class _Server(ThreadingHTTPServer):
 
 
 @contextmanager
-def faulty_proxy(target: int) -> Iterator[FaultyProxy]:
+def faulty_proxy(target: int, kinds: dict[str, tuple[str, str]] = KINDS) -> Iterator[FaultyProxy]:
     """A proxy for the server at port `target` of this machine."""
     with _Server(("127.0.0.1", 0), _Handler) as server:
-        server.proxy = proxy = FaultyProxy(target, port=server.server_address[1])
+        server.proxy = proxy = FaultyProxy(target, server.server_address[1], kinds)
         thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.02}, daemon=True)
         thread.start()
         try:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterator
+from pathlib import Path
 
 import pytest
 from cloud_support import KEY, SECRET, S3Server, moto, options_for  # noqa: F401
@@ -30,7 +31,7 @@ def proxy(moto: S3Server) -> Iterator[FaultyProxy]:  # noqa: F811
         yield proxy
 
 
-@pytest.mark.parametrize("provider", PROVIDERS)
+@pytest.mark.parametrize("provider", OF_PROVIDER)
 async def test_a_provider_works_and_signs_for_its_region(
     provider: str, proxy: FaultyProxy, moto: S3Server  # noqa: F811
 ) -> None:
@@ -77,3 +78,9 @@ def test_a_missing_region_is_told_as_such(monkeypatch: pytest.MonkeyPatch, tmp_p
     monkeypatch.setenv("AWS_CONFIG_FILE", str(tmp_path / "config"))
     client = PROVIDERS["aws"].connect(CloudObjectStoreOptions(provider="aws", bucket="a-bucket"))
     assert client._client.meta.endpoint_url.startswith("https://s3")
+
+
+def test_the_readme_names_every_provider() -> None:
+    text = (Path(__file__).parents[1] / "README.md").read_text()
+    for provider in PROVIDERS:
+        assert f"| `{provider}` |" in text

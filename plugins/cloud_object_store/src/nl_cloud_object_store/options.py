@@ -9,7 +9,7 @@ MIB = 1024 * 1024
 MAX_THREADS = 64
 
 class CloudObjectStoreOptions(Options):
-    """Blobs as objects of a bucket: Amazon S3, Cloudflare R2, Oracle, ONTAP, or any server that speaks S3."""
+    """Blobs as objects of a bucket: Amazon S3, Cloudflare R2, Oracle, ONTAP, Azure, or any server that speaks S3."""
 
     EXAMPLE = """{
   experimental_cloud_object_store: {
@@ -22,14 +22,21 @@ class CloudObjectStoreOptions(Options):
 
     provider: ProviderName
     """Whose object store it is."""
-    bucket: Text
-    """The bucket's name. It must exist."""
+    bucket: Text = ""
+    """The bucket's name (all but `azure`). It must exist."""
+    container: Text = ""
+    """The container's name (`azure`). It must exist."""
+    account_name: Text = ""
+    """The storage account (`azure`)."""
+    sas_url: SecretText = ""
+    """The container's URL with a shared access signature, in place of other credentials (`azure`)."""
     key_prefix: Text = ""
     """What all object keys begin with: `cas/`. Stores of different kinds of things need different ones."""
     region: Text = ""
     """Where the bucket is (`aws`, `oci`). For `aws` the default is that of the environment or of ~/.aws."""
     endpoint: Text = ""
-    """The server's URL. Needed for `ontap`; for `aws` any server that speaks S3."""
+    """The server's URL. Needed for `ontap`; for `aws` any server that speaks S3; for `azure` the account's address, if
+    that is not Azure's own."""
     account_id: Text = ""
     """The account (`r2`)."""
     namespace: Text = ""
@@ -37,7 +44,8 @@ class CloudObjectStoreOptions(Options):
     vserver_name: Text = ""
     """The storage VM (`ontap`)."""
     access_key_id: SecretText = ""
-    """By default credentials are found as boto3 does: environment, ~/.aws, the machine's or the pod's role."""
+    """By default credentials are found as boto3 does: environment, ~/.aws, the machine's or the pod's role.
+    Those of `azure` are found as Azure's own tools do: AZURE_STORAGE_KEY and the like, else azure-identity."""
     secret_access_key: SecretText = ""
     """Belongs to `access_key_id`."""
     root_certificates: Text = ""
@@ -71,8 +79,8 @@ class CloudObjectStoreOptions(Options):
     def check(self) -> None:
         """Refuses options that the provider does not have, and numbers that cannot work."""
         self._check_provider()
-        if self.endpoint:
-            self._check_endpoint()
+        self._check_address("endpoint", self.endpoint, shown=f'"{self.endpoint}"')
+        self._check_address("sas_url", self.sas_url, shown="the address")
         if bool(self.access_key_id) != bool(self.secret_access_key):
             missing = "secret_access_key" if self.access_key_id else "access_key_id"
             raise ConfigError(missing, "missing; expected both access_key_id and secret_access_key, or neither")
@@ -89,7 +97,7 @@ class CloudObjectStoreOptions(Options):
 
     def _check_provider(self) -> None:
         provider = PROVIDERS[self.provider]
-        for name in sorted(provider.needs | {"bucket"}):
+        for name in sorted(provider.needs):
             if not getattr(self, name):
                 raise ConfigError(name, f"missing; the provider {self.provider} needs it")
         for name in sorted(OF_SOME - provider.needs - provider.takes):
@@ -97,12 +105,14 @@ class CloudObjectStoreOptions(Options):
                 expected = ", ".join(sorted(provider.needs | provider.takes))
                 raise ConfigError(name, f"the provider {self.provider} has no such option; expected {expected}")
 
-    def _check_endpoint(self) -> None:
-        if not self.endpoint.startswith(("http://", "https://")):
-            raise ConfigError("endpoint", f'"{self.endpoint}" is no URL; expected https://HOST[:PORT]')
-        if self.endpoint.startswith("http://") and not self.insecure_allow_http:
-            problem = f'"{self.endpoint}" is not encrypted; expected https://, or insecure_allow_http: true'
-            raise ConfigError("endpoint", problem)
+    def _check_address(self, option: str, address: str, *, shown: str) -> None:
+        if not address:
+            return
+        if not address.startswith(("http://", "https://")):
+            raise ConfigError(option, f"{shown} is no URL; expected https://HOST[:PORT]")
+        if address.startswith("http://") and not self.insecure_allow_http:
+            problem = f"{shown} is not encrypted; expected https://, or insecure_allow_http: true"
+            raise ConfigError(option, problem)
 
     @property
     def part_size(self) -> int:

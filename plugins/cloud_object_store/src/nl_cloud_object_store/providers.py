@@ -1,7 +1,6 @@
 """The providers: which options each has, and how its client is made. To add one, write an `ObjectClient` and an entry.
 
-(`gcs` and `azure` of NativeLink are not here yet. An Azure upload is a list of blocks, which fits `create_upload`,
-`upload_part` and `complete_upload`; Google's XML interface has the same multipart uploads as S3.)
+(`gcs` of NativeLink is not here yet.)
 
 Clients are made in a thread, when the store starts; the provider's library is imported then.
 """
@@ -15,9 +14,10 @@ from typing import TYPE_CHECKING, Literal
 from nl_cloud_object_store.client import ObjectClient
 
 if TYPE_CHECKING:
+    from nl_cloud_object_store.http import Http
     from nl_cloud_object_store.options import CloudObjectStoreOptions
 
-ProviderName = Literal["aws", "r2", "oci", "ontap"]
+ProviderName = Literal["aws", "r2", "oci", "ontap", "azure"]
 """What `provider` may say: the keys of PROVIDERS."""
 
 
@@ -73,13 +73,34 @@ def _ontap(options: CloudObjectStoreOptions) -> ObjectClient:
     return _s3(options, region=options.vserver_name, endpoint="", path_style=True)
 
 
+def _azure(options: CloudObjectStoreOptions) -> ObjectClient:
+    """Azure's block blobs, or a server that speaks as they do."""
+    from nl_cloud_object_store.azure import AzureClient, AzureSettings
+
+    return AzureClient(AzureSettings(
+        account=options.account_name, container=options.container, endpoint=options.endpoint, sas_url=options.sas_url,
+    ), _http(options))
+
+
+def _http(options: CloudObjectStoreOptions) -> Http:
+    from nl_cloud_object_store.http import Http
+
+    return Http(
+        connections=options.max_threads + 16, connect_timeout=options.connect_timeout_s,
+        read_timeout=options.read_timeout_s, ca_file=options.root_certificates or None,
+    )
+
+
 _KEYS = frozenset({"access_key_id", "secret_access_key", "root_certificates"})
 
 PROVIDERS: dict[ProviderName, Provider] = {
-    "aws": Provider(_aws, frozenset(), _KEYS | {"region", "endpoint"}),
-    "r2": Provider(_r2, frozenset({"account_id"}), _KEYS | {"endpoint"}),
-    "oci": Provider(_oci, frozenset({"namespace", "region"}), _KEYS | {"endpoint"}),
-    "ontap": Provider(_ontap, frozenset({"endpoint", "vserver_name"}), _KEYS),
+    "aws": Provider(_aws, frozenset({"bucket"}), _KEYS | {"region", "endpoint"}),
+    "r2": Provider(_r2, frozenset({"bucket", "account_id"}), _KEYS | {"endpoint"}),
+    "oci": Provider(_oci, frozenset({"bucket", "namespace", "region"}), _KEYS | {"endpoint"}),
+    "ontap": Provider(_ontap, frozenset({"bucket", "endpoint", "vserver_name"}), _KEYS),
+    "azure": Provider(
+        _azure, frozenset({"account_name", "container"}), frozenset({"endpoint", "sas_url", "root_certificates"})
+    ),
 }
 """Each provider by the name that a config has for it."""
 OF_SOME = frozenset().union(*(each.needs | each.takes for each in PROVIDERS.values()))

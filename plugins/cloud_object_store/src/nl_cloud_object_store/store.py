@@ -81,7 +81,7 @@ class CloudObjectStore(Store):
 
     def statistics(self) -> Mapping[str, int | float | str]:
         return {
-            "bucket": self._options.bucket,
+            "bucket": self._options.bucket or self._options.container,
             **self._counts,
             "remembered": len(self._remembered),
             "lookups_spared": self._remembered.hits,

@@ -156,17 +156,18 @@ class Uploader:
             else:
                 with self._buffers.in_use():
                     upload = Multipart(self._client, key, left_over=self._sweeper.add_from_thread)
-                    await self._multipart(upload, source, room=room, first=first, held=held)
+                    await self._multipart(upload, source, room=room, first=first, held=held, replace=replace)
         finally:
             held.release()
 
     async def _multipart(
-        self, upload: Multipart, source: PromisedSource, *, room: int, first: bytearray, held: Reservation
+        self, upload: Multipart, source: PromisedSource, *, room: int, first: bytearray, held: Reservation,
+        replace: bool,
     ) -> None:
         try:
             await self._policy.run(lambda: self._threads.change(upload.create))
             await self._send_all(upload, source, room=room, first=first, held=held)
-            await self._complete(upload, source)
+            await self._complete(upload, source, replace=replace)
         except BaseException:
             with trio.move_on_after(GRACE_S, shield=True):
                 await self._abort(upload)
@@ -220,9 +221,11 @@ class Uploader:
         if data:
             send(data, held)
 
-    async def _complete(self, upload: Multipart, source: PromisedSource) -> None:
-        """The last request. Where its answer is lost, asking again finds no upload, and perhaps the object."""
-        lost = False
+    async def _complete(self, upload: Multipart, source: PromisedSource, *, replace: bool) -> None:
+        """The last request. Where its answer is lost, asking again finds no upload, and perhaps the object. So it is
+        where another has written the same blob meanwhile and the server then forgot the parts of all others (Azure).
+        """
+        lost = not replace
 
         async def attempt() -> None:
             nonlocal lost
