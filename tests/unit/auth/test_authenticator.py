@@ -423,3 +423,171 @@ def test_nothing_of_a_token_is_in_any_log_message_or_repr(tmp_path, caplog):
     assert "dTpubF9jaTI" not in shown
     assert hash_token(b"nl_ci").hex() not in shown
     assert "ci" in repr(door)
+
+
+class Clock:
+    """Wall time, set by hand."""
+
+    def __init__(self):
+        self.now = 1_000_000.0
+
+    def __call__(self):
+        return self.now
+
+
+END = "1970-01-12T13:46:50+00:00"  # 1,000,010 seconds
+
+
+def at_hand(tmp_path, text, clock, **more):
+    path = tmp_path / "tokens"
+    path.write_text(text)
+    door = Authenticator(AuthOptions(tokens_file=str(path), **more), path="auth", clock=clock)
+    door.load()
+    return door
+
+
+@pytest.mark.parametrize("known", [True, False])
+@pytest.mark.parametrize(("later", "is_taken"), [(9.9, True), (10.0, False), (10.1, False)])
+def test_a_token_is_taken_until_its_end_and_not_at_it(tmp_path, known, later, is_taken):
+    clock = Clock()
+    door = at_hand(tmp_path, line("ci", b"nl_ci", expires=END), clock)
+    if known:
+        door.authenticate(PEER, None, b"Bearer nl_ci")
+    clock.now += later
+    if is_taken:
+        assert door.authenticate(PEER, None, b"Bearer nl_ci").name == "ci"
+    else:
+        with pytest.raises(UnauthenticatedError, match="the token 'ci' has expired"):
+            door.authenticate(PEER, None, b"Bearer nl_ci")
+
+
+@pytest.mark.parametrize(("later", "is_said"), [(9.9, False), (10.0, True)])
+def test_tokens_that_have_ended_are_named_when_the_file_is_read(tmp_path, caplog, later, is_said):
+    clock = Clock()
+    clock.now += later
+    at_hand(tmp_path, line("a", b"nl_a", expires=END) + line("b", b"nl_b") + line("c", b"nl_c", expires=END), clock)
+    assert caplog.messages == ([f"{tmp_path}/tokens: expired: a, c"] if is_said else [])
+
+
+@pytest.mark.parametrize(("later", "is_taken"), [(-0.1, True), (0.0, True), (0.1, False)])
+def test_a_certificate_is_taken_up_to_its_end(later, is_taken):
+    clock = Clock()
+    grant = CertificateGrant(allow=("read",), common_name="*")
+    door = Authenticator(AuthOptions(certificates=(grant,)), path="auth", clock=clock)
+    certificate = PeerCertificate("c", not_after=clock.now)
+    clock.now += later
+    if is_taken:
+        assert door.authenticate(PEER, certificate, None).name == "cn:c"
+    else:
+        with pytest.raises(UnauthenticatedError, match="the client certificate has expired"):
+            door.authenticate(PEER, certificate, None)
+
+
+def test_a_wrong_one_is_looked_at_again_after_ten_seconds_and_counts_each_time(tmp_path):
+    clock = Clock()
+    door = at_hand(tmp_path, line("ci", b"nl_ci"), clock)
+
+    def is_refused():
+        with pytest.raises(UnauthenticatedError, match="^the token is not known here$"):
+            door.authenticate(PEER, None, b"Bearer nl_new")
+
+    is_refused()
+    door.add_token("nl_new", Identity("new", []))  # nothing is forgotten because of it
+    for later in (0.0, 9.9):
+        clock.now = 1_000_000.0 + later
+        is_refused()
+    assert door.statistics() == {"tokens": 1, "remembered": 0, "failures": 3}
+    clock.now = 1_000_010.0
+    assert door.authenticate(PEER, None, b"Bearer nl_new").name == "new"
+    assert door.statistics() == {"tokens": 1, "remembered": 1, "failures": 3}
+
+
+def test_what_was_remembered_first_is_forgotten_first(tmp_path, monkeypatch):
+    monkeypatch.setattr(module, "_MAX_REMEMBERED", 2)
+    door = at_hand(tmp_path, "".join(line(name, f"nl_{name}".encode()) for name in "abc"), Clock())
+    for name in "abc":
+        door.authenticate(PEER, None, f"Bearer nl_{name}".encode())
+        with pytest.raises(UnauthenticatedError):
+            door.authenticate(PEER, None, f"Bearer wrong_{name}".encode())
+    assert [found.identity.name for found in door._remembered.values()] == ["b", "c"]
+    assert list(door._wrong) == [hash_token(f"Bearer wrong_{name}".encode()) for name in "bc"]
+
+
+@pytest.mark.parametrize("length", [511, 512, 513])
+def test_headers_are_kept_as_they_are_up_to_a_length(tmp_path, length):
+    door, _ = opened(tmp_path)
+    header = b"Bearer " + b" " * (length - len(b"Bearer nl_ci")) + b"nl_ci"
+    assert len(header) == length
+    assert door.authenticate(PEER, None, header) is door.authenticate(PEER, None, header)
+    assert list(door._remembered) == [header if length <= 512 else hash_token(header)]
+
+
+def test_a_token_goes_before_a_certificate_and_a_certificate_before_nobody(tmp_path):
+    grant = CertificateGrant(allow=("read",), common_name="*")
+    door, _ = opened(tmp_path, certificates=(grant,), anonymous=READ_EVERYBODY)
+    names = [
+        door.authenticate(PEER, certificate, header).name
+        for certificate in (None, PeerCertificate("c")) for header in (None, b"Bearer nl_ci")
+    ]  # fmt: skip
+    assert names == ["anonymous", "ci", "cn:c", "ci"]
+
+
+async def test_tokens_change_a_second_time(tmp_path):
+    door, path = opened(tmp_path)
+    seen = {}
+    for name in ("one", "two", "three"):
+        path.write_text(line(name, f"nl_{name}".encode()))
+        await look_twice(door)
+        seen[name] = door.authenticate(PEER, None, f"Bearer nl_{name}".encode())
+        for earlier in list(seen)[:-1]:
+            assert seen[earlier].is_revoked
+            with pytest.raises(UnauthenticatedError, match="not known"):
+                door.authenticate(PEER, None, f"Bearer nl_{earlier}".encode())
+        assert not seen[name].is_revoked
+
+
+def test_a_problem_of_an_option_is_at_its_path_and_one_of_a_file_in_the_file(tmp_path, monkeypatch):
+    path = tmp_path / "tokens"
+    path.write_text("nonsense")
+    with pytest.raises(ConfigError) as caught:
+        authenticator_at(AuthOptions(tokens_file=str(path)), path="servers[0].auth")
+    assert (caught.value.path, caught.value.source) == ("", f"{path}:1")
+
+    def load(self):
+        raise ConfigError("tokens_file", "is wrong")
+
+    monkeypatch.setattr(Authenticator, "load", load)
+    with pytest.raises(ConfigError) as caught:
+        authenticator_at(AuthOptions(tokens_file=str(path)), path="servers[0].auth")
+    assert (caught.value.path, caught.value.problem) == ("servers[0].auth.tokens_file", "is wrong")
+
+
+async def test_keys_that_are_fetched_are_followed_and_what_was_checked_with_older_ones_is_checked_again():
+    pytest.importorskip("jwt", reason="PyJWT is not installed: JSON web tokens are NOT being tested")
+    from tests.support.web_tokens import ISSUER, Key, key_server, key_set
+
+    one, two = Key("one"), Key("two")
+    published = [one]
+    with key_server(lambda path: (200, {}, key_set(*published))) as (url, _):
+        options = JwtOptions(name="ci", issuer=ISSUER, audience=("nl",), jwks_url=url,
+                             grants=(JwtGrant(allow=("write",)),))  # fmt: skip
+        door = Authenticator(AuthOptions(jwt=(options,)), path="auth")
+        keys = door._issuers[ISSUER].keys
+        keys._least_pause_s = 0.01
+        header = b"Bearer " + one.sign().encode()
+        with pytest.raises(UnavailableError, match="the keys of ci are being fetched; try again in a few seconds"):
+            door.authenticate(PEER, None, header)
+        async with trio.open_nursery() as nursery:
+            await nursery.start(door.run)
+            assert door.authenticate(PEER, None, header).name == "ci:job"
+            published[:] = [two]
+            with trio.fail_after(60):
+                while list(keys.keys) != ["two"]:
+                    keys.wants_other()
+                    await trio.sleep(0.01)
+            assert not door._remembered
+            keys._least_pause_s = 3600.0
+            with pytest.raises(UnauthenticatedError, match="its key is none of ci's"):
+                door.authenticate(PEER, None, header)
+            assert door.authenticate(PEER, None, b"Bearer " + two.sign().encode()).name == "ci:job"
+            nursery.cancel_scope.cancel()

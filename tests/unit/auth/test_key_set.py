@@ -1,7 +1,10 @@
 """Keys that are fetched: in the background, bounded, and never instead of those that are here."""
 
+import io
 import json
 import threading
+import time
+from types import SimpleNamespace
 
 import pytest
 import trio
@@ -9,7 +12,8 @@ import trio
 pytest.importorskip("jwt", reason="PyJWT (the extra auth) is not installed: key sets are NOT being tested")
 
 from nl.auth import key_set as module  # noqa: E402
-from nl.auth.key_set import FetchedKeys, fetch  # noqa: E402
+from nl.auth.key_set import FetchedKeys, FileKeys, fetch  # noqa: E402
+from nl.errors import ConfigError  # noqa: E402
 from tests.support.web_tokens import Key, key_server, key_set  # noqa: E402
 
 ONE, TWO = Key("one"), Key("two")
@@ -139,3 +143,154 @@ async def test_the_same_keys_again_are_no_change_and_others_of_the_same_name_are
             published[:] = [Key("one")]
             await wait_until(lambda: len(changes) == 2)
             nursery.cancel_scope.cancel()
+
+
+class Canned(FetchedKeys):
+    """Gets what `answers` has, and notes when it was asked; the last answer for ever."""
+
+    def __init__(self, *answers, **more):
+        super().__init__("https://keys.example", **{"interval_s": 3600, **more})
+        self.answers, self.times = list(answers), []
+
+    async def _fetch_in_time(self):
+        self.times.append(trio.current_time())
+        answer = self.answers.pop(0) if len(self.answers) > 1 else self.answers[0]
+        if isinstance(answer, Exception):
+            raise answer
+        return answer
+
+
+@pytest.fixture
+def trio_time(monkeypatch, autojump_clock):
+    """The module's monotonic clock is trio's."""
+    monkeypatch.setattr(module, "time", SimpleNamespace(monotonic=trio.current_time))
+    return autojump_clock
+
+
+GOOD = key_set(ONE).encode()
+
+
+async def times_of(keys, seconds):
+    """When they were fetched, in seconds since the beginning."""
+    began = trio.current_time()
+    with trio.move_on_after(seconds):
+        await keys.run()
+    return [round(each - began) for each in keys.times]
+
+
+async def test_keys_are_fetched_again_after_the_interval_and_missing_ones_after_the_pause(trio_time):
+    assert await times_of(Canned(GOOD), 8000) == [0, 3630, 7260]
+    assert await times_of(Canned(GOOD, least_pause_s=10, interval_s=100), 300) == [0, 110, 220]
+    assert await times_of(Canned(OSError("gone")), 100) == [0, 30, 60, 90]
+    assert await times_of(Canned(OSError("gone"), GOOD), 3000) == [0, 30]
+    assert await times_of(Canned(GOOD, OSError("gone")), 8000) == [0, 3630, 7260], "those that are here serve"
+
+
+@pytest.mark.parametrize(("later", "is_fetched"), [(29.9, False), (30.0, True), (1000.0, True)])
+async def test_a_key_that_is_not_here_is_asked_for_unless_there_was_a_fetch_just_now(trio_time, later, is_fetched):
+    keys = Canned(GOOD)
+    async with trio.open_nursery() as nursery:
+        await nursery.start(keys.run)
+        began = trio.current_time()
+        await trio.sleep(later)
+        assert keys.wants_other() is is_fetched
+        await trio.sleep(5)
+        assert [each - began for each in keys.times] == ([0, later] if is_fetched else [0])
+        nursery.cancel_scope.cancel()
+
+
+async def test_where_there_are_no_keys_whoever_asks_is_told_to_come_again(trio_time):
+    keys = Canned(OSError("gone"))
+    async with trio.open_nursery() as nursery:
+        await nursery.start(keys.run)
+        assert keys.wants_other()
+        assert keys.wants_other()
+        await trio.sleep(29)
+        assert len(keys.times) == 1, "but the server of the keys is not asked more often for it"
+        nursery.cancel_scope.cancel()
+
+
+async def test_the_start_waits_for_the_first_fetch_so_long_and_no_longer(trio_time):
+    class Slow(Canned):
+        async def _fetch_in_time(self):
+            await trio.sleep(self.answers[0])
+            return GOOD
+
+    for seconds, waited in ((1, 1), (4.9, 4.9), (100, 5)):
+        async with trio.open_nursery() as nursery:
+            began = trio.current_time()
+            await nursery.start(Slow(seconds).run)
+            assert trio.current_time() - began == pytest.approx(waited)
+            nursery.cancel_scope.cancel()
+
+
+async def test_what_was_fetched_is_said(trio_time, caplog):
+    caplog.set_level("INFO", "nl.auth")
+    await times_of(Canned(OSError("gone"), GOOD, b"{}", GOOD, key_set(ONE, TWO).encode()), 20_000)
+    cannot = "the keys at https://keys.example cannot be fetched: "
+    assert caplog.messages == [
+        f"{cannot}gone",
+        "fetched 1 keys from https://keys.example",
+        f'{cannot}it is no key set; expected {{ "keys": [ ... ] }}; the 1 that are here stay',
+        "fetched 2 keys from https://keys.example",
+    ]
+
+
+def test_a_key_file_that_cannot_be_read_or_is_too_large_is_a_config_error(tmp_path, monkeypatch):
+    path = tmp_path / "keys"
+    with pytest.raises(ConfigError, match="keys: cannot be read: No such file"):
+        FileKeys(str(path)).file.load()
+    path.write_text(key_set(ONE))
+    for most, is_taken in ((path.stat().st_size, True), (path.stat().st_size - 1, False)):
+        monkeypatch.setattr(module, "MAX_BYTES", most)
+        keys = FileKeys(str(path))
+        if is_taken:
+            keys.file.load()
+            assert list(keys.keys) == ["one"]
+        else:
+            with pytest.raises(ConfigError, match=f"keys: is not right: it is larger than {most} bytes"):
+                keys.file.load()
+    assert not keys.wants_other()
+
+
+async def test_a_key_file_is_read_at_each_change(tmp_path):
+    path = tmp_path / "keys"
+    path.write_text(key_set(ONE))
+    keys = FileKeys(str(path))
+    keys.file.load()
+    for published in ([TWO], [ONE, TWO], [ONE]):
+        path.write_text(key_set(*published))
+        for _ in range(2):
+            await keys.file.look()
+        assert sorted(keys.keys) == sorted(key.kid for key in published)
+
+
+@pytest.mark.parametrize("beyond", [0, 1])
+def test_how_many_keys_a_set_may_have(monkeypatch, beyond):
+    monkeypatch.setattr(module, "MAX_KEYS", 2)
+    others = [TWO.public() | {"kid": f"k{at}"} for at in range(1 + beyond)]
+    found = module.parse_keys(json.dumps({"keys": [*others, ONE.public()]}).encode())
+    assert ("one" in found) is not bool(beyond)
+
+
+def test_what_comes_slowly_or_is_too_long_is_not_waited_for(monkeypatch):
+    monkeypatch.setattr(module, "FETCH_TIMEOUT_S", 0.0)
+    monkeypatch.setattr(module.urllib.request.OpenerDirector, "open", lambda *args, **more: io.BytesIO())
+    assert fetch("http://x") == b""
+
+    class Slow(io.BytesIO):
+        def read1(self, size):
+            while time.monotonic() <= deadline:
+                pass
+            return super().read1(size)
+
+    deadline = time.monotonic() + 0.01
+    monkeypatch.setattr(module.urllib.request.OpenerDirector, "open", lambda *args, **more: Slow(GOOD))
+    with pytest.raises(TimeoutError, match="it took longer than 0 s"):
+        fetch("http://x")
+
+
+def test_the_figures_of_fetching():
+    assert (module.LEAST_PAUSE_S, module.FETCH_TIMEOUT_S, module.FIRST_FETCH_S) == (30.0, 10.0, 5.0)
+    assert (module.MAX_BYTES, module.MAX_KEYS) == (1 << 20, 200)
+    assert FetchedKeys("https://x", interval_s=1)._least_pause_s == 30.0

@@ -7,6 +7,7 @@ import stat
 
 import pytest
 
+from nl.auth import tokens
 from nl.auth.grants import ALLOW
 from nl.auth.tokens import (
     TokenTable,
@@ -196,3 +197,77 @@ def test_an_issuer_s_name_can_be_told_from_what_follows_it(name):
     issuer = JwtOptions(name=name, issuer="i", jwks_file="f", audience=("nl",), grants=(JwtGrant(allow=("read",)),))
     with pytest.raises(ConfigError, match="is not an issuer's name"):
         AuthOptions(jwt=(issuer,)).check()
+
+
+@pytest.mark.parametrize("beyond", [0, 1])
+def test_how_large_a_file_may_be(tmp_path, monkeypatch, beyond):
+    path = tmp_path / "tokens"
+    path.write_text("#" * (100 + beyond))
+    monkeypatch.setattr(tokens, "MAX_FILE_BYTES", 100)
+    if beyond:
+        with pytest.raises(ConfigError, match="tokens: is larger than 100 bytes"):
+            read_text(str(path))
+    else:
+        assert read_text(str(path)) == "#" * 100
+
+
+def test_what_is_no_file_cannot_be_read_and_a_device_that_all_may_write_to_can(tmp_path):
+    with pytest.raises(ConfigError, match="cannot be read: Is a directory"):
+        read_text(str(tmp_path))
+    assert read_text("/dev/null") == "", "as /dev/stdin, from which a token may come"
+
+
+def test_an_entry_goes_on_a_line_of_its_own_also_behind_a_file_without_an_end_of_line():
+    text = add_entry(json.dumps(entry()), entry("two", "b" * 64), source="f")
+    assert [each.name for each in parse_tokens(text, source="f")] == ["one", "two"]
+    assert text.endswith("\n")
+    assert not text.startswith("#")
+
+
+def test_a_file_that_cannot_be_put_in_place_leaves_nothing_behind(tmp_path):
+    target = tmp_path / "tokens"
+    target.mkdir()
+    (target / "x").write_text("")
+    with pytest.raises(ConfigError, match="tokens: cannot be written: "):
+        write_atomically(str(target), "text")
+    assert os.listdir(tmp_path) == ["tokens"]
+
+
+def test_only_lines_of_the_name_are_taken_out():
+    text = "# one\n" + json.dumps(entry()) + "\n\n" + json.dumps(entry("two", "b" * 64)) + "\n"
+    assert remove_entry(text, "two", source="f") == "# one\n" + json.dumps(entry()) + "\n\n"
+    with pytest.raises(ConfigError, match="it has: none"):
+        remove_entry("# nothing\n", "one", source="f")
+
+
+def test_a_store_has_no_place_in_a_token():
+    grants = [{"allow": ["read"], "store": {"memory": {}}}]
+    with pytest.raises(ConfigError, match=r"f:1: grants\[0\].store: unknown key"):
+        parse_tokens(json.dumps(entry(grants=grants)), source="f")
+
+
+def test_a_table_in_place_of_another_revokes_what_is_no_longer_so_and_keeps_who_is_the_same():
+    def table(*entries):
+        return TokenTable([parse_tokens(json.dumps(each), source="f")[0] for each in entries], everybody=())
+
+    def hashed(name):
+        return tokens.hash_token(name.encode()).hex()
+
+    old = table(entry("same", hashed("a")), entry("renamed", hashed("b")), entry("gone", hashed("c")),
+                entry("ends", hashed("d")))  # fmt: skip
+    new = table(entry("same", hashed("a")), entry("other", hashed("b")),
+                entry("ends", hashed("d"), expires="2100-01-01T00:00:00Z"))  # fmt: skip
+    before = {name: old.find(name.encode()).identity for name in "abcd"}
+    new.replace(old)
+    assert [before[name].is_revoked for name in "abcd"] == [False, True, True, False]
+    assert new.find(b"a").identity is before["a"]
+    assert new.find(b"b").identity.name == "other"
+    found = new.find(b"d")
+    assert found.identity is before["d"]
+    assert found.expires_at == before["d"].expires_at == 4102444800.0
+    third = table(entry("same", hashed("a")))
+    third.replace(new)
+    assert before["d"].is_revoked
+    assert third.find(b"a").identity is before["a"], "also at the second change"
+    assert len(third) == 1
+    assert repr(third) == "TokenTable(same)"
