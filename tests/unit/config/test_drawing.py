@@ -60,3 +60,30 @@ def test_a_store_behind_the_network_shows_where():
         env={}, kinds=StoreKinds.built_in(), on_warning=print,
     )
     assert draw_store("A", config.stores[0].spec) == "A: grpc  endpoints -> grpc://one:1, grpc://two:2  store_type=cas"
+
+
+def test_who_may_do_what_is_drawn_under_each_listener():
+    auth = {
+        "tokens_file": "/etc/nl/tokens",
+        "jwt": [{
+            "name": "github", "issuer": "https://i", "audience": ["nl"], "jwks_url": "https://i/keys",
+            "grants": [{"claims": {"ref": "main", "repository": "a/*"}, "allow": ["write"], "instances": ["main"]},
+                       {"allow": ["read"]}],
+        }],
+        "certificates": [{"uri": "spiffe://a/*", "common_name": "x", "allow": ["worker", "read"]},
+                         {"dns": "*.a", "email": "*@a", "allow": ["all"], "instances": [""]}],
+        "anonymous": [{"allow": ["read_cas"], "instances": ["a", "b"]}],
+    }  # fmt: skip
+    tls = {"cert_file": "c", "key_file": "k", "client_ca_file": "ca"}
+    servers = [{"listener": {"http": {"socket_address": ":1", "tls": tls}}, "services": {}, "auth": auth},
+               {"listener": {"http": {"socket_address": ":2"}}, "services": {}}]  # fmt: skip
+    assert draw(load_value({"servers": servers}, env={}, kinds=kinds())) == """\
+listener :1 with TLS: no services
+  tokens of /etc/nl/tokens
+  web tokens of github (ref=main repository=a/*): write for 'main'
+  web tokens of github (all): read for '*'
+  certificates (uri=spiffe://a/* cn=x): worker, read for '*'
+  certificates (dns=*.a email=*@a): all for ''
+  everybody: read_cas for 'a', 'b'
+listener :2: no services
+  everybody may do everything"""

@@ -18,3 +18,15 @@ def test_the_first_line_is_written_at_once_and_the_next_a_minute_later_with_the_
     now[0] = 120.0
     limited.warn("full")
     assert caplog.messages[2:] == ["full"]
+
+
+def test_a_line_is_due_again_at_the_end_of_the_period_and_not_before(caplog):
+    now = [1000.0]
+    limited = LimitedLog(logging.getLogger("here"), period_s=5.0, clock=lambda: now[0])
+    for later in (0.0, 4.9, 5.0, 9.9, 10.0):
+        now[0] = 1000.0 + later
+        limited.warn("at %g", later)
+    assert caplog.messages == [
+        "at 0", "at 5 (and 1 times more since the last such line)", "at 10 (and 1 times more since the last such line)"
+    ]  # fmt: skip
+    assert LimitedLog(logging.getLogger("here"))._period_s == 60.0

@@ -1,0 +1,70 @@
+"""The status page: what it says to whom."""
+
+import json
+from http import HTTPStatus
+from types import SimpleNamespace
+
+import pytest
+
+from nl.config.loader import load_text
+from nl.model.access import EVERYONE, Grant, Identity, Right
+from nl.server.doors import Doors
+from nl.server.status import StatusPage, routes
+from nl.services.health import HealthRegistry
+from nl.storage.builder import build_stores
+
+CONFIG = """{
+  stores: [{ name: "CAS", memory: {} }],
+  servers: [{
+    listener: { http: { socket_address: "127.0.0.1:0" } },
+    services: { cas: [{ instance_name: "a", cas_store: "CAS" }, { instance_name: "b", cas_store: "CAS" }] },
+  }],
+  auth: { anonymous: [{ allow: ["read"] }] },
+}"""
+
+
+class Listener:
+    addresses = ("127.0.0.1:1", "[::1]:1")
+
+    def statistics(self):
+        return {"connections": 3}
+
+
+async def answer(identity, *, serving=True):
+    config = load_text(CONFIG)
+    health = HealthRegistry(["a.Service"])
+    health.set_serving(serving)
+    page = StatusPage(health, build_stores(config.stores), [Listener()], Doors(config))
+    response = await page.answer(SimpleNamespace(identity=identity))
+    assert response.content_type == "application/json; charset=utf-8"
+    return response.status, json.loads(response.body)
+
+
+@pytest.mark.parametrize(("serving", "status", "text"), [
+    (True, HTTPStatus.OK, "SERVING"), (False, HTTPStatus.SERVICE_UNAVAILABLE, "NOT_SERVING")])
+async def test_whoever_administers_everything_sees_everything(serving, status, text):
+    for identity in (EVERYONE, Identity("admin", [Grant(("a",), Right.ADMINISTER), Grant(("b",), Right.ADMINISTER)])):
+        found, body = await answer(identity, serving=serving)
+        assert found is status
+        assert body.pop("tasks") > 0
+        assert body.pop("stores")["CAS"]["kind"] == "memory"
+        assert body == {
+            "status": text, "services": {"": serving, "a.Service": serving},
+            "listeners": {"127.0.0.1:1, [::1]:1": {"connections": 3}},
+            "auth": {"auth": {"tokens": 0, "remembered": 0, "failures": 0}},
+        }  # fmt: skip
+
+
+@pytest.mark.parametrize("grants", [
+    [], [Grant(("a",), Right.ADMINISTER)], [Grant(("*",), ~Right.ADMINISTER)], [Grant(("c",), Right.ADMINISTER)]])
+async def test_everybody_else_sees_the_state_and_nothing_more(grants):
+    status, body = await answer(Identity("ci", grants))
+    assert (status, body) == (HTTPStatus.OK, {"status": "SERVING"})
+
+
+def test_the_page_is_where_the_config_says():
+    services = SimpleNamespace(health=None)
+    page = SimpleNamespace(answer=None)
+    assert list(routes(SimpleNamespace(services=services), page)) == ["/status"]
+    services.health = SimpleNamespace(path="/healthz")
+    assert list(routes(SimpleNamespace(services=services), page)) == ["/healthz"]
