@@ -119,7 +119,8 @@ def mount(
     names = mounted.names
     for name in names:
         health.add_service(name)
-    mounted.services += [HealthService(health), ReflectionService(mounted.names, load_descriptors=_descriptors)]
+    mounted.services.append(HealthService(health))
+    mounted.services.append(ReflectionService(mounted.names, load_descriptors=_descriptors))
     return mounted
 
 

@@ -57,3 +57,14 @@ def test_a_key_twice_is_found_however_it_is_written():
     assert duplicate("{a: 1, b: {a: 2}}") is None
     assert duplicate("{a: 1, 'a': 2}") == ("a", 7)
     assert duplicate("{a: 1, \\u0061: 2}") == ("a", 7)
+
+
+def test_a_text_that_is_no_config_any_more_has_no_place():
+    assert locate(", a, [1, 2], x", "a") is None
+    assert list(positions("1, 2")) == []
+
+
+def test_entries_of_a_list_in_a_list_are_counted_for_themselves():
+    assert [path for path, _, _ in positions("{a: [[1, 2], {b: 1, c: [3, 4]}, 5]}")] == [
+        "a", "a[0]", "a[0][0]", "a[0][1]", "a[1]", "a[1].b", "a[1].c", "a[1].c[0]", "a[1].c[1]", "a[2]",
+    ]  # fmt: skip

@@ -171,3 +171,40 @@ def test_certificates_need_one_listener_that_asks_for_them():
     config((":1", tls, CAS, {}), (":2", {}, CAS, {}), auth=grants)
     with pytest.raises(ConfigError, match=r"servers\[0\].auth.certificates: never match: the listener has no tls"):
         config((":1", {}, CAS, {"auth": grants}), (":2", tls, CAS, {}))
+
+
+def test_one_cache_that_can_be_written_is_enough_to_say_so(caplog):
+    both = [{"ac_store": "AC", "read_only": True}, {"instance_name": "b", "ac_store": "AC"}]
+    for entries in (both, both[::-1]):
+        [line] = warnings(caplog, {"ac": entries}, ["[::]:1"])
+        assert "may read and WRITE action results. To close" in line
+
+
+@pytest.mark.parametrize(
+    ("services", "what"),
+    [({"cas": [{"cas_store": "CAS"}]}, "read and write blobs"), ({"health": {}}, "ask for health and services"),
+     ({"bytestream": [{"cas_store": "CAS"}]}, "read and write blobs"),
+     ({"execution": [{"cas_store": "CAS", "scheduler": "S"}]}, "run actions"),
+     ({"worker_api": {"scheduler": "S"}}, "register workers, whose results everybody then gets")],
+)  # fmt: skip
+def test_what_is_open_is_named_and_nothing_else(caplog, services, what):
+    [line] = warnings(caplog, services, ["[::]:1"])
+    assert line.startswith(f"no authentication: everybody who reaches [::]:1 may {what}. To close it:")
+
+
+def test_who_administers_a_server_has_the_right_for_every_instance_of_every_service():
+    services = {
+        "cas": [{"instance_name": "a", "cas_store": "CAS"}], "ac": [{"instance_name": "b", "ac_store": "AC"}],
+        "bytestream": [{"instance_name": "c", "cas_store": "CAS"}],
+        "execution": [{"instance_name": "d", "cas_store": "CAS", "scheduler": "S"}],
+        "capabilities": [{"instance_name": "e"}],
+    }  # fmt: skip
+    assert Doors(config((":1", {}, services, {}), (":2", {}, CAS, {}))).instances == {*"abcde", ""}
+    assert Doors(config((":1", {}, {"health": {}}, {}))).instances == {""}
+
+
+def test_figures_of_doors_stand_under_their_paths():
+    own = {"auth": {"anonymous": [{"allow": ["all"]}]}}
+    doors = Doors(config((":1", {}, CAS, {}), (":2", {}, CAS, own), auth=READ))
+    assert list(doors.statistics()) == ["auth", "servers[1].auth"]
+    assert doors.statistics()["auth"] == {"tokens": 0, "remembered": 0, "failures": 0}

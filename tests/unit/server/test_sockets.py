@@ -184,3 +184,16 @@ async def test_a_socket_that_cannot_be_removed_is_a_line_in_the_log(tmp_path, ca
     folder.write_text("a file now")
     one.close()
     assert f"cannot remove the socket {folder / 'nl.sock'}: Not a directory" in caplog.text
+
+
+async def test_a_port_that_is_taken_is_not_taken_for_a_machine_without_ipv6(caplog):
+    with pytest.raises(OSError) as caught, socket.socket(socket.AF_INET6) as other:  # noqa: PT011
+        other.bind(("::", 0))
+        other.listen()
+        sockets.listen_tcp(socket.AF_INET6, other.getsockname(), freebind=False)
+    assert caught.value.errno == errno.EADDRINUSE
+    assert caplog.messages == []
+
+
+def test_so_many_may_wait_to_be_accepted():
+    assert sockets.BACKLOG == 1024

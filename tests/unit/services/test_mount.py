@@ -9,6 +9,7 @@ from nl.scheduler.options import SimpleSchedulerOptions
 from nl.scheduler.simple import SimpleScheduler
 from nl.server.completeness import CompletenessChecks
 from nl.server.defaults import default_config
+from nl.server.descriptors import transfers_within
 from nl.server.services import mount
 from nl.services.health import HealthRegistry
 from nl.services.limits import BATCH_BYTES
@@ -29,9 +30,9 @@ EVERYTHING = """
 ZERO = "0" * 64
 
 
-def mounted(services=EVERYTHING, *, store="memory: {}", server=""):
+def mounted(services=EVERYTHING, *, store="memory: {}", server="", more=""):
     text = f'{{ {STORES % store} servers: [{{ listener: {{ http: {{ socket_address: "127.0.0.1:0" }} }}, {server} ' \
-           f"services: {{ {services} }} }}] }}"
+           f"services: {{ {services} }} }}], {more} }}"
     config = load_text(text)
     schedulers = {"MAIN": SimpleScheduler(SimpleSchedulerOptions())}
     graph = build_stores(config.stores)
@@ -170,3 +171,119 @@ async def test_compressed_transfer_is_announced_where_it_is_wanted_or_spares_wor
     said = await capabilities(found)
     expected = [reapi.CompressorValue.ZSTD] if announced else []
     assert said.supported_compressors == said.supported_batch_update_compressors == expected
+
+
+async def test_what_the_config_says_of_uploads_reaches_the_service():
+    found = mounted('bytestream: [{ cas_store: "CAS", persist_stream_on_disconnect_timeout_s: 7, '
+                    'idle_upload_timeout_s: 8 }, { instance_name: "b", cas_store: "CAS" }],')  # fmt: skip
+    instances = service_of(found, "Read")._instances._instances
+    times = {name: (each.persist_stream_on_disconnect_timeout_s, each.idle_upload_timeout_s)
+             for name, each in instances.items()}  # fmt: skip
+    assert times == {"": (7.0, 8.0), "b": (60.0, 300.0)}
+
+
+@pytest.mark.parametrize("listeners", [1, 2, 3])
+async def test_listeners_with_uploads_share_the_files_that_there_may_be(monkeypatch, listeners):
+    monkeypatch.setattr("nl.server.services.resource.getrlimit", lambda which: (4096, 1 << 20))
+    other = '{ listener: { http: { socket_address: "127.0.0.1:0" } }, services: { %s } }'
+    servers = [other % 'bytestream: [{ cas_store: "CAS" }]'] * listeners + [other % 'cas: [{ cas_store: "CAS" }]']
+    config = load_text(f"{{ {STORES % 'memory: {}'} servers: [{', '.join(servers)}] }}")
+    graph = build_stores(config.stores)
+    found = mount(config.servers[0], config=config, graph=graph, schedulers={}, health=HealthRegistry(),
+                  checks=CompletenessChecks(config, graph))  # fmt: skip
+    service = service_of(found, "Read")
+    assert service._slots.most == service._sender.max_open == transfers_within(4096) // listeners
+
+
+async def test_contents_are_inlined_from_the_cas_of_the_same_name_and_read_only_is_read_only():
+    found = mounted("""
+        cas: [{ cas_store: "CAS" }],
+        ac: [{ ac_store: "AC", read_only: true }, { instance_name: "b", ac_store: "AC", check_completeness: false }],
+    """)
+    instances = service_of(found, "GetActionResult")._instances._instances
+    assert (instances[""].read_only, instances["b"].read_only) == (True, False)
+    assert instances[""].cas is not None
+    assert instances["b"].cas is None
+    assert instances[""].completeness is not None
+    assert instances["b"].completeness is None
+
+
+WORKER = '{ local: { cas_fast_slow_store: "CAS", work_directory: "/w", max_action_timeout_s: %d } }'
+
+
+@pytest.mark.parametrize(("workers", "most"), [([], None), ([10], 10.0), ([10, 30, 20], 30.0)])
+async def test_actions_may_run_as_long_as_the_most_patient_worker_here_lets_them(workers, most):
+    locals_ = ", ".join(WORKER % seconds for seconds in workers)
+    found = mounted(more=f"workers: [{locals_}],")
+    instances = service_of(found, "Execute")._instances._instances
+    assert [each.max_action_timeout_s for each in instances.values()] == [most]
+
+
+async def test_workers_need_the_right_for_the_instances_of_their_scheduler_on_all_listeners():
+    listener = '{ listener: { http: { socket_address: "127.0.0.1:0" } }, services: { %s } }'
+    servers = [
+        listener % 'worker_api: { scheduler: "MAIN" }',
+        listener % 'execution: [{ instance_name: "a", cas_store: "CAS", scheduler: "MAIN" }, '
+                   '{ instance_name: "b", cas_store: "CAS", scheduler: "OTHER" }]',
+        listener % 'execution: [{ instance_name: "c", cas_store: "CAS", scheduler: "MAIN" }]',
+    ]  # fmt: skip
+    stores = (STORES % "memory: {}").replace("schedulers: [", 'schedulers: [{ name: "OTHER", simple: {} },')
+    config = load_text(f"{{ {stores} servers: [{', '.join(servers)}] }}")
+    graph = build_stores(config.stores)
+    schedulers = {name: SimpleScheduler(SimpleSchedulerOptions()) for name in ("MAIN", "OTHER")}
+    found = mount(config.servers[0], config=config, graph=graph, schedulers=schedulers, health=HealthRegistry(),
+                  checks=CompletenessChecks(config, graph))  # fmt: skip
+    service = service_of(found, "ConnectWorker")
+    assert service._instances == {"a", "c"}
+    assert service._scheduler is schedulers["MAIN"]
+
+
+async def described(services, name=""):
+    found = mounted(services)
+    request = reapi.GetCapabilitiesRequest(instance_name=name)
+    [reply] = await call(service_of(found, "GetCapabilities"), "GetCapabilities", request)
+    return reply
+
+
+CAPABILITIES = 'capabilities: [{ instance_name: "" }],'
+EXECUTION = 'execution: [{ cas_store: "CAS", scheduler: "MAIN" }],'
+
+
+@pytest.mark.parametrize(
+    ("services", "executes", "properties"),
+    [
+        (CAPABILITIES, False, []), (CAPABILITIES + EXECUTION, True, ["mtime", "unix_mode"]),
+        ('capabilities: [{ remote_execution: { scheduler: "MAIN" } }],', True, []),
+    ],
+)  # fmt: skip
+async def test_execution_is_announced_where_it_is_served_or_said_to_be(services, executes, properties):
+    said = (await described(services)).execution_capabilities
+    assert (said is not None) is executes
+    assert said is None or said.supported_node_properties == properties
+
+
+@pytest.mark.parametrize(
+    ("services", "updates", "batch"),
+    [
+        (CAPABILITIES, False, 0), (CAPABILITIES + 'cas: [{ cas_store: "CAS" }],', False, BATCH_BYTES),
+        (CAPABILITIES + 'ac: [{ ac_store: "AC" }],', True, 0),
+        (CAPABILITIES + 'ac: [{ ac_store: "AC", read_only: true }],', False, 0),
+    ],
+)  # fmt: skip
+async def test_only_what_is_there_is_announced(services, updates, batch):
+    said = (await described(services)).cache_capabilities
+    assert said.action_cache_update_capabilities.update_enabled is updates
+    assert said.max_batch_total_size_bytes == batch
+
+
+async def test_every_service_that_is_mounted_is_known_to_health_and_to_reflection():
+    health = HealthRegistry()
+    config = load_text(f'{{ {STORES % "memory: {}"} servers: [{{ listener: {{ http: {{ socket_address: ":1" }} }}, '
+                       f'services: {{ cas: [{{ cas_store: "CAS" }}] }} }}] }}')  # fmt: skip
+    graph = build_stores(config.stores)
+    found = mount(config.servers[0], config=config, graph=graph, schedulers={}, health=health,
+                  checks=CompletenessChecks(config, graph))  # fmt: skip
+    cas = "build.bazel.remote.execution.v2.ContentAddressableStorage"
+    assert health.snapshot() == {"": False, cas: False}
+    reflection = service_of(found, "ServerReflectionInfo")
+    assert reflection._service_names == sorted([cas, "grpc.health.v1.Health"])

@@ -9,6 +9,7 @@ import trio.testing
 from nl.rpc.leaving import Leaving
 from nl.rpc.transport import SocketTransport
 from nl.rpc.transport_stream import TransportStream
+from nl.web import connection
 from nl.web.server import HttpLimits, HttpServer, Response, Route
 
 
@@ -45,13 +46,13 @@ def stream_pair(leaving=None):
     return trio.SocketStream(trio.socket.from_stdlib_socket(ours)), TransportStream(transport, leaving=leaving)
 
 
-async def talk(*sent, limits=None, first=b""):
+async def talk(*sent, limits=None, first=b"", routes=ROUTES):
     """Everything that the server answers until it closes or the client has nothing more to say."""
     client, server = stream_pair()
     received = bytearray()
 
     async def serve():
-        await HttpServer(ROUTES, limits=limits).serve(server, first)
+        await HttpServer(routes, limits=limits).serve(server, first)
         await trio.aclose_forcefully(server)
 
     async with trio.open_nursery() as nursery:
@@ -354,3 +355,84 @@ async def test_an_answer_to_an_upload_that_was_not_read_arrives(nursery):
     answer = b"".join([chunk async for chunk in client])
     assert answer.startswith(b"HTTP/1.1 413")
     await client.aclose()
+
+
+@pytest.mark.parametrize(("size", "status"), [(9, 200), (10, 200), (11, 413)])
+async def test_how_large_a_body_may_be(size, status):
+    upload = get("/echo", "PUT", f"Content-Length: {size}\r\n") + bytes(size)
+    answer = await talk(upload, limits=HttpLimits(max_body=10))
+    assert answer.startswith(b"HTTP/1.1 %d" % status)
+    assert (b"body over 10 bytes" in answer) is (status == 413)
+
+
+@pytest.mark.parametrize(("size", "again"), [(10, True), (11, False), (100, False)])
+async def test_a_body_that_nobody_reads_is_dropped_up_to_that_size_and_else_the_connection_ends(size, again):
+    unread = get("/hello", "GET", f"Content-Length: {size}\r\n") + bytes(size)
+    first = bytes(unread[: -size or None])
+    answer = await talk(first, *[b"x"] * size, get("/hello?again"), limits=HttpLimits(max_body=10))
+    assert answer.count(b"HTTP/1.1 200") == 1 + again
+
+
+def test_what_a_connection_may_cost_that_says_nothing():
+    limits = HttpLimits()
+    assert (limits.header_timeout, limits.idle_timeout, limits.stall_timeout) == (10.0, 75.0, 60.0)
+    assert (limits.handler_timeout, limits.max_body, limits.max_requests) == (300.0, 1 << 20, 1000)
+    assert (connection.MAX_HEADERS, connection.SEND_SIZE, connection.LINGER_S) == (16_384, 65_536, 1.0)
+
+
+async def test_the_longest_prefix_has_the_path_and_an_exact_one_goes_before_all():
+    def route(name):
+        async def answer(request):
+            return Response(body=name)
+
+        return Route(answer)
+
+    routes = {"/a/": route(b"short"), "/a/b/": route(b"long"), "/a/b/c": route(b"exact"), "/": route(b"any")}
+    found = []
+    for path in ("/a/x", "/a/b/x", "/a/b/c", "/a/b/c/d", "/a/b", "/a", "/"):
+        found.append((await talk(get(path), routes=routes)).rpartition(b"\r\n\r\n")[2])
+    assert found == [b"short", b"long", b"exact", b"long", b"short", b"any", b"any"]
+
+
+@pytest.mark.parametrize(("beyond", "status"), [(-200, 200), (200, 431)])
+async def test_how_long_a_head_may_be_before_it_is_whole(beyond, status):
+    head = get("/hello", extra=f"X: {'x' * (connection.MAX_HEADERS + beyond)}\r\n")
+    assert (await talk(head[-2:], first=head[:-2])).startswith(b"HTTP/1.1 %d" % status)
+
+
+async def test_of_headers_of_one_name_the_first_counts_and_one_that_is_not_there_is_none():
+    seen = []
+
+    async def look(request):
+        seen.extend([request.header("x-a"), request.header("x-b"), request.method, request.query])
+        return Response()
+
+    head = get("/look?q=1&r=?", extra="X-A: caf\u00e9\r\nx-a: 2\r\n").decode().encode("latin-1")
+    assert (await talk(head, routes={"/look": Route(look)})).startswith(b"HTTP/1.1 200")
+    assert seen == ["caf\u00e9", None, "GET", "q=1&r=?"]
+
+
+async def test_the_last_request_of_a_connection_says_so():
+    limits = HttpLimits(max_requests=2)
+    answer = await talk(get("/hello") * 3, limits=limits)
+    first, second = answer.split(b"HTTP/1.1 200")[1:]
+    assert b"close" not in first.lower()
+    assert b"connection: close" in second.lower()
+
+
+async def test_a_wrong_method_of_a_page_names_head_too():
+    answer = await talk(get("/hello", "DELETE"))
+    assert answer.startswith(b"HTTP/1.1 405")
+    assert b"allow: GET, HEAD\r\n" in answer.replace(b"Allow", b"allow")
+    assert b"DELETE is not one of GET, HEAD" in answer
+
+
+async def test_a_client_that_is_gone_is_one_line(caplog):
+    caplog.set_level("INFO", "nl.web")
+    client, server = stream_pair()
+    await client.send_all(get("/echo", "PUT", "Content-Length: 5\r\n"))
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(HttpServer(ROUTES, limits=HttpLimits(stall_timeout=0.05)).serve, server)
+    await client.aclose()
+    await trio.aclose_forcefully(server)
+    assert [record.getMessage().partition(": ")[2] for record in caplog.records] == ["nothing has moved for 0.05 s"]
