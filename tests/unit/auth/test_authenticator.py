@@ -591,3 +591,51 @@ async def test_keys_that_are_fetched_are_followed_and_what_was_checked_with_olde
                 door.authenticate(PEER, None, header)
             assert door.authenticate(PEER, None, b"Bearer " + two.sign().encode()).name == "ci:job"
             nursery.cancel_scope.cancel()
+
+
+async def test_keys_in_a_file_are_watched_as_tokens_are(tmp_path, monkeypatch):
+    pytest.importorskip("jwt", reason="PyJWT is not installed: JSON web tokens are NOT being tested")
+    from tests.support.web_tokens import ISSUER, Key, key_set
+
+    monkeypatch.setattr(watched_file, "LOOK_S", 0.01)
+    one, two = Key("one"), Key("two")
+    path = tmp_path / "keys"
+    path.write_text(key_set(one))
+    options = JwtOptions(name="ci", issuer=ISSUER, audience=("nl",), jwks_file=str(path),
+                         grants=(JwtGrant(allow=("write",)),))  # fmt: skip
+    door = authenticator_at(AuthOptions(jwt=(options,)), path="auth")
+    async with trio.open_nursery() as nursery:
+        await nursery.start(door.run)
+        for key in (one, two, one):
+            path.write_text(key_set(key))
+            with trio.fail_after(60):
+                while list(door._issuers[ISSUER].keys.keys) != [key.kid] or door._remembered:
+                    await trio.sleep(0.01)
+            assert door.authenticate(PEER, None, b"Bearer " + key.sign().encode()).name == "ci:job"
+            if key is two:
+                with pytest.raises(UnauthenticatedError, match="its key is none of ci's"):
+                    door.authenticate(PEER, None, b"Bearer " + one.sign().encode())
+        nursery.cancel_scope.cancel()
+
+
+def test_several_certificates_are_known_by_heart():
+    grant = CertificateGrant(allow=("read",), common_name="*")
+    door = Authenticator(AuthOptions(certificates=(grant,)), path="auth")
+    certificates = [PeerCertificate(name) for name in "abc"]
+    first = [door.authenticate(PEER, each, None) for each in certificates]
+    again = [door.authenticate(PEER, each, None) for each in certificates]
+    assert all(one is other for one, other in zip(first, again, strict=True))
+
+
+def test_what_is_wrong_with_an_entry_is_told_by_its_line_alone(tmp_path):
+    path = tmp_path / "tokens"
+    path.write_text("# x\n" + line("no name", b"nl_x"))
+    with pytest.raises(ConfigError) as caught:
+        authenticator_at(AuthOptions(tokens_file=str(path)), path="auth")
+    assert (caught.value.path, caught.value.source) == ("name", f"{path}:2")
+
+
+def test_an_identity_ends_with_its_token(tmp_path):
+    door = at_hand(tmp_path, line("ci", b"nl_ci", expires=END) + line("b", b"nl_b"), Clock())
+    assert door.authenticate(PEER, None, b"Bearer nl_ci").expires_at == 1_000_010.0
+    assert door.authenticate(PEER, None, b"Bearer nl_b").expires_at == float("inf")

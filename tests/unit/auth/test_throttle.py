@@ -29,7 +29,8 @@ class Clock:
     [
         ("10.0.0.1:5", "10.0.0.1"), ("[2001:db8::1]:5", "2001:db8::/64"), ("[2001:db8::ffff]:9", "2001:db8::/64"),
         ("[::ffff:10.0.0.1]:5", "10.0.0.1"), ("[fe80::1%eth0]:5", "fe80::/64"), ("local", "local"),
-        ("unknown", "unknown"), ("/run/nl.sock", "/run/nl.sock"),
+        ("unknown", "unknown"), ("unix:/run/nl.sock", "unix:/run/nl.sock"), ("nohost:x", "nohost:x"),
+        ("/run/nl.sock", "/run/nl.sock"), ("host:5", "host"),
     ],
 )  # fmt: skip
 def test_hosts_count_by_address_and_ipv6_networks_as_one(peer, address):

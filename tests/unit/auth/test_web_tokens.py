@@ -175,7 +175,8 @@ def test_claims_of_a_wrong_kind_are_unauthenticated_too(tmp_path, claims):
 @pytest.mark.parametrize(
     ("text", "message"),
     [("[" * 100_000, "nested too deeply"), ("{", "is not right"),
-     ("{}", "it is no key set"), ('{"keys": []}', "it has no key"),
+     ("{}", "it is no key set"), ("[1]", "it is no key set"), ("7", "it is no key set"),
+     ('{"keys": {}}', "it is no key set"), ('{"keys": []}', "it has no key"),
      ('{"keys": [{"kty": "oct", "k": "c2VjcmV0", "kid": "1"}]}', "it has no key"),
      ('{"keys": [{"kty": "RSA", "kid": "1"}, 7]}', "it has no key")],
 )  # fmt: skip

@@ -3,17 +3,18 @@
 import pytest
 
 from nl.cas.action_results import store_action_result
+from nl.cas.completeness import Completeness
 from nl.errors import InvalidRequestError, NotFoundError, PermissionDeniedError
 from nl.model.access import Grant, Identity, Right
 from nl.model.digest import ActionKey, Digest
 from nl.pb import reapi
-from nl.pb.codec import encode
+from nl.pb.codec import DecodeError, encode
 from nl.plugin import digest_of
 from nl.services.action_cache import ActionCacheInstance, ActionCacheService
 from nl.services.limits import INLINE_BYTES, REPLY_BYTES
 from nl.stores.memory import MemoryOptions, MemoryStore
 from nl.testing import BareContext
-from tests.unit.services.memory_stream import call
+from tests.unit.services.memory_stream import MemoryStream, call
 
 OUTPUT = b"what the action has printed"
 ACTION = reapi.Digest(hash=digest_of(b"action").hash, size_bytes=6)
@@ -185,3 +186,49 @@ async def test_updates_are_refused_where_the_cache_is_read_only_and_where_there_
     with pytest.raises(InvalidRequestError, match="action_result is not set"):
         await call(ActionCacheService({"": ActionCacheInstance(results)}), "UpdateActionResult",
                    reapi.UpdateActionResultRequest(action_digest=ACTION))  # fmt: skip
+
+
+class Looking(Completeness):
+    """Says that it has found something."""
+
+    def statistics(self):
+        return {"checked": 3, "incomplete": 1}
+
+
+async def test_figures_are_those_of_all_checks_each_counted_once():
+    stores = [MemoryStore(MemoryOptions(), BareContext(name)) for name in ("AC", "CAS")]
+    one, other = Looking(stores[1], name="CAS"), Looking(stores[1], name="CAS")
+    checked = [ActionCacheInstance(stores[0], completeness=each) for each in (one, one, other, None)]
+    service = ActionCacheService(dict(zip("abcd", checked, strict=True)))
+    assert service.statistics() == {"checked": 6, "incomplete": 2}
+    assert ActionCacheService({"": checked[3]}).statistics() == {}
+
+
+@pytest.mark.parametrize("there", [True, False])
+async def test_a_result_whose_outputs_are_gone_is_a_miss_that_says_what_is_gone(there):
+    results, blobs = (MemoryStore(MemoryOptions(), BareContext(name)) for name in ("AC", "CAS"))
+    service = ActionCacheService({"": ActionCacheInstance(results, completeness=Completeness(blobs, name="CAS"))})
+    if there:
+        await blobs.put(digest_of(OUTPUT), OUTPUT)
+    result = reapi.ActionResult(stdout_digest=message(OUTPUT))
+    update = reapi.UpdateActionResultRequest(action_digest=ACTION, action_result=result)
+    await call(service, "UpdateActionResult", update)
+    request = reapi.GetActionResultRequest(action_digest=ACTION)
+    if there:
+        assert await call(service, "GetActionResult", request) == [result]
+    else:
+        with pytest.raises(NotFoundError, match=f"no action result for {ACTION.hash}.*: found, but not everything"):
+            await call(service, "GetActionResult", request)
+
+
+async def test_what_is_no_result_is_not_taken_for_one():
+    """It would be a miss for ever."""
+    results = MemoryStore(MemoryOptions(), BareContext("AC"))
+    service = ActionCacheService({"": ActionCacheInstance(results)})
+    handler = service.__mapping__()["/build.bazel.remote.execution.v2.ActionCache/UpdateActionResult"]
+    stream = MemoryStream(handler, "UpdateActionResult")
+    broken = encode(reapi.UpdateActionResultRequest(action_digest=ACTION)) + b"\x1a\x02\x0a\xff"
+    await stream._to_server.send(broken)
+    with pytest.raises(DecodeError):
+        await stream.serve()
+    assert await results.has([ActionKey(ACTION.hash, ACTION.size_bytes)]) == [None]

@@ -1,14 +1,18 @@
 import logging
+from types import SimpleNamespace
 
 import pytest
 import trio
 import trio.testing
 
 from nl.cas.action_results import store_action_result
+from nl.cas.completeness import Completeness
 from nl.errors import Code, InvalidRequestError, NotFoundError, PreconditionError
 from nl.model.digest import ActionKey, Digest
 from nl.pb import reapi, rpc_status, wkt
-from nl.pb.codec import encode
+from nl.pb.codec import decode, encode
+from nl.services.execution import cache_lookup
+from nl.storage.contract import MAX_WHOLE
 from tests.unit.services.execution_support import digest_of, house, metadata_of, response_of, result_for, wire
 from tests.unit.services.memory_stream import call, calling
 
@@ -335,3 +339,69 @@ async def test_nothing_is_logged_as_an_error_in_a_plain_run(caplog):
         while not (await stream.receive()).done:
             pass
     assert caplog.text == ""
+
+
+@pytest.mark.parametrize("beyond", [0, 1])
+async def test_an_action_too_large_to_be_one_is_the_clients_mistake(beyond):
+    async with house() as at:
+        data = b"\xff" * (MAX_WHOLE + beyond)
+        await at.cas.put(digest_of(data), data)
+        problem = "is too large" if beyond else "is not a Action"
+        with pytest.raises(InvalidRequestError, match=f"{digest_of(data).hash}.* {problem}"):
+            await at.execute(reapi.ExecuteRequest(instance_name="main", action_digest=wire(digest_of(data))))
+
+
+@pytest.mark.parametrize(("seconds", "is_taken"), [(-1, False), (0, True), (9, True), (10, True), (11, False)])
+async def test_which_timeouts_are_taken(seconds, is_taken):
+    async with house(instance={"max_action_timeout_s": 10.0}) as at:
+        request = await at.action(action={"timeout": wkt.Duration(seconds=seconds)})
+        if is_taken:
+            async with at.executing(request) as stream:
+                assert (await stream.receive()).name
+            [operation] = at.scheduler.operations()
+            assert operation.execution.request.timeout_s == seconds
+        else:
+            problem = "is negative: -1 s" if seconds < 0 else "of 11 s is above the maximum of 10 s"
+            with pytest.raises(InvalidRequestError, match=f"Action.timeout {problem}"):
+                await at.execute(request)
+
+
+async def looked_up(at, completeness=None, action=b"action"):
+    request = SimpleNamespace(action_digest=digest_of(action))
+    return await cache_lookup(at.cache, completeness)(request)
+
+
+@pytest.mark.parametrize("there", [True, False])
+@pytest.mark.parametrize("checks", [True, False])
+async def test_a_stored_result_is_a_hit_while_its_outputs_are_there_or_nobody_asks(there, checks):
+    async with house() as at:
+        output = digest_of(b"output")
+        if there:
+            await at.cas.put(output, b"output")
+        result = reapi.ActionResult(stdout_digest=wire(output))
+        await store_action_result(at.cache, digest_of(b"action"), encode(result))
+        found = await looked_up(at, Completeness(at.cas, name="CAS") if checks else None)
+        assert (found is not None) is (there or not checks)
+        if found is not None:
+            response = decode(reapi.ExecuteResponse, found)
+            assert response.cached_result
+            assert response.result.stdout_digest == wire(output)
+
+
+async def test_what_is_not_stored_is_no_hit_and_no_news(caplog):
+    async with house() as at:
+        assert await looked_up(at) is None
+        assert caplog.records == []
+
+
+@pytest.mark.parametrize("damage", ["seal", "contents"])
+async def test_what_is_damaged_is_no_hit_and_is_said(caplog, damage):
+    async with house() as at:
+        digest = digest_of(b"action")
+        if damage == "seal":
+            await at.cache.put(ActionKey(*digest), b"damaged")
+        else:
+            await store_action_result(at.cache, digest, b"\xff")
+        assert await looked_up(at) is None
+        [record] = caplog.records
+        assert "a damaged action result counts as a miss" in record.getMessage()

@@ -63,7 +63,8 @@ async def test_delete_forgets_what_is_over_and_refuses_what_is_not():
         with pytest.raises(PreconditionError):
             await call(at.operations, "DeleteOperation", longrunning.DeleteOperationRequest(name=name))
         await call(at.operations, "CancelOperation", longrunning.CancelOperationRequest(name=name))
-        await call(at.operations, "DeleteOperation", longrunning.DeleteOperationRequest(name=name))
+        reply = await call(at.operations, "DeleteOperation", longrunning.DeleteOperationRequest(name=name))
+        assert reply == [wkt.Empty()]
         with pytest.raises(NotFoundError):
             await call(at.operations, "GetOperation", longrunning.GetOperationRequest(name=name))
 

@@ -275,3 +275,23 @@ def test_a_call_that_leaves_a_session_that_another_feeds_ends_none():
     sessions.settle(key, attached)
     assert not attached.given_up
     assert sessions.get(key) is attached
+
+
+async def test_who_comes_while_others_stand_in_line_stands_behind_them(autojump_clock):
+    slots, order = UploadSlots(1), []
+    holder = Parked(1, waiting_since=INF)
+    await slots.take(holder)
+
+    async def take(name):
+        await slots.take(Parked(1, waiting_since=INF))
+        order.append(name)
+
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(take, "first")
+        await trio.testing.wait_all_tasks_blocked()
+        slots.release(holder)  # it is free now, and the first in line has not run yet
+        with trio.move_on_after(10):
+            await take("second")
+        nursery.cancel_scope.cancel()
+    assert order == ["first"]
+    assert slots.taken == 1

@@ -429,3 +429,15 @@ async def test_a_bug_that_no_call_is_told_of_is_in_the_log(autojump_clock, caplo
     async with trio.open_nursery() as nursery:
         nursery.start_soon(session.run, FailingWhenAsked(error))
     assert [f"a parked upload of {DIGEST} failed" == record.getMessage() for record in caplog.records] == [True] * lines
+
+
+async def test_the_first_reason_to_give_a_session_up_is_the_one_that_is_told(autojump_clock):
+    session = new_session()
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(session.run, SlowStore())
+        await trio.testing.wait_all_tasks_blocked()
+        for reason in (ExhaustedError("the first"), ExhaustedError("the second"), None):
+            session.give_up(reason)
+        await trio.testing.wait_all_tasks_blocked()
+        with pytest.raises(ExhaustedError, match="the first"):
+            await session.feed(Silence(), Message(DATA))
