@@ -143,7 +143,7 @@ async def test_fifty_kills_in_the_middle_of_writes_lose_nothing_that_was_acknowl
         with grpc.insecure_channel(server.target) as channel:
             for writers in rounds:
                 await trio.to_thread.run_sync(verify, channel, writers)
-        with trio.fail_after(20):
+        with trio.fail_after(120):
             while len(temporary_files(data)) > 2:  # the session files of the living process
                 await trio.sleep(0.05)
         assert "is corrupt" not in server.log_text()

@@ -38,7 +38,7 @@ from tests.support.processes import Server, free_port, nl_command, serving
 from tests.support.serving import memory_store
 
 LARGE = 24 * 1024 * 1024
-PATIENT = GrpcRetry(max_retries=8, delay=0.05, jitter=0.2)
+PATIENT = GrpcRetry(max_retries=12, delay=0.05, jitter=0.2)  # minutes in all
 
 
 def filesystem(folder: Path) -> dict[str, Any]:

@@ -86,7 +86,7 @@ class Server:
     def target(self) -> str:
         return f"127.0.0.1:{self.port}"
 
-    def start(self, *, timeout_s: float = 30) -> None:
+    def start(self, *, timeout_s: float = 120) -> None:
         began = time.monotonic()
         with self.log.open("ab") as log:
             self.process = subprocess.Popen(
@@ -113,7 +113,7 @@ class Server:
     def log_text(self) -> str:
         return self.log.read_text(errors="replace") if self.log.exists() else ""
 
-    def stop(self, *, timeout_s: float = 30) -> int:
+    def stop(self, *, timeout_s: float = 120) -> int:
         """SIGTERM and wait; the exit code. A server that does not stop in time is an error (and is killed)."""
         assert self.process is not None
         if self.process.poll() is None:

@@ -69,7 +69,9 @@ class RedisServer:
         command = [*self._command, "--bind", "127.0.0.1", "--dir", str(self._folder), "--daemonize", "no",
                    *self._settings]
         with self.log.open("ab") as log:
-            self._process = subprocess.Popen(command, stdin=subprocess.DEVNULL, stdout=log, stderr=log)
+            self._process = subprocess.Popen(
+                command, stdin=subprocess.DEVNULL, stdout=log, stderr=log, start_new_session=True
+            )
         self.wait_for_port()
 
     def wait_for_port(self) -> None:
@@ -91,11 +93,27 @@ class RedisServer:
         return self._process.pid
 
     def kill(self) -> None:
-        """At once, as a power cut would."""
+        """At once, as a power cut would, with the child that may be writing its log or its replica's data anew: for a
+        moment that one has the port, too, and the next server would not get it.
+        """
         if self._process is not None:
-            self._process.send_signal(signal.SIGKILL)
+            os.killpg(self._process.pid, signal.SIGKILL)
             self._process.wait()
             self._process = None
+            self._wait_until_port_is_free()
+
+    def _wait_until_port_is_free(self) -> None:
+        until = time.monotonic() + 60
+        while True:
+            with socket.socket() as s:
+                s.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+                try:
+                    s.bind(("127.0.0.1", self.port))
+                    s.listen()
+                    return
+                except OSError:
+                    assert time.monotonic() < until
+            time.sleep(0.01)
 
     def signal(self, name: str) -> None:
         """STOP or CONT."""

@@ -177,7 +177,7 @@ async def test_a_download_of_what_leaves_the_server_ends_with_an_error(redis: Re
 
 
 async def test_nothing_acknowledged_is_lost_while_a_server_is_killed_again_and_again(own: RedisServer) -> None:
-    blobs = {digest_of(data): data for number in range(120) for data in [make_blob(3000 + number * 40_000)]}
+    blobs = {digest_of(data): data for number in range(60) for data in [make_blob(3000 + number * 40_000)]}
     there: list[Digest] = []
     async with running(own.url, retry=PATIENT) as store:
 
@@ -192,7 +192,7 @@ async def test_nothing_acknowledged_is_lost_while_a_server_is_killed_again_and_a
             digests = list(blobs)
             for number in range(4):
                 nursery.start_soon(upload, digests[number::4])
-            for count in (20, 45, 70, 95):
+            for count in (8, 20, 32, 44):
                 while len(there) < count:  # noqa: ASYNC110  the server is killed while uploads go on
                     await trio.sleep(0.005)
                 own.kill()
