@@ -48,7 +48,7 @@ class Adopter:
 
         *Cancellation*: the file is then put back to its path.
         """
-        self._committer.mirror.refresh()
+        await self._committer.mirror.catch_up()
         if digest in EMPTY_DIGESTS or self._committer.is_intact(digest):
             return
         self._committer.refuse_too_large(digest, digest.size)

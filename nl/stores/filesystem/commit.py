@@ -44,8 +44,7 @@ class Committer(Evictor):
     """Makes files visible and keeps the folder within its policy."""
 
     def __init__(self, mirror: Mirror, scanner: Scanner, policy: EvictionPolicy) -> None:
-        super().__init__(mirror, policy)
-        self._scanner = scanner
+        super().__init__(mirror, scanner, policy)
         self._is_bounded = bool(policy.max_bytes or policy.max_count)
 
     def refuse_too_large(self, key: object, size: int) -> None:
@@ -100,6 +99,7 @@ class Committer(Evictor):
         room: Room | None = None
         is_patient = self._is_bounded
         while True:
+            await self.mirror.catch_up()
             if not self.lock.try_lock():
                 await self.lock.acquire()
             with self.locked():
@@ -108,7 +108,7 @@ class Committer(Evictor):
                 else:
                     count = 1 if beside is None else 0
                     room = room or Room(self, cost, count=count, folder=folder, name=name, beside=beside)
-                    made = room.make() if self._is_bounded else Made.YES
+                    made = room.make(is_patient=is_patient) if self._is_bounded else Made.YES
                 if made is Made.NOTHING_KNOWN and not is_patient:
                     made = Made.YES  # More than max_bytes for a while is better than a client that waits.
                 if made is Made.YES:

@@ -17,6 +17,7 @@ from nl.stores.filesystem.leases import nobody_writes_to
 from nl.stores.filesystem.lock import Lock, Sum
 from nl.stores.filesystem.mirror import Mirror
 from nl.stores.filesystem.names import IndexKey, file_name, is_blob
+from nl.stores.filesystem.scanning import Scanner
 
 SLICE = 64
 """Evictions in one go, before others may run: about a millisecond."""
@@ -29,8 +30,9 @@ _LARGE = 8 * 1024 * 1024
 class Evictor:
     """Deletes files of the folder, and knows what the rest takes."""
 
-    def __init__(self, mirror: Mirror, policy: EvictionPolicy) -> None:
+    def __init__(self, mirror: Mirror, scanner: Scanner, policy: EvictionPolicy) -> None:
         self.mirror = mirror
+        self._scanner = scanner
         self.lock = Lock(mirror)
         self.policy = policy
         self.evicted_blobs = 0
@@ -151,6 +153,18 @@ class Evictor:
         self.evicted_blobs += 1
         self.evicted_bytes += size
         return True
+
+    def may_others_be_older(self) -> bool:
+        """Whether files that this process has not heard of may have been used before the oldest that it knows.
+
+        Without inotify, what others have written since the last listing began: it was used after that. Where listing
+        would take much of the time, False: then the oldest of what is known must do.
+        """
+        index = self.mirror.index
+        if self.mirror.is_watching or index.is_alone or not self._scanner.may_scan_again():
+            return False
+        slot = index.oldest()
+        return slot is not None and index.used[slot] >= self._scanner.listed_at
 
     def delete(self, key: IndexKey, size: int) -> None:
         """Deletes a file of the index, and the executable variant of a blob. Under the lock."""

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import errno
 import os
+import stat
 from collections.abc import Awaitable, Callable
 
 import trio
@@ -59,7 +60,8 @@ class Executables:
         mirror = self._committer.mirror
         folder = mirror.layout.executables
         try:
-            fd = os.open(name_of(digest), os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW, dir_fd=folder.fd)
+            flags = os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW | os.O_NONBLOCK  # a FIFO there must not block the loop
+            fd = os.open(name_of(digest), flags, dir_fd=folder.fd)
         except FileNotFoundError:
             return None
         try:
@@ -67,7 +69,7 @@ class Executables:
             if mirror.index.executable(digest) is None and facts.st_size == digest.size:
                 mirror.index.add_executable(index_key(digest), facts.st_size)
             right = await self._verifier.is_right(fd, digest, is_variant=True)
-            if right is None or right.st_mode & 0o777 != MODE:
+            if right is None or right.st_mode != stat.S_IFREG | MODE:
                 await self._quarantine.set_aside(folder, digest, fd)
                 return None
             return right

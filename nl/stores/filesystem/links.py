@@ -77,7 +77,7 @@ class Linker:
         missing: dict[Digest, None] = {}
         for start in range(0, len(links), _BATCH):
             batch = links[start : start + _BATCH]
-            self._committer.mirror.refresh()
+            await self._committer.mirror.catch_up()
             jobs = [self._job(link) for link in batch]
             try:
                 if len(batch) <= _INLINE:

@@ -65,6 +65,7 @@ class Lock:
 
         Raises UnavailableError, naming the process that has it, after a minute; OSError.
         """
+        await self._mirror.catch_up()
         if self.try_lock():
             return
         self.waits += 1
@@ -79,7 +80,7 @@ class Lock:
         pause, warned = 0.0002, False
         while not self.try_lock():
             await trio.sleep(pause)
-            self._mirror.refresh()  # Others may be changing much: the kernel's queue must not run over.
+            await self._mirror.catch_up()  # Others may be changing much: the kernel's queue must not run over.
             pause = min(pause * 2, _LONGEST_PAUSE_S)
             waited = trio.current_time() - began
             if waited > _TIMEOUT_S:

@@ -33,6 +33,9 @@ from nl.stores.filesystem.watch import (
 
 _log = logging.getLogger(__name__)
 
+_STEPS = 200
+"""Of one `catch_up` with checkpoints: twice what the kernel keeps events for. Who is still behind then runs through."""
+
 
 class Mirror:
     """The index, and what keeps it true."""
@@ -90,6 +93,24 @@ class Mirror:
 
     def refresh(self) -> bool:
         """Makes the index say what the folders hold now: whether anything had changed. Half a microsecond if not."""
+        if not self._step():
+            return False
+        while self._step():
+            pass
+        return True
+
+    async def catch_up(self) -> None:
+        """`refresh` for those who may wait: in steps of a millisecond between which others run, where other processes
+        have changed thousands of files meanwhile. No checkpoint if there is nothing to do, nor after the last step.
+        """
+        steps = 0
+        while self._step():
+            steps += 1
+            if steps < _STEPS:
+                await trio.lowlevel.checkpoint()
+
+    def _step(self) -> bool:
+        """Brings the index up to some of the events, a millisecond of work; False if there were none."""
         events = self._watch.read() if self._watch is not None else ()
         if not events:
             return False

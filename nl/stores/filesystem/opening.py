@@ -59,7 +59,7 @@ class Opener:
 
         Raises BlobNotFoundError, also for what was found wrong and set aside.
         """
-        self._mirror.refresh()
+        await self._mirror.catch_up()
         folder, name, index_key = self._layout.locate(key)
         slot = self._slot(key, index_key)
         if slot is None or self._presence.max_age_s:

@@ -44,7 +44,7 @@ class Presence:
 
     async def sizes(self, keys: Sequence[Key]) -> list[int | None]:
         """The size of each key's value, None for what is not there."""
-        self._mirror.refresh()
+        await self._mirror.catch_up()
         if not self._mirror.is_exact:
             return await self._sizes_on_disk(keys)
         sizes = self._sizes_in_index(keys)

@@ -44,6 +44,7 @@ class Recency:
         self._mirror = mirror
         self._clock = clock
         self._refused = False
+        self._gave_up = False
         self._began = self._last = time.monotonic()
         self._uses = uses
         self.flushed_blobs = 0
@@ -52,15 +53,22 @@ class Recency:
         """Runs for ever: tells another process that comes to the folder what there is, and what this one has used."""
         while True:
             await trio.sleep(_TICK_S)
+            if self._gave_up and not self._uses.is_late:
+                # What was told late may have taken the place of newer uses of this process, in the same moment.
+                self._gave_up = False
+                await self._tell_uses()
             if self._uses.has_company():
                 self._uses.keep_company()
                 try:
                     await tell_sum()
                 except (OSError, UnavailableError) as error:  # the sum is told again every few seconds
                     _log.error("store %s: the sum of bytes is not told: %s", self._mirror.layout.name, error)
-                for _ in self._mirror.index.tell_uses(self._began):
-                    await trio.lowlevel.checkpoint()
+                await self._tell_uses()
                 self._uses.completed()
+
+    async def _tell_uses(self) -> None:
+        for _ in self._mirror.index.tell_uses(self._began):
+            await trio.lowlevel.checkpoint()
 
     async def wait_for_others(self) -> None:
         """Waits until a process that was alone until this one came has told what it had used.
@@ -71,6 +79,9 @@ class Recency:
         # It is another process that is waited for: no event comes from there.
         while not self._uses.is_complete and trio.current_time() < ends_at:  # noqa: ASYNC110
             await trio.sleep(_PAUSE_S)
+        if not self._uses.is_complete:
+            self._uses.give_up()
+            self._gave_up = True
 
     async def flush(self) -> None:
         """Writes what was used. *Cancellation*: what was not written yet is forgotten; it is a hint only."""

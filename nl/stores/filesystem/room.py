@@ -16,7 +16,7 @@ class Made(enum.Enum):
     YES = enum.auto()
     NOT_YET = enum.auto()
     NOTHING_KNOWN = enum.auto()
-    """There is not, and nothing that could be evicted is known: a scan will find something."""
+    """There is not, and nothing that should be evicted is known: a scan will find something."""
 
 
 class Room:
@@ -34,13 +34,18 @@ class Room:
         self._beside = beside
         self._is_evicting = False
 
-    def make(self) -> Made:
-        """Evicts a slice of what is needed. Under the lock. Raises ExhaustedError, BlobNotFoundError for `beside`."""
+    def make(self, *, is_patient: bool = False) -> Made:
+        """Evicts a slice of what is needed. Under the lock. Raises ExhaustedError, BlobNotFoundError for `beside`.
+
+        `is_patient`: rather than to evict what may be newer than what others wrote, it wants a scan.
+        """
         evictor = self._evictor
         self._refuse_if_not_both_fit()
         for _ in range(SLICE):
             if self._is_enough():
                 return Made.YES
+            if is_patient and evictor.may_others_be_older():
+                return Made.NOTHING_KNOWN
             if not evictor.evict_oldest(beside=self._beside):
                 if self._beside is not None:
                     raise self._no_room()

@@ -9,6 +9,7 @@ from __future__ import annotations
 import logging
 import os
 import stat
+import time
 from collections.abc import Iterator
 from itertools import islice
 from typing import NamedTuple
@@ -25,6 +26,8 @@ _PIECE = 4096
 """Entries that are looked at in one stay in a thread: 10 ms if they are in memory."""
 _SLICE = 1000
 """Entries that are added to the index before others have their turn: 3 ms."""
+_SHARE = 10
+"""So many times as long as a scan took no other is made for evictions."""
 
 Found = tuple[float, str, int]
 """atime, name, size."""
@@ -51,6 +54,11 @@ class Scanner:
         self.empty: list[tuple[Folder, str]] = []
         """Files without a byte whose names say that they have some, as the last scan found them."""
         self.scans = 0
+        self.asked = trio.Event()
+        """Set when somebody waits for a scan to begin."""
+        self.listed_at = 0.0
+        """What was there then (time.monotonic()) is known, but for what other processes have deleted."""
+        self._again_at = 0.0
 
     async def scan(self) -> None:
         """Lists the folders and brings the index up to them.
@@ -62,6 +70,8 @@ class Scanner:
         mirror.events_lost = False
         mirror.changed_during_scan = set()
         self.began_at = trio.current_time()
+        self.asked = trio.Event()
+        began = time.monotonic()
         self.empty = []
         self._unreadable = 0
         try:
@@ -76,11 +86,17 @@ class Scanner:
             mirror.scan_wanted = False
             mirror.is_exact = mirror.is_watching
             self.scans += 1
+            self.listed_at = began
+            self._again_at = time.monotonic() + _SHARE * (time.monotonic() - began)
             mirror.scanned.set()
         finally:
             mirror.changed_during_scan = None
             self.began_at = -1.0
             self._progress.unpark_all()
+
+    def may_scan_again(self) -> bool:
+        """Whether another scan, for a better choice of what to evict, would not take too much of the time."""
+        return time.monotonic() >= self._again_at
 
     async def progress(self, *, patience_s: float) -> bool:
         """Waits until a scan has found more; one is wanted if none is under way.
@@ -92,6 +108,7 @@ class Scanner:
             left += self.began_at - trio.current_time()
         else:
             self._mirror.scan_wanted = True
+            self.asked.set()
         if left <= 0:
             return False
         with trio.move_on_after(left) as scope:

@@ -201,7 +201,7 @@ class FilesystemStore(Store):
             now = trio.current_time()
             try:
                 self._clock.watch()
-                self._mirror.refresh()
+                await self._mirror.catch_up()
                 if self._mirror.folder_lost:
                     await self._repair()
                 if not self._mirror.is_watching and now >= rescan_at:
@@ -226,7 +226,8 @@ class FilesystemStore(Store):
                 await trio.sleep(_FLUSH_S)
             except UnavailableError as error:
                 _log.error("%s; eviction is tried again", error.message)
-            await trio.sleep(_TICK_S)
+            with trio.move_on_after(_TICK_S):
+                await self._scanner.asked.wait()
 
     async def _tell_at_the_end(self) -> None:
         """Tells what was used, and what there is; if that fails, the store ends all the same."""

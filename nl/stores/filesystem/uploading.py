@@ -133,13 +133,13 @@ class Uploader:
         if key in EMPTY_DIGESTS:
             await drain(reader)
             return
-        self._mirror.refresh()
+        await self._mirror.catch_up()
         folder, name, index_key = self._layout.locate(key)
         expected = key.size if type(key) is Digest else reader.size
         self._committer.refuse_too_large(key, expected)
         if type(key) is Digest and self._committer.is_intact(key):
             _require_size(key, await drain(reader))
-            self._mirror.refresh()
+            await self._mirror.catch_up()
             if not self._committer.is_there(key):
                 raise UnavailableError(
                     f"{key} has left {self._layout.where} while it was being uploaded anew: upload it again"

@@ -31,7 +31,9 @@ _log = logging.getLogger(__name__)
 
 CELLS = 1 << 19
 _ALONE = CELLS
-"""Behind the cells: not 0 while a process that is alone writes nothing."""
+"""Behind the cells: whether a process that is alone writes nothing. 0 for no, or one of the following."""
+_WRITES_NOTHING, _IS_ASKED, _IS_LATE = 1.0, 2.0, 3.0
+"""There is one; another has come and waits for what it has used; that one waits no longer."""
 _BYTES = CELLS * 8 + mmap.PAGESIZE
 _PREFIX = ".uses-"
 
@@ -64,11 +66,11 @@ class UseTable:
     @property
     def is_complete(self) -> bool:
         """Whether a process that was alone before this one came has told what it had used until then."""
-        return self._fd < 0 or self.is_alone or not self.times[_ALONE]
+        return self._fd < 0 or self.is_alone or self.times[_ALONE] in (0.0, _IS_LATE)
 
     def has_company(self) -> bool:
         """Whether another process has come while this one was alone. Call it several times a second."""
-        return self.is_alone and self._fd >= 0 and self.times[_ALONE] > 1.0
+        return self.is_alone and self._fd >= 0 and self.times[_ALONE] > _WRITES_NOTHING
 
     def keep_company(self) -> None:
         """Uses are noted from now on; the caller notes those of before, and then calls `completed`."""
@@ -77,6 +79,15 @@ class UseTable:
     def completed(self) -> None:
         """What was used is in the table: nobody need wait."""
         self.times[_ALONE] = 0.0
+
+    def give_up(self) -> None:
+        """For one that has waited: nobody else need, as that process may have died."""
+        self.times[_ALONE] = _IS_LATE
+
+    @property
+    def is_late(self) -> bool:
+        """Whether what was waited for in vain has still not been told."""
+        return bool(self.times[_ALONE] == _IS_LATE)
 
     def open(self, folder: str, *, store: str) -> None:
         """Shares the table with the other processes on the folder. The caller has the folder's lock. Blocks."""
@@ -107,9 +118,9 @@ class UseTable:
             self._replace(mmap.mmap(fd, _BYTES))
             self.is_alone = is_alone
             if is_alone:
-                self.times[_ALONE] = 1.0
-            elif self.times[_ALONE]:
-                self.times[_ALONE] = 2.0  # Somebody is alone no more.
+                self.times[_ALONE] = _WRITES_NOTHING
+            elif self.times[_ALONE] == _WRITES_NOTHING:
+                self.times[_ALONE] = _IS_ASKED
         except BaseException:
             os.close(fd)
             raise

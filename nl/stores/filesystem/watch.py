@@ -33,6 +33,8 @@ GONE: Final = IN_DELETE | IN_MOVED_FROM
 FOLDER_GONE: Final = IN_DELETE_SELF | IN_MOVE_SELF | IN_UNMOUNT | IN_IGNORED
 _MASK: Final = GONE | IN_MOVED_TO | IN_CREATE | IN_CLOSE_WRITE | IN_MODIFY | IN_DELETE_SELF | IN_MOVE_SELF | IN_ONLYDIR
 _HEADER = struct.Struct("iIII")
+_BUFFER = 16 * 1024
+"""Bytes of one read: some 170 events."""
 
 _libc = ctypes.CDLL(None, use_errno=True)
 
@@ -83,12 +85,12 @@ class Watch:
         return int(number)
 
     def read(self) -> Sequence[Event]:
-        """All that has happened until now and was not read yet, in order."""
+        """What has happened and was not read yet, in order: the next events, none if that is all."""
         fcntl.ioctl(self.fd, termios.FIONREAD, self._pending)
         count = self._pending[0]
         if not count:
             return ()
-        data = os.read(self.fd, count)
+        data = os.read(self.fd, min(count, _BUFFER))
         events = []
         at = 0
         while at < len(data):

@@ -286,6 +286,25 @@ async def test_a_store_does_not_wait_for_ever_for_one_that_stands_still(place, m
         monkeypatch.setattr(one._uses, "has_company", lambda: False)
         async with place.running() as two:
             assert await two.get(await put(two, b"x")) == b"x"
+            monkeypatch.setattr("nl.stores.filesystem.recency._PATIENCE_S", 1000)
+            with trio.fail_after(60):
+                async with place.running() as three:
+                    assert await three.get(await put(three, b"y")) == b"y", "once it was waited for in vain"
+
+
+async def test_what_is_told_late_does_not_make_forget_what_was_used_meanwhile(place, monkeypatch):
+    monkeypatch.setattr("nl.stores.filesystem.recency._PATIENCE_S", 0.05)
+    async with place.running() as one:
+        monkeypatch.setattr(one._uses, "has_company", lambda: False)
+        async with place.running() as two:
+            digest = await put(two, b"x")
+            assert await two.has([digest]) == [1]
+            cell = two._uses.cell_of(digest.hash)
+            used = two._uses.last(cell)
+            assert used > 0
+            one._uses.times[cell] = used - 100  # as it is if both write in the same moment
+            one._uses.completed()
+            await until(lambda: two._uses.last(cell) == used)
 
 
 async def test_a_store_outlives_one_that_comes_and_stands_still_with_the_lock(place, monkeypatch, caplog):

@@ -54,6 +54,15 @@ async def test_links_are_hard_links_and_variants_are_made_once(place):
         assert store.statistics()["written_blobs"] == 1
 
 
+@pytest.mark.parametrize("data", [b"some data", make_blob(300_000)], ids=["small", "large"])
+async def test_a_fifo_in_the_place_of_a_variant_is_replaced_and_waited_for_by_nobody(place, data):
+    async with place.running() as store:
+        digest = await put(store, data)
+        os.mkfifo(place.executables / str(digest), 0o555)
+        assert await store.capability(LocalFiles).link_files([linked(place, digest, "a", executable=True)]) == []
+        assert (place.inputs / "a").read_bytes() == data
+
+
 async def test_hundreds_of_links_of_which_some_are_missing(place):
     async with place.running() as store:
         digests = [await put(store, b"%d" % number) for number in range(600)]

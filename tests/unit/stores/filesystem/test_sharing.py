@@ -54,6 +54,43 @@ async def test_what_is_evicted_while_it_is_asked_for_is_not_said_to_be_there(pla
         assert await two.has(digests) == [1] * 3 + [None] + [1] * 6 + [2] * 10
 
 
+@pytest.mark.parametrize("what", ["has", "put"])
+async def test_thousands_of_changes_by_another_process_do_not_hold_the_loop_up_as_a_whole(place, monkeypatch, what):
+    async with place.running() as store:
+        kept = await put(store, b"kept")
+        digests = [digest_of(b"%d" % number) for number in range(4000)]
+        for number, digest in enumerate(digests):
+            place.lay(digest, b"%d" % number)
+        await until(lambda: len(store._index) == 4001)
+        for digest in digests:
+            place.file(digest).unlink()
+        in_turn = most = 0
+        reconcile = store._mirror._reconcile
+
+        def count_and_reconcile(*args, **kwargs) -> None:
+            nonlocal in_turn, most
+            in_turn += 1
+            most = max(most, in_turn)
+            reconcile(*args, **kwargs)
+
+        async def begin_turns() -> None:
+            nonlocal in_turn
+            while True:
+                await trio.lowlevel.checkpoint()
+                in_turn = 0
+
+        monkeypatch.setattr(store._mirror, "_reconcile", count_and_reconcile)
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(begin_turns)
+            if what == "has":
+                assert await store.has([kept, *digests]) == [4] + [None] * 4000
+            else:
+                await put(store, b"new")
+                assert len(store._index) == 2
+            nursery.cancel_scope.cancel()
+        assert 0 < most < 2500
+
+
 async def test_the_sum_of_all_stays_under_max_bytes(place):
     policy = {"max_bytes": 10 * BLOCK}
     async with place.running(policy=policy) as one, place.running(policy=policy) as two:

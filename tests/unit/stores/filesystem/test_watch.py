@@ -90,6 +90,17 @@ async def test_without_inotify_one_store_keeps_its_bound(place, unwatched):
             assert place.used() <= 5 * 4096
 
 
+async def test_without_inotify_the_folder_is_listed_before_what_was_just_used_is_evicted(place, unwatched):
+    policy = {"max_bytes": 5 * 4096}
+    async with place.running(policy=policy) as one, place.running(policy=policy) as two:
+        old = [await put(two, b"old %d" % number) for number in range(4)]
+        used = await put(one, b"used")
+        assert await one.has([used]) == [4]
+        await until(one._scanner.may_scan_again)
+        new = await put(one, b"new")
+        assert await one.has([used, new, *old]) == [4, 3, None, 5, 5, 5]
+
+
 async def test_without_inotify_has_of_many_is_right(place, unwatched):
     async with place.running() as store:
         digests = [await put(store, b"%d" % number) for number in range(100)]
