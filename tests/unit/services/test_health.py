@@ -34,6 +34,7 @@ def test_one_service_may_change_alone():
     registry.set_serving(True)
     registry.set_serving(False, service="a")
     assert [registry.is_serving(name) for name in ("", "a", "b", "unknown")] == [True, False, True, None]
+    assert registry.is_serving() is True
 
 
 async def test_check_tells_the_state_and_needs_no_right():

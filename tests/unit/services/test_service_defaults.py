@@ -109,6 +109,7 @@ def test_how_large_the_requests_of_a_method_may_be(request_kind, most):
 
 
 def test_times_that_only_code_knows():
+    assert ExecutionService({})._keepalive_s == 20.0
     assert operations.LONGEST_WAIT_S == 24 * 3600
     assert (reads.PATIENCE_S, reads.MAX_PATIENT, reads.LEAST_BYTES) == (2.0, 64, 1024)
     assert upload_bounds.MIN_IDLE_S == 5.0

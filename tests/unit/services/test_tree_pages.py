@@ -78,6 +78,13 @@ async def test_a_page_is_closed_before_it_is_longer_than_it_may_be(store, monkey
     assert [len(page.directories) for page in await pages_of(store, root)] == sizes
 
 
+@pytest.mark.parametrize(("most", "sizes"), [(911, [2, 2, 2]), (912, [2, 3, 1])])
+async def test_each_page_is_counted_from_nothing(store, monkeypatch, most, sizes):
+    monkeypatch.setattr(module, "PAGE_BYTES", most)  # 306 + 306 + 300
+    root = await tree_of(store, *[300] * 5)
+    assert [len(page.directories) for page in await pages_of(store, root)] == sizes
+
+
 @pytest.mark.parametrize("beyond", [0, 1])
 async def test_a_directory_alone_may_fill_a_reply_and_no_more(store, monkeypatch, beyond):
     monkeypatch.setattr(module, "REPLY_BYTES", 2000)
