@@ -147,6 +147,8 @@ def read_head(first: Buffer, total: int) -> int | None:
         length, at = read_varint(head, 2, head[1]) if head[1] > 127 else (head[1], 2)
     except IndexError:
         return None if len(head) < min(12, total) else -1
+    except codec.DecodeError:  # which `read_data` raises as well
+        return -1
     return at if at + length == total else -1
 
 

@@ -67,3 +67,32 @@ def test_another_listener_port_instance_or_sort_is_no_circle():
 def test_a_name_that_is_served_as_the_empty_one_is_a_circle():
     with pytest.raises(ConfigError, match="this very store"):
         load(stores={"A": grpc("grpc://127.0.0.1:50051", instance_name="other")}, any_instance_name=True)
+
+
+OURS = "grpc://127.0.0.1:50051"
+
+
+@pytest.mark.parametrize(
+    ("services", "kind"),
+    [
+        ({"cas": [{"cas_store": "A"}]}, "cas"), ({"bytestream": [{"cas_store": "A"}]}, "cas"),
+        ({"ac": [{"ac_store": "A"}]}, "ac"),
+    ],
+)  # fmt: skip
+@pytest.mark.parametrize("instance", ["", "main"])
+def test_each_service_can_close_a_circle_for_its_own_instance_and_sort(services, kind, instance):
+    named = {key: [{"instance_name": instance, **entry} for entry in entries] for key, entries in services.items()}
+    with pytest.raises(ConfigError, match=rf"servers\[0\], which serves this very store \(instance '{instance}'\)"):
+        load(stores={"A": grpc(OURS, kind=kind, instance_name=instance)}, services=[named])
+    load(stores={"A": grpc(OURS, kind="ac" if kind == "cas" else "cas", instance_name=instance)}, services=[named])
+    load(stores={"A": grpc(OURS, kind=kind, instance_name="another")}, services=[named])
+
+
+def test_where_any_name_is_served_one_that_is_configured_is_still_only_itself():
+    services = [{"cas": [{"cas_store": "A"}, {"instance_name": "b", "cas_store": "M"}]}]
+    stores = {"A": grpc(OURS, instance_name="b"), "M": {"memory": {}}}
+    load(stores=stores, services=services, any_instance_name=True)
+    stores["A"] = grpc(OURS, instance_name="c")
+    with pytest.raises(ConfigError, match="this very store"):
+        load(stores=stores, services=services, any_instance_name=True)
+    load(stores=stores, services=services)

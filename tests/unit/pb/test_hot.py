@@ -203,3 +203,75 @@ def test_a_path_that_is_not_text_spoils_the_action_result():
     data = codec.encode(reapi.ActionResult(output_files=[reapi.OutputFile(path="a", digest=digest(1))]))
     with pytest.raises(codec.DecodeError):
         hot.action_result_digests(data.replace(b"\x0a\x01a", b"\x0a\x01\xff"))
+
+
+RESULT = reapi.ActionResult(exit_code=7, stdout_raw=b"x" * 300)
+
+
+def test_a_result_is_cut_out_of_its_request_unread():
+    request = reapi.UpdateActionResultRequest(
+        instance_name="main", action_digest=digest(1), action_result=RESULT, digest_function=9
+    )
+    rest, encoded = hot.parse_update_action_result(codec.encode(request))
+    assert encoded == codec.encode(RESULT)
+    request.action_result = None
+    assert rest == request
+
+
+@pytest.mark.parametrize("result", [None, reapi.ActionResult()])
+def test_a_request_without_a_result_is_told_from_one_with_an_empty_one(result):
+    request = reapi.UpdateActionResultRequest(instance_name="main", action_result=result)
+    _, encoded = hot.parse_update_action_result(codec.encode(request))
+    assert encoded == (None if result is None else b"")
+
+
+def test_a_result_that_comes_in_two_pieces_or_behind_a_long_tag_is_put_together():
+    first, second = codec.encode(reapi.ActionResult(exit_code=7)), codec.encode(reapi.ActionResult(stdout_raw=b"y"))
+    twice = b"".join(b"\x1a" + bytes([len(each)]) + each for each in (first, second))
+    _, encoded = hot.parse_update_action_result(twice)
+    assert codec.decode(reapi.ActionResult, encoded) == reapi.ActionResult(exit_code=7, stdout_raw=b"y")
+    rest, encoded = hot.parse_update_action_result(b"\x9a\x00" + bytes([len(first)]) + first)
+    assert (rest.action_result, encoded) == (None, first)
+
+
+@pytest.mark.parametrize("cut", range(1, 20))
+def test_a_request_that_is_cut_short_is_an_error(cut):
+    whole = codec.encode(reapi.UpdateActionResultRequest(action_result=RESULT, instance_name="m"))
+    if cut == 3:
+        return  # the name alone is a request
+    with pytest.raises(codec.DecodeError):
+        hot.parse_update_action_result(whole[:cut])
+
+
+def test_nothing_is_no_digest_and_a_size_alone_is_one():
+    result = reapi.ActionResult(
+        output_files=[reapi.OutputFile(path="a", digest=reapi.Digest()),
+                      reapi.OutputFile(path="b", digest=reapi.Digest(size_bytes=1))],
+        stdout_digest=reapi.Digest(),
+    )  # fmt: skip
+    assert hot.action_result_digests(codec.encode(result)).blobs == [("", 1)]
+
+
+@pytest.mark.parametrize("size", [0, 1, 127, 128, 1 << 40, (1 << 63) - 1])
+@pytest.mark.parametrize("executable", [True, False])
+@pytest.mark.parametrize("path", ["a", "p" * 127, "p" * 128])
+def test_a_file_of_any_size_has_its_digest(size, executable, path):
+    file = reapi.OutputFile(path=path, digest=digest(1, size), is_executable=executable)
+    found = hot.action_result_digests(codec.encode(reapi.ActionResult(output_files=[file, file])))
+    assert found.blobs == pairs([digest(1, size)]) * 2
+
+
+def test_a_name_of_many_kilobytes_is_for_the_general_codec_and_a_shorter_one_is_not():
+    for length, is_streamable in ((16 * 1024 - 100, True), (16 * 1024, False)):
+        data = write(resource_name="r" * length, data=b"x")
+        if is_streamable:
+            assert hot.parse_write_head(data, len(data)).resource_name == "r" * length
+        else:
+            with pytest.raises(hot.NotStreamableError, match="many KiB"):
+                hot.parse_write_head(data, len(data))
+
+
+@pytest.mark.parametrize("offset", [1, 127, 128, (1 << 63) - 1, -1, -(1 << 63)])
+def test_an_offset_has_its_sign(offset):
+    data = write(resource_name="r", write_offset=offset, data=b"x")
+    assert hot.parse_write_head(data, len(data)).write_offset == offset
