@@ -3,7 +3,7 @@
 import pytest
 
 from nl.auth.certificates import identity_of, name_of
-from nl.config.auth import CertificateGrant
+from nl.config.auth import CertificateGrant, JwtGrant, JwtOptions
 from nl.errors import ConfigError
 from nl.model.access import Grant, PeerCertificate, Right
 
@@ -46,3 +46,21 @@ def test_a_kind_that_the_certificate_does_not_have_never_matches():
 def test_a_grant_for_nobody_is_a_mistake():
     with pytest.raises(ConfigError, match="matches nothing; expected at least one of uri, dns, email, common_name"):
         CertificateGrant(allow=("read",)).check()
+
+
+@pytest.mark.parametrize("key", ["uri", "dns", "email", "common_name"])
+def test_each_of_its_keys_is_enough_for_a_grant_and_rights_are_asked_for_beside_it(key):
+    CertificateGrant(allow=("read",), **{key: "*"}).check()
+    with pytest.raises(ConfigError, match="allow: is empty"):
+        CertificateGrant(allow=(), **{key: "*"}).check()
+
+
+@pytest.mark.parametrize(("seconds", "is_taken"), [(29, False), (29.9, False), (30, True), (31, True)])
+def test_keys_are_not_fetched_more_often_than_every_half_minute(seconds, is_taken):
+    options = JwtOptions(name="a", issuer="i", audience=("x",), jwks_file="f", refresh_interval_s=seconds,
+                         grants=(JwtGrant(allow=("read",)),))  # fmt: skip
+    if is_taken:
+        options.check()
+    else:
+        with pytest.raises(ConfigError, match="refresh_interval_s: is shorter than 30 seconds; expected 30 or more"):
+            options.check()

@@ -83,3 +83,44 @@ def test_optional_client_certificates_need_an_authority():
     tls = {"cert_file": "c", "key_file": "k", "client_auth": "accept"}
     assert "tls.client_auth: \"accept\" without client_ca_file" in refusal(tls=tls)
     assert http(tls={**tls, "client_ca_file": "ca"}).tls.client_auth == "accept"
+
+
+@pytest.mark.parametrize(("text", "address"), [
+    ("h:0", ("h", 0)), ("h:65535", ("h", 65535)), (":1", ("0.0.0.0", 1)), (" [::1]:1 ", ("::1", 1)),
+    ("unix:/a:1", ("unix:/a:1", 0)), ("a-b.c1:80", ("a-b.c1", 80)),
+])
+def test_where_a_listener_is(text, address):
+    assert http(socket_address=text).address == address
+
+
+@pytest.mark.parametrize(("text", "problem"), [
+    ("h:65536", "has a port above 65535"), ("h:99999", "has a port above 65535"), ("h", "is not an address"),
+    ("h:", "is not an address"), ("h:123456", "is not an address"), ("h:-1", "is not an address"),
+    ("-h:1", "is not an address"), ("h-:1", "is not an address"), ("::1:1", "is not an address"),
+])
+def test_what_is_no_address_is_refused(text, problem):
+    assert problem in refusal(socket_address=text)
+
+
+@pytest.mark.parametrize(("key", "least"), [("handshake_timeout_s", 0.1), ("stall_timeout_s", 0.1),
+                                            ("window_timeout_s", 0.1), ("max_connections", 1),
+                                            ("max_held_bytes", 16 << 20)])
+def test_the_least_that_clients_may_cost(key, least):
+    assert getattr(http(connections={key: least}).connections, key) == least
+    below = least - 1 if isinstance(least, int) else least * 0.99
+    assert f"servers[0].listener.http.connections.{key}: " in refusal(connections={key: below})
+
+
+@pytest.mark.parametrize(("mode", "is_one"), [("600", True), ("0660", True), ("777", True), ("00600", False),
+                                              ("800", False), ("66", False), ("0o660", False)])
+def test_modes_are_three_octal_digits(mode, is_one):
+    if is_one:
+        assert http(unix_socket_mode=mode).unix_socket_mode == mode
+    else:
+        assert "is no mode" in refusal(unix_socket_mode=mode)
+
+
+def test_a_list_of_revoked_certificates_needs_an_authority():
+    tls = {"cert_file": "c", "key_file": "k", "client_crl_file": "r"}
+    assert "tls.client_crl_file: set without client_ca_file; expected both or neither" in refusal(tls=tls)
+    assert http(tls={**tls, "client_ca_file": "ca"}).tls.client_auth == "require"

@@ -13,7 +13,7 @@ from nl.config.fields import Conversion, fields_of, walk
 from nl.config.reference import config_reference
 from nl.config.registry import StoreKinds
 from nl.config.schedulers import SCHEDULER_KINDS
-from nl.config.schema import config_schema
+from nl.config.schema import _SchemaBuilder, config_schema
 from nl.config.types import Options
 from tests.unit.config.kinds import DiskOptions, EverythingOptions, MemOptions, kinds
 
@@ -131,3 +131,54 @@ def test_links_of_the_reference_lead_to_headings():
     headings = {re.sub(r"[^a-z0-9 _-]", "", line.lstrip("# ").lower()).replace(" ", "-")
                 for line in text.splitlines() if line.startswith("#")}
     assert set(re.findall(r"\]\(#([^)]+)\)", text)) <= headings
+
+
+def test_a_schema_says_what_it_is_and_has_its_definitions_in_order(schema):
+    assert schema["$schema"] == "https://json-schema.org/draft/2020-12/schema"
+    assert (schema["title"], schema["type"]) == ("nl config", "object")
+    assert schema["description"] == describe(Config)
+    assert list(schema["$defs"]) == sorted(schema["$defs"])
+    assert schema["properties"]["stores"]["items"] == {"$ref": "#/$defs/NamedStore"}
+    assert schema["properties"]["schedulers"]["items"] == {"$ref": "#/$defs/NamedScheduler"}
+
+
+def test_an_option_that_may_be_absent_may_be_null_and_one_that_may_not_may_not(schema):
+    listener = schema["$defs"]["HttpListener"]["properties"]
+    assert listener["tls"]["anyOf"] == [{"$ref": "#/$defs/TlsOptions"}, {"type": "null"}]
+    assert "default" not in listener["tls"]
+    assert "anyOf" not in listener["advanced_http"]
+    assert (listener["freebind"]["default"], listener["unix_socket_mode"]["default"]) == (False, "0600")
+    assert "default" not in listener["socket_address"]
+    assert schema["$defs"]["HttpListener"]["required"] == ["socket_address"]
+
+
+def test_what_has_no_effect_or_is_not_supported_says_so(schema):
+    listener = schema["$defs"]["AdvancedHttpOptions"]["properties"]
+    assert listener["experimental_http2_adaptive_window"]["description"].endswith(
+        "No effect: windows are fixed here."
+    )
+    services = schema["$defs"]["ServicesOptions"]["properties"]
+    fetch = services["fetch"]
+    assert "Not supported: the Remote Asset API is not served." in fetch["description"]
+    assert fetch["anyOf"][1] == {"type": "object", "maxProperties": 0}
+    assert services["cas"]["description"].endswith('(Loads also the older { "<instance>": { ... } }.)')
+    assert {"type": "object", "maxProperties": 0} not in services["cas"]["anyOf"]
+
+
+def test_a_kind_and_a_name_are_all_that_a_store_has(schema):
+    named, plain = schema["$defs"]["NamedStore"], schema["$defs"]["Store"]
+    assert named["properties"]["name"] == {"type": "string", "minLength": 1}
+    assert named["properties"]["disk"] == plain["properties"]["disk"] == {"$ref": "#/$defs/DiskOptions"}
+    assert (named["minProperties"], "required" in plain, "name" in plain["properties"]) == (2, False, False)
+
+
+def test_structs_of_one_name_are_told_apart():
+    builder = _SchemaBuilder(kinds())
+    made = [type(Options)("Same", (Options,), {"__module__": module, "__doc__": "x"}) for module in ("one", "two")]
+    assert [builder._name(each) for each in (*made, *made)] == ["Same", "two.Same", "Same", "two.Same"]
+
+
+def test_a_struct_without_description_or_requirement_has_none(schema):
+    mem = schema["$defs"]["MemOptions"]
+    assert "description" not in mem
+    assert "required" not in mem

@@ -436,3 +436,23 @@ async def test_a_client_that_is_gone_is_one_line(caplog):
     await client.aclose()
     await trio.aclose_forcefully(server)
     assert [record.getMessage().partition(": ")[2] for record in caplog.records] == ["nothing has moved for 0.05 s"]
+
+
+async def test_a_body_that_breaks_the_protocol_is_the_clients_mistake_and_not_ours(caplog):
+    head = get("/echo", "PUT", "Transfer-Encoding: chunked\r\n")
+    answer = await talk(head + b"5\r\nhello\r\nnonsense\r\n")
+    assert answer.startswith(b"HTTP/1.1 400")
+    assert b"bad request: " in answer
+    assert caplog.records == []
+
+
+async def test_a_client_that_has_gone_in_the_middle_of_its_body_is_one_line_and_no_error(caplog):
+    caplog.set_level("INFO", "nl.web")
+    client, server = stream_pair()
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(HttpServer(ROUTES).serve, server)
+        await client.send_all(get("/echo", "PUT", "Content-Length: 50\r\nExpect: 100-continue\r\n"))
+        await trio.testing.wait_all_tasks_blocked()
+        await client.aclose()  # what it was told to go on with is unread: a reset
+    await trio.aclose_forcefully(server)
+    assert [record.levelname for record in caplog.records] == ["INFO"]
