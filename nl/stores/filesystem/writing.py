@@ -8,6 +8,7 @@ only threads may. `DiskPace` knows which it is.
 from __future__ import annotations
 
 import os
+import resource
 import time
 from collections.abc import Awaitable, Callable, Sequence
 from contextlib import suppress
@@ -27,7 +28,7 @@ _LEAST = 64 * 1024
 _AHEAD = 8 * 1024 * 1024
 """Reserved in one go. More of it at a time saves nothing, and an upload that stops early would hold it meanwhile."""
 _SLOW_S = 0.005
-"""A write on the spot that takes longer is one that waits for the disk: 256 KiB take 50 us, in memory that the host
+"""A write on the spot that waits, and takes longer, waits for the disk: 256 KiB take 50 us, in memory that the host
 must find first 500."""
 _FAST_IN_A_ROW = 32
 """Writes in threads, none of which waited, after which one on the spot is tried again."""
@@ -239,10 +240,21 @@ class Gatherer:
             await trio.lowlevel.checkpoint()
 
     def _append(self, parts: Sequence[Buffer]) -> float:
-        """How long it took, by the clock."""
-        began = time.perf_counter()
-        self._file.append(parts)
-        return time.perf_counter() - began
+        return seconds_waited(self._file.append, parts)
+
+
+def seconds_waited(write: Callable[[Sequence[Buffer]], None], parts: Sequence[Buffer]) -> float:
+    """How long a write took, by the clock, if it has waited for anything; 0 if others only had their turn meanwhile.
+
+    On a busy machine a thread is put aside for longer than a slow disk makes it wait, and there a hop costs the most.
+    """
+    before = resource.getrusage(resource.RUSAGE_THREAD).ru_nvcsw
+    began = time.perf_counter()
+    write(parts)
+    seconds = time.perf_counter() - began
+    if seconds > _SLOW_S and resource.getrusage(resource.RUSAGE_THREAD).ru_nvcsw == before:
+        return 0.0
+    return seconds
 
 
 async def drain(reader: Reader) -> int:

@@ -3,6 +3,7 @@
 import errno
 import fcntl
 import os
+import time
 from contextlib import ExitStack, contextmanager, nullcontext
 
 import pytest
@@ -22,7 +23,7 @@ from nl.plugin import (
 from nl.stores.filesystem import lock
 from nl.stores.filesystem.layout import Layout
 from nl.stores.filesystem.reserving import reserve
-from nl.stores.filesystem.writing import DiskPace, Gatherer, TempFile
+from nl.stores.filesystem.writing import DiskPace, Gatherer, TempFile, seconds_waited
 from nl.testing import PartsReader, make_blob, split
 
 MIB = 1 << 20
@@ -103,6 +104,20 @@ def test_one_slow_write_turns_to_threads_and_many_fast_ones_turn_back():
         assert not pace.is_fast
     pace.note(0.001)
     assert pace.is_fast
+
+
+def test_a_write_is_slow_if_it_has_waited_and_not_if_the_machine_had_other_things_to_do():
+    def busy(parts):
+        until = time.thread_time() + 0.02
+        while time.thread_time() < until:
+            pass
+
+    def waiting(parts):
+        time.sleep(0.02)
+
+    # More than once, as this process has other threads, too, which may want the interpreter now and then.
+    assert 0.0 in [seconds_waited(busy, []) for _ in range(10)]
+    assert seconds_waited(waiting, []) >= 0.02
 
 
 @pytest.mark.parametrize("step", [1000, 70_000, 300_000, 2 * MIB])
