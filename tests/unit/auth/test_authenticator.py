@@ -20,6 +20,7 @@ from nl.auth.tokens import hash_token
 from nl.config.auth import AuthOptions, CertificateGrant, GrantOptions, JwtGrant, JwtOptions
 from nl.errors import ConfigError, UnauthenticatedError, UnavailableError
 from nl.model.access import Grant, Identity, PeerCertificate, Right
+from tests.support.changing import change
 
 PEER = "10.0.0.1:1"
 READ_EVERYBODY = (GrantOptions(allow=("read_ac",), instances=("public",)),)
@@ -536,7 +537,7 @@ async def test_tokens_change_a_second_time(tmp_path):
     door, path = opened(tmp_path)
     seen = {}
     for name in ("one", "two", "three"):
-        path.write_text(line(name, f"nl_{name}".encode()))
+        change(path, line(name, f"nl_{name}".encode()))
         await look_twice(door)
         seen[name] = door.authenticate(PEER, None, f"Bearer nl_{name}".encode())
         for earlier in list(seen)[:-1]:
@@ -607,7 +608,7 @@ async def test_keys_in_a_file_are_watched_as_tokens_are(tmp_path, monkeypatch):
     async with trio.open_nursery() as nursery:
         await nursery.start(door.run)
         for key in (one, two, one):
-            path.write_text(key_set(key))
+            change(path, key_set(key))
             with trio.fail_after(60):
                 while list(door._issuers[ISSUER].keys.keys) != [key.kid] or door._remembered:
                     await trio.sleep(0.01)

@@ -14,6 +14,7 @@ pytest.importorskip("jwt", reason="PyJWT (the extra auth) is not installed: key 
 from nl.auth import key_set as module  # noqa: E402
 from nl.auth.key_set import FetchedKeys, FileKeys, fetch  # noqa: E402
 from nl.errors import ConfigError  # noqa: E402
+from tests.support.changing import change  # noqa: E402
 from tests.support.web_tokens import Key, key_server, key_set  # noqa: E402
 
 ONE, TWO = Key("one"), Key("two")
@@ -259,7 +260,7 @@ async def test_a_key_file_is_read_at_each_change(tmp_path):
     keys = FileKeys(str(path))
     keys.file.load()
     for published in ([TWO], [ONE, TWO], [ONE]):
-        path.write_text(key_set(*published))
+        change(path, key_set(*published))
         for _ in range(2):
             await keys.file.look()
         assert sorted(keys.keys) == sorted(key.kid for key in published)
@@ -294,3 +295,28 @@ def test_the_figures_of_fetching():
     assert (module.LEAST_PAUSE_S, module.FETCH_TIMEOUT_S, module.FIRST_FETCH_S) == (30.0, 10.0, 5.0)
     assert (module.MAX_BYTES, module.MAX_KEYS) == (1 << 20, 200)
     assert FetchedKeys("https://x", interval_s=1)._least_pause_s == 30.0
+
+
+def test_a_fetch_asks_for_json_by_name_and_gives_its_time_to_the_socket(monkeypatch):
+    asked = []
+
+    def opened(self, request, *args, timeout):
+        asked.append((request.full_url, timeout, dict(request.header_items())))
+        return io.BytesIO(b"body")
+
+    monkeypatch.setattr(module.urllib.request.OpenerDirector, "open", opened)
+    assert fetch("https://keys.example/x") == b"body"
+    assert asked == [("https://keys.example/x", 10.0, {"Accept": "application/json", "User-agent": "nl"})]
+
+
+@pytest.mark.parametrize("beyond", [0, 1])
+def test_how_much_is_fetched(monkeypatch, beyond):
+    monkeypatch.setattr(module, "MAX_BYTES", 100)
+    body = io.BytesIO(b"x" * (100 + beyond))
+    monkeypatch.setattr(module.urllib.request.OpenerDirector, "open", lambda *args, **more: body)
+    if beyond:
+        with pytest.raises(ValueError, match="it is larger than 100 bytes"):
+            fetch("https://x")
+    else:
+        assert fetch("https://x") == b"x" * 100
+    assert body.closed

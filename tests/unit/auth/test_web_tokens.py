@@ -192,3 +192,29 @@ def test_keys_for_encryption_are_not_for_signatures(tmp_path):
     check(made, two.sign())
     with pytest.raises(UnauthenticatedError):
         check(made, one.sign())
+
+
+@pytest.mark.parametrize(("length", "is_kept"), [(0, False), (1, True), (199, True), (200, True), (201, False)])
+def test_a_name_is_kept_whole_up_to_a_length_and_else_told_apart_by_its_hash(tmp_path, length, is_kept):
+    name = check(issuer(tmp_path), KEYS["ES256"].sign(sub="x" * length)).identity.name
+    assert (name == f"ci:{'x' * length}") is is_kept
+    if not is_kept:
+        start, _, digest = name.partition("~")
+        assert (start, len(digest)) == (f"ci:{'x' * min(length, 200)}", 16)
+
+
+def test_another_claim_may_have_the_name(tmp_path):
+    made = issuer(tmp_path, name_claim="actor")
+    assert check(made, KEYS["ES256"].sign(actor="me")).identity.name == "ci:me"
+    assert check(made, KEYS["ES256"].sign(actor=7)).identity.name == "ci:7"
+
+
+@pytest.mark.parametrize(("leeway", "late", "is_taken"), [(2000.0, 1000, True), (30.0, 60, False), (0.0, 25, False)])
+def test_a_token_ends_with_the_leeway(tmp_path, leeway, late, is_taken):
+    made = issuer(tmp_path, leeway_s=leeway)
+    end = int(time.time()) - late
+    if is_taken:
+        assert check(made, KEYS["ES256"].sign(exp=end, iat=end - 5)).expires_at == end + leeway
+    else:
+        with pytest.raises(UnauthenticatedError, match="it has expired"):
+            check(made, KEYS["ES256"].sign(exp=end, iat=end - 5))

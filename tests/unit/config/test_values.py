@@ -234,3 +234,17 @@ def test_sizes_are_shown_in_the_largest_exact_unit(number, text):
 ])
 def test_durations_are_shown_in_units(seconds, text):
     assert values.format_duration(seconds) == text
+
+
+@pytest.mark.parametrize(("length", "shown"), [(57, 59), (58, 60), (59, 60), (500, 60)])
+def test_a_value_in_a_message_is_shortened_to_a_line(length, shown):
+    text = values.show("x" * length)  # with its quotes
+    assert len(text) == shown
+    assert text.endswith("..." if length > 58 else 'x"')
+
+
+@pytest.mark.parametrize("raw", [5, None, True, [], {}])
+def test_what_is_taken_literally_is_text_all_the_same(raw):
+    assert values.literal("$HOME ${") == "$HOME ${"
+    with pytest.raises(ValueError, match="is not text"):
+        values.literal(raw)
