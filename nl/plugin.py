@@ -20,6 +20,7 @@ from nl.blob.tee import Tee
 from nl.blob.verify import VerifyingReader, check_bytes
 from nl.blob.zstd import ZstdDecoder, ZstdEncoder
 from nl.config.types import (
+    Alias,
     Count,
     Duration,
     EvictionPolicy,
@@ -76,7 +77,7 @@ from nl.storage.retrying import ErrorName, RetryOptions, RetryPauses
 from nl.storage.wrapper import StoreWrapper
 
 __all__ = [
-    "ActionKey", "BlobNotFoundError", "BlobSizeLimit", "Buffer", "BytesReader", "CHUNK", "ChecksCompleteness",
+    "ActionKey", "Alias", "BlobNotFoundError", "BlobSizeLimit", "Buffer", "BytesReader", "CHUNK", "ChecksCompleteness",
     "CodingError", "ConfigError", "CorruptBlobError", "Count", "DeadlineError", "Decoder", "DecodingReader", "Deletes",
     "Digest", "DigestFunction", "Discards", "Duration", "EMPTY_DIGESTS", "EncodedBlobs", "EncodedReader", "Encoder",
     "Encoding", "EncodingReader", "ErrorName", "EvictionPolicy", "ExhaustedError", "Flag", "ForeignKey",

@@ -6,6 +6,7 @@ import base64
 import hashlib
 import hmac
 import os
+import re
 import shutil
 import signal
 import socket
@@ -67,11 +68,19 @@ class Azurite:
         self._process = None
 
     def wait_until_saved(self, name: str) -> None:
-        """It writes what it has every five seconds."""
+        """It writes what it has every five seconds: blobs, and in another file where their bytes lie."""
         until = time.monotonic() + 120
-        while name not in (self._folder / "data" / "__azurite_db_blob__.json").read_text():
+        while True:
+            blobs, extents = (self._text(f"__azurite_db_{what}__.json") for what in ("blob", "blob_extent"))
+            places = re.findall(r'"persistency":\{"id":"([^"]+)"', blobs)
+            if name in blobs and places and all(place in extents for place in places):
+                return
             assert time.monotonic() < until
             time.sleep(0.05)
+
+    def _text(self, name: str) -> str:
+        file = self._folder / "data" / name
+        return file.read_text() if file.exists() else ""
 
     def container(self) -> str:
         """A new empty container."""

@@ -15,6 +15,16 @@ from dataclasses import dataclass, field
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Literal
 
+GCS_KINDS = {
+    "create": ("POST", r"uploadType=resumable"),
+    "put": ("POST", r"uploadType=media"),
+    "part": ("PUT", r"upload_id="),
+    "abort": ("DELETE", r"upload_id="),
+    "get": ("GET", r"^/download/"),
+    "head": ("GET", r"/o/"),
+    "list": ("GET", r"/o\?"),
+    "delete": ("DELETE", r""),
+}
 AZURE_KINDS = {
     "part": ("PUT", r"comp=block&"),
     "complete": ("PUT", r"comp=blocklist"),

@@ -36,6 +36,14 @@ def test_what_will_not_pass_is_not_tried_again() -> None:
     assert policy.pause(1, ObjectMissingError("not there")) is None
 
 
+@given(st.integers(-1, 5 * 1024**4), st.integers(5 * MIB, 9 * MIB))
+def test_parts_are_multiples_of_what_the_provider_wants(size: int, smallest: int) -> None:
+    part = part_size(size, smallest=smallest, most=100_000, granule=256 * 1024)
+    assert part % (256 * 1024) == 0
+    assert part >= smallest
+    assert part < max(smallest, size // 100_000 + 1) + 256 * 1024
+
+
 @given(st.integers(-1, 5 * 1024**4))
 def test_parts_are_equal_few_enough_and_not_too_small(size: int) -> None:
     part = part_size(size, smallest=5 * MIB, most=10_000)
@@ -133,7 +141,7 @@ def test_what_was_there_is_remembered_for_its_time_the_least_asked_for_first_dro
     ({"provider": "oci", "region": "r"}, "namespace", "missing; the provider oci needs it"),
     ({"provider": "ontap", "region": ""}, "vserver_name", "missing; the provider ontap needs it"),
     ({"provider": "ontap", "vserver_name": "v", "region": "r"}, "region", "the provider ontap has no such option"),
-    ({"account_id": "x"}, "account_id", "the provider aws has no such option; expected access_key_id, endpoint, re"),
+    ({"account_id": "x"}, "account_id", "the provider aws has no such option; expected access_key_id, bucket, endp"),
     ({"bucket": ""}, "bucket", "missing"),
     ({"endpoint": "localhost:9000"}, "endpoint", "is no URL; expected https://"),
     ({"insecure_allow_http": False}, "endpoint", "is not encrypted; expected https://, or insecure_allow_http: true"),

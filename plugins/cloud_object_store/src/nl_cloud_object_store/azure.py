@@ -38,7 +38,16 @@ from nl_cloud_object_store.client import (
     UploadGoneError,
     UploadsPage,
 )
-from nl_cloud_object_store.http import Answer, Http, HttpBody, one_line, range_header, seconds_of, size_of_whole
+from nl_cloud_object_store.http import (
+    Answer,
+    Http,
+    HttpBody,
+    one_line,
+    range_header,
+    seconds_of,
+    size_of_whole,
+    understood,
+)
 
 _MIB = 1024 * 1024
 _PROBE = "nl-probe"
@@ -96,13 +105,15 @@ class AzureClient(ObjectClient):
     def list_page(self, prefix: str, cursor: str, limit: int) -> ObjectPage:
         asked = {"restype": "container", "comp": "list", "prefix": prefix, "maxresults": str(limit)}
         reply = self._ask("GET", "", {**asked, "marker": cursor} if cursor else asked)
-        tree = ElementTree.fromstring(reply.data)
-        found = [_listed(blob) for blob in tree.iterfind("Blobs/Blob")]
-        return ObjectPage(found, tree.findtext("NextMarker") or "")
+        with understood(f"container {self._container}"):
+            tree = ElementTree.fromstring(reply.data)
+            found = [_listed(blob) for blob in tree.iterfind("Blobs/Blob")]
+            return ObjectPage(found, tree.findtext("NextMarker") or "")
 
     def head(self, key: str) -> ObjectInfo:
         headers = self._ask("HEAD", key).headers
-        return _info(headers, int(headers["Content-Length"]))
+        with understood(key):
+            return _info(headers, int(headers["Content-Length"]))
 
     def get(self, key: str, *, span: tuple[int, int] | None = None, etag: str | None = None) -> ObjectBody:
         headers = standard_headers(None)
@@ -126,7 +137,7 @@ class AzureClient(ObjectClient):
     def create_upload(self, key: str) -> str:
         return uuid.uuid4().hex
 
-    def upload_part(self, key: str, upload: str, number: int, data: Bytes) -> str:
+    def upload_part(self, key: str, upload: str, number: int, data: Bytes, offset: int) -> str:
         block = base64.b64encode(f"{upload}{number:06d}".encode()).decode()  # all of the same length: Azure wants that
         self._ask("PUT", key, {"comp": "block", "blockid": block}, body=data)
         return block

@@ -140,6 +140,10 @@ class ObjectClient(ABC):
     """No part of a multipart upload but the last may be smaller (bytes)."""
     MAX_PART: ClassVar[int] = 5 * 1024 * 1024 * 1024
     MAX_PARTS: ClassVar[int] = 10_000
+    GRANULE: ClassVar[int] = 1
+    """All parts but the last are multiples of this (bytes)."""
+    IN_ORDER: ClassVar[bool] = False
+    """Whether a part can only be sent when the one before has arrived."""
 
     @abstractmethod
     def probe(self, prefix: str) -> None:
@@ -170,8 +174,10 @@ class ObjectClient(ABC):
         """Begins a multipart upload; its id."""
 
     @abstractmethod
-    def upload_part(self, key: str, upload: str, number: int, data: Bytes) -> str:
-        """Sends part `number` (from 1), or sends it again; the tag by which `complete_upload` knows it."""
+    def upload_part(self, key: str, upload: str, number: int, data: Bytes, offset: int) -> str:
+        """Sends part `number` (from 1), or sends it again; the tag by which `complete_upload` knows it. In the object
+        it begins at `offset` (bytes). Raises UploadGoneError.
+        """
 
     @abstractmethod
     def complete_upload(self, key: str, upload: str, tags: Sequence[str]) -> None:

@@ -91,9 +91,10 @@ class Connection:
         options = self._options
         self._client = client
         self._sweeper = Sweeper(client, threads=self._threads, prefix=options.key_prefix)
+        at_once = min(options.parts_at_once, 2 if client.IN_ORDER else options.max_threads + 1)
         self._uploads = Uploader(
             client, threads=self._threads, policy=self._policy, budget=self._budget, sweeper=self._sweeper,
-            part=options.part_size, at_once=min(options.parts_at_once, options.max_threads + 1),
+            part=options.part_size, at_once=at_once,
         )
         reachable = await self._probe_at_start()
         task_status.started()

@@ -51,7 +51,9 @@ class Http:
             timeout=urllib3.Timeout(connect=connect_timeout, read=read_timeout), **options,
         )
 
-    def ask(self, method: str, url: str, headers: Mapping[str, str], body: Bytes | None = None) -> Answer:
+    def ask(
+        self, method: str, url: str, headers: Mapping[str, str], body: Bytes | memoryview | None = None
+    ) -> Answer:
         """The whole answer, whatever its status."""
         with translated(method):
             reply = self._pool.request(method, url, headers=headers, body=cast("bytes | None", body), redirect=False)
@@ -97,7 +99,9 @@ def size_of_whole(status: int, headers: Mapping[str, str], span: tuple[int, int]
     Raises ObjectChangedError if the answer is not the whole span.
     """
     if span is None:
-        return int(headers["Content-Length"])
+        if (length := headers.get("Content-Length")) is None:
+            raise TransientError(f"{what}: the answer does not say how long it is")
+        return int(length)
     found = _RANGE(headers.get("Content-Range", ""))
     if status != 206 or found is None:
         raise TransientError(f"{what}: a range was asked for, and the answer ({status}) is none")
@@ -105,6 +109,15 @@ def size_of_whole(status: int, headers: Mapping[str, str], span: tuple[int, int]
     if (first, last) != (span[0], sum(span) - 1):
         raise ObjectChangedError(f"{what} has {total} bytes; expected at least {sum(span)}")
     return total
+
+
+@contextmanager
+def understood(what: str) -> Iterator[None]:
+    """Around the reading of an answer: what the provider would not say (a proxy's page) may be something else soon."""
+    try:
+        yield
+    except (ValueError, KeyError, TypeError, AttributeError, SyntaxError) as error:
+        raise TransientError(f"{what}: the answer cannot be understood: {one_line(error)}") from error
 
 
 def seconds_of(date: str | None) -> float:

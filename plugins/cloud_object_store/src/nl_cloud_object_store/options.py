@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
-from nl.plugin import ConfigError, Count, Duration, Flag, Options, RetryOptions, SecretText, Size, Text
+from typing import Annotated
+
+from nl.plugin import Alias, ConfigError, Count, Duration, Flag, Options, RetryOptions, SecretText, Size, Text
 from nl_cloud_object_store.providers import OF_SOME, PROVIDERS, ProviderName
 
 MIB = 1024 * 1024
 MAX_THREADS = 64
 
 class CloudObjectStoreOptions(Options):
-    """Blobs as objects of a bucket: Amazon S3, Cloudflare R2, Oracle, ONTAP, Azure, or any server that speaks S3."""
+    """Blobs as objects of a bucket: Amazon S3, Google, Azure, Cloudflare R2, Oracle, ONTAP, or what speaks S3."""
 
     EXAMPLE = """{
   experimental_cloud_object_store: {
@@ -35,8 +37,8 @@ class CloudObjectStoreOptions(Options):
     region: Text = ""
     """Where the bucket is (`aws`, `oci`). For `aws` the default is that of the environment or of ~/.aws."""
     endpoint: Text = ""
-    """The server's URL. Needed for `ontap`; for `aws` any server that speaks S3; for `azure` the account's address, if
-    that is not Azure's own."""
+    """The server's URL. Needed for `ontap`; for `aws` any server that speaks S3; for `azure` and `gcs` the
+    address where it is not the provider's own."""
     account_id: Text = ""
     """The account (`r2`)."""
     namespace: Text = ""
@@ -45,9 +47,14 @@ class CloudObjectStoreOptions(Options):
     """The storage VM (`ontap`)."""
     access_key_id: SecretText = ""
     """By default credentials are found as boto3 does: environment, ~/.aws, the machine's or the pod's role.
-    Those of `azure` are found as Azure's own tools do: AZURE_STORAGE_KEY and the like, else azure-identity."""
+    Those of `azure` are found as Azure's own tools do: AZURE_STORAGE_KEY and the like, else azure-identity.
+    Those of `gcs` by google-auth: GOOGLE_APPLICATION_CREDENTIALS, gcloud's, the machine's."""
     secret_access_key: SecretText = ""
     """Belongs to `access_key_id`."""
+    authentication_required: Flag = False
+    """End the start if no credentials are found, in place of requests that are anonymous (`gcs`)."""
+    resumable_chunk_size: Size | None = None
+    """The size of parts (`gcs`), if it is larger than `max_retry_buffer_per_request`. They go one after the other."""
     root_certificates: Text = ""
     """A PEM file with the authorities to trust, in place of the usual ones."""
     insecure_allow_http: Flag = False
@@ -71,7 +78,7 @@ class CloudObjectStoreOptions(Options):
     """For so long an object that was there is taken to be there still; 0 asks each time."""
     remember_count: Count = 100_000
     """How many objects are remembered so, at about 300 bytes each."""
-    connect_timeout_s: Duration = 5
+    connect_timeout_s: Annotated[Duration, Alias("connection_timeout_s")] = 5
     """For one attempt to connect."""
     read_timeout_s: Duration = 60
     """How long the server may be silent in a request."""
@@ -117,7 +124,7 @@ class CloudObjectStoreOptions(Options):
     @property
     def part_size(self) -> int:
         """Bytes that go in one request."""
-        return max(5 * MIB, self.max_retry_buffer_per_request or 0)
+        return max(5 * MIB, self.max_retry_buffer_per_request or 0, self.resumable_chunk_size or 0)
 
     @property
     def parts_at_once(self) -> int:

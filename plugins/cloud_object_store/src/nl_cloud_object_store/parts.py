@@ -9,12 +9,13 @@ from contextlib import contextmanager
 import trio
 
 
-def part_size(size: int, *, smallest: int, most: int) -> int:
+def part_size(size: int, *, smallest: int, most: int, granule: int = 1) -> int:
     """The size of all parts but the last, in bytes, of an upload of `size` bytes (-1 if that is not known).
 
-    Equal parts (some providers demand that), each at least `smallest`, and at most `most` of them.
+    Equal parts (some providers demand that), each at least `smallest` and a multiple of `granule`, at most `most` of
+    them.
     """
-    return max(smallest, -(-size // most))
+    return -(-max(smallest, -(-size // most)) // granule) * granule
 
 
 class Buffers:

@@ -1,7 +1,5 @@
 """The providers: which options each has, and how its client is made. To add one, write an `ObjectClient` and an entry.
 
-(`gcs` of NativeLink is not here yet.)
-
 Clients are made in a thread, when the store starts; the provider's library is imported then.
 """
 
@@ -17,7 +15,7 @@ if TYPE_CHECKING:
     from nl_cloud_object_store.http import Http
     from nl_cloud_object_store.options import CloudObjectStoreOptions
 
-ProviderName = Literal["aws", "r2", "oci", "ontap", "azure"]
+ProviderName = Literal["aws", "r2", "oci", "ontap", "azure", "gcs"]
 """What `provider` may say: the keys of PROVIDERS."""
 
 
@@ -82,6 +80,15 @@ def _azure(options: CloudObjectStoreOptions) -> ObjectClient:
     ), _http(options))
 
 
+def _gcs(options: CloudObjectStoreOptions) -> ObjectClient:
+    """Google Cloud Storage, or a server that speaks its JSON interface."""
+    from nl_cloud_object_store.gcs import GcsClient, GcsSettings
+    from nl_cloud_object_store.gcs_auth import find_credentials
+
+    credentials = find_credentials(required=options.authentication_required)
+    return GcsClient(GcsSettings(bucket=options.bucket, endpoint=options.endpoint), _http(options), credentials)
+
+
 def _http(options: CloudObjectStoreOptions) -> Http:
     from nl_cloud_object_store.http import Http
 
@@ -100,6 +107,10 @@ PROVIDERS: dict[ProviderName, Provider] = {
     "ontap": Provider(_ontap, frozenset({"bucket", "endpoint", "vserver_name"}), _KEYS),
     "azure": Provider(
         _azure, frozenset({"account_name", "container"}), frozenset({"endpoint", "sas_url", "root_certificates"})
+    ),
+    "gcs": Provider(
+        _gcs, frozenset({"bucket"}),
+        frozenset({"endpoint", "resumable_chunk_size", "authentication_required", "root_certificates"}),
     ),
 }
 """Each provider by the name that a config has for it."""

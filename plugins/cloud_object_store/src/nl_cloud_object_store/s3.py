@@ -124,7 +124,7 @@ class S3Client(ObjectClient):
         with self._translated(key):
             return str(self._client.create_multipart_upload(Bucket=self._bucket, Key=key)["UploadId"])
 
-    def upload_part(self, key: str, upload: str, number: int, data: Bytes) -> str:
+    def upload_part(self, key: str, upload: str, number: int, data: Bytes, offset: int) -> str:
         with self._translated(key):
             reply = self._client.upload_part(
                 Bucket=self._bucket, Key=key, UploadId=upload, PartNumber=number, Body=data

@@ -56,11 +56,11 @@ class Multipart:
         with self._request():
             self.id = self._client.create_upload(self.key)
 
-    def send(self, number: int, data: Bytes) -> None:
+    def send(self, number: int, data: Bytes, offset: int) -> None:
         """Sends a part, or sends it again."""
         assert self.id is not None
         with self._request():
-            self.tags[number] = self._client.upload_part(self.key, self.id, number, data)
+            self.tags[number] = self._client.upload_part(self.key, self.id, number, data, offset)
 
     def complete(self) -> None:
         """Makes the object of all parts."""
@@ -145,7 +145,8 @@ class Uploader:
 
     async def _write(self, key: str, source: PromisedSource, *, replace: bool) -> None:
         size = source.size
-        room = size if 0 <= size <= self.part else part_size(size, smallest=self.part, most=self._client.MAX_PARTS)
+        most, granule = self._client.MAX_PARTS, self._client.GRANULE
+        room = size if 0 <= size <= self.part else part_size(size, smallest=self.part, most=most, granule=granule)
         if room > self._client.MAX_PART:
             raise ObjectTooLargeError(f"{key}: {size} bytes are more than an object can have")
         held = await self._budget.reserve(room)
@@ -179,12 +180,20 @@ class Uploader:
         """Takes and sends part after part, at most `at_once` under way, the one that is being taken included."""
         failed: list[Exception] = []
         places = trio.Semaphore(self._at_once - 1)
+        arrived = trio.Event()  # the part before the one that is started next
+        arrived.set()
         async with trio.open_nursery() as nursery:
 
-            async def send(number: int, data: bytearray, held: Reservation) -> None:
+            async def send(
+                number: int, data: bytearray, held: Reservation, before: trio.Event, after: trio.Event
+            ) -> None:
                 try:
-                    await self._policy.run(lambda: self._threads.change(upload.send, number, data))
+                    if self._client.IN_ORDER:
+                        await before.wait()
+                    offset = room * (number - 1)
+                    await self._policy.run(lambda: self._threads.change(upload.send, number, data, offset))
                     self._buffers.give_back(data)
+                    after.set()
                 except ObjectStoreError as error:
                     failed.append(error)
                     nursery.cancel_scope.cancel()
@@ -193,7 +202,9 @@ class Uploader:
                     places.release()
 
             def start(number: int, data: bytearray, held: Reservation) -> None:
-                nursery.start_soon(send, number, data, held)
+                nonlocal arrived
+                before, arrived = arrived, trio.Event()
+                nursery.start_soon(send, number, data, held, before, arrived)
 
             try:
                 start(1, first, held)
