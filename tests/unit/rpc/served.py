@@ -11,6 +11,7 @@ from nl.rpc.held import Held
 from nl.rpc.hpack import HeaderDecoder
 from nl.rpc.method import table_of
 from nl.rpc.options import ServerOptions
+from nl.rpc.server import Server
 from nl.rpc.server_connection import ServerConnection
 from nl.rpc.transport import SocketTransport
 from tests.wire.raw_h2 import RawClient
@@ -113,3 +114,35 @@ def nothing_is_left_of(connection):
     assert window.left + window.owed == window.size
     assert connection.inbox.kept_bytes() == 0
     assert connection.held_bytes() == connection.outbox.size == 0
+
+
+@asynccontextmanager
+async def serving(*services, **kwargs):
+    """(server, address) of a whole server on a unix socket: what is sent there has arrived, so a clock may jump."""
+    server = Server(services, **kwargs)
+    listener = unix_listener()
+    async with trio.open_nursery() as nursery:
+        await nursery.start(server.serve, [listener])
+        try:
+            yield server, listener.socket.getsockname()
+        finally:
+            nursery.cancel_scope.cancel()
+
+
+def unix_listener():
+    """Listens at an address that the kernel has chosen."""
+    sock = socket.socket(socket.AF_UNIX)
+    sock.bind("")
+    sock.listen(100)
+    return trio.SocketListener(trio.socket.from_stdlib_socket(sock))
+
+
+def connected(address):
+    """A client of that server, which has said nothing yet."""
+    sock = socket.socket(socket.AF_UNIX)
+    try:
+        sock.connect(address)
+    except OSError:
+        sock.close()
+        raise
+    return Client(trio.SocketStream(trio.socket.from_stdlib_socket(sock)))
