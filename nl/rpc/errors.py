@@ -49,7 +49,7 @@ def translated(where: str) -> Iterator[None]:
     except GRPCError as exc:
         raise error_of(exc, where) from exc
     except (TransportLost, StreamTerminatedError) as exc:
-        raise errors.UnavailableError(f"{where}: {exc or type(exc).__name__}") from exc
+        raise errors.UnavailableError(f"{where}: {str(exc) or type(exc).__name__}") from exc
     except DecodeError as exc:
         raise NlError(f"{where} sent what cannot be decoded: {exc}", code=Code.INTERNAL) from exc
 

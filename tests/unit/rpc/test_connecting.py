@@ -107,3 +107,9 @@ async def test_a_success_forgets_the_error_but_the_pauses_only_when_it_was_of_us
     work.attempts.succeeded()
     work.attempts.fail(NotProcessed(Status.UNAVAILABLE, "later"))
     assert work.attempts.due_at == pytest.approx(trio.current_time() + 10)
+
+
+def test_by_default_pauses_vary_by_a_fifth():
+    found = {Backoff(1, 10).failed() for _ in range(50)}
+    assert len(found) > 1
+    assert all(0.8 <= each <= 1.2 for each in found)

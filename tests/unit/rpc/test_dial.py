@@ -1,9 +1,13 @@
 """Several addresses at once: who begins when, who wins, and what becomes of the others. On a clock that jumps."""
 
+import socket
+import ssl
+from contextlib import suppress
+
 import pytest
 import trio
 
-from nl.rpc.dial import CannotConnect, race
+from nl.rpc.dial import CannotConnect, open_transport, race
 from nl.rpc.options import ChannelOptions
 from nl.rpc.origin import Endpoint, Origin
 from nl.rpc.resolver import Address
@@ -89,3 +93,91 @@ async def test_a_time_limit_leaves_nothing_behind(autojump_clock):
         with trio.fail_after(3):
             await net.race(A, B)
     assert net.discarded == []
+
+
+@pytest.mark.parametrize("keepalive", [None, 0.2, 90.4])
+async def test_tcp_asks_after_a_silent_host_if_it_is_told_to(keepalive):
+    [listener] = await trio.open_tcp_listeners(0, host="127.0.0.1")
+    async with listener:
+        host, port = listener.socket.getsockname()
+        origin = Origin(Endpoint(f"{host}:{port}"), ChannelOptions(tcp_keepalive=keepalive, max_send_buffer=54_321))
+        transport = await open_transport(Address(origin, socket.AF_INET, (host, port)))
+        try:
+            assert transport.inline
+            assert transport.peer == f"{host}:{port}"
+            sock, tcp = transport._sock, socket.IPPROTO_TCP
+            assert sock.getsockopt(tcp, socket.TCP_NOTSENT_LOWAT) == 54_321
+            assert bool(sock.getsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE)) is (keepalive is not None)
+            if keepalive is not None:
+                names = (socket.TCP_KEEPIDLE, socket.TCP_KEEPINTVL, socket.TCP_KEEPCNT)
+                assert [sock.getsockopt(tcp, name) for name in names] == [max(1, round(keepalive))] * 2 + [3]
+        finally:
+            transport.close()
+
+
+async def test_a_unix_socket_has_no_host_to_ask_after(tmp_path):
+    path = str(tmp_path / "s")
+    with socket.socket(socket.AF_UNIX) as listener:
+        listener.bind(path)
+        listener.listen()
+        origin = Origin(Endpoint(f"unix:{path}"), ChannelOptions(tcp_keepalive=5))
+        transport = await open_transport(Address(origin, socket.AF_UNIX, path))
+        assert not transport._sock.getsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE)
+        transport.close()
+
+
+@pytest.mark.parametrize(
+    ("error", "text"),
+    [
+        (OSError(111, "long text with the address"), "Connection refused"), (OSError("its own"), "its own"),
+        (trio.BrokenResourceError("broken"), "broken"), (trio.ClosedResourceError(), "ClosedResourceError"),
+        (ZeroDivisionError("a bug"), "ZeroDivisionError('a bug')"),
+    ],
+)  # fmt: skip
+async def test_an_address_that_cannot_be_reached_says_why_in_a_few_words(error, text, caplog):
+    async def connect():
+        raise error
+
+    with pytest.raises(CannotConnect) as caught:
+        await open_transport(Address(Origin(Endpoint(connect), ChannelOptions())))
+    assert str(caught.value) == text
+    bug = isinstance(error, ZeroDivisionError)
+    assert caplog.messages == (["the function that opens a channel's streams failed"] if bug else [])
+
+
+async def test_nobody_listening_is_said_as_the_system_says_it(tmp_path):
+    origin = Origin(Endpoint(f"unix:{tmp_path}/none"), ChannelOptions())
+    with pytest.raises(CannotConnect, match="No such file or directory"):
+        await open_transport(Address(origin, socket.AF_UNIX, f"{tmp_path}/none"))
+
+
+@pytest.mark.parametrize("says", [b"HTTP/1.1 400 Bad Request\r\n\r\n", b""])
+async def test_a_server_that_speaks_no_tls_costs_its_socket_and_says_why(tmp_path, says, nursery):
+    """And the socket is closed: its other end finds out."""
+    path = str(tmp_path / "s")
+    found = []
+    with socket.socket(socket.AF_UNIX) as sock:
+        sock.bind(path)
+        sock.listen()
+        sock.setblocking(False)
+
+        async def serve():
+            accepted, _ = await trio.socket.from_stdlib_socket(sock).accept()
+            with accepted:
+                await accepted.recv(10_000)
+                if says:
+                    await accepted.send(says)
+                    with suppress(ConnectionResetError):  # with something unread, closing is a reset
+                        while data := await accepted.recv(10_000):
+                            found.append(data)
+            found.append("closed")
+
+        nursery.start_soon(serve)
+        origin = Origin(Endpoint(f"unix:{path}", ssl.create_default_context(), authority="a"), ChannelOptions())
+        with pytest.raises(CannotConnect) as caught:
+            await open_transport(Address(origin, socket.AF_UNIX, path))
+        assert "TLS handshake" not in str(caught.value)
+        assert str(caught.value)
+        with trio.fail_after(20):
+            while not found or found[-1] != "closed":
+                await trio.sleep(0.01)

@@ -58,3 +58,34 @@ def test_what_a_reply_makes_of_us_is_a_grpc_error(raised, status):
     with pytest.raises(GRPCError) as caught, OnlyGrpcErrors("/t.S/M"):
         raise raised
     assert caught.value.status is status
+
+
+@pytest.mark.parametrize(
+    ("raised", "text"),
+    [
+        (GRPCError(Status.NOT_FOUND, "no"), "cache: no"),
+        (GRPCError(Status.UNAUTHENTICATED), "cache: UNAUTHENTICATED"),
+        (TransportLost("gone"), "cache: gone"),
+        (TransportLost(), "cache: TransportLost"),
+        (DecodeError("bad"), "cache sent what cannot be decoded: bad"),
+    ],
+)
+def test_the_message_says_where_and_what(raised, text):
+    with pytest.raises(NlError) as caught, translated("cache"):
+        raise raised
+    assert caught.value.message == text
+
+
+@pytest.mark.parametrize(
+    ("raised", "text"),
+    [
+        (InvalidRequestError("bad"), "reply of /t.S/M: bad"),
+        (DecodeError("bad"), "reply of /t.S/M cannot be decoded: bad"),
+        (TransportLost("gone"), "connection lost: gone"),
+    ],
+)
+def test_what_a_reply_makes_of_us_is_told_with_its_method(raised, text):
+    with pytest.raises(GRPCError) as caught, OnlyGrpcErrors("/t.S/M"):
+        raise raised
+    assert caught.value.message == text
+    assert caught.value.__cause__ is raised

@@ -75,3 +75,14 @@ def test_equal_addresses_of_the_same_origin_are_the_same():
     one, other = origin("h:1"), origin("h:1")
     assert Address(one, 2, ("h", 1)) == Address(one, 2, ("h", 1))
     assert Address(one, 2, ("h", 1)) != Address(other, 2, ("h", 1))
+
+
+async def test_what_is_wrong_with_a_name_is_told_with_it(names, autojump_clock):
+    names(x_y=OSError("its own text"), a_b=socket.gaierror(socket.EAI_AGAIN, "try again"), c_d=None)
+    with pytest.raises(NotProcessed) as caught:
+        await texts("x.y:1", "a.b:2", "c.d:3", timeout=5)
+    said = set(caught.value.message.removeprefix("cannot resolve ").split("; "))
+    assert said == {"x.y:1: its own text", "a.b:2: try again", "c.d:3: no answer within 5 s"}
+    assert trio.current_time() == pytest.approx(5)
+    with pytest.raises(NotProcessed, match="cannot resolve any address"):
+        await resolve([], timeout=5)

@@ -6,7 +6,8 @@ import pytest
 import trustme
 
 from nl.errors import ConfigError
-from nl.rpc.tls import client_context, server_context
+from nl.model.access import PeerCertificate
+from nl.rpc.tls import client_context, peer_certificate, server_context
 
 CA = trustme.CA()
 SERVER = CA.issue_cert("localhost")
@@ -114,3 +115,29 @@ def test_a_certificate_of_another_key_is_a_mistake(files):
     with pytest.raises(ConfigError) as caught:
         server_context(cert_file=files["server.pem"], key_file=files["client.key"])
     assert caught.value.path == "cert_file"
+
+
+def test_a_certificate_says_what_its_fields_say():
+    found = {
+        "subject": ((("organizationName", "o"),), (("commonName", "someone"),)),
+        "subjectAltName": (("DNS", "a.b"), ("URI", "spiffe://x"), ("email", "e@f"), ("IP", "::1"), ("DNS", "c")),
+        "notAfter": "Jan  1 00:00:10 1970 GMT",
+    }
+    assert peer_certificate(found) == PeerCertificate(
+        common_name="someone", uris=("spiffe://x",), dns_names=("a.b", "c"), emails=("e@f",), not_after=10.0
+    )
+    bare = peer_certificate({"notAfter": "Jan  1 00:00:10 1970 GMT"})
+    assert (bare.common_name, bare.uris, bare.dns_names, bare.emails) == ("", (), (), ())
+    assert peer_certificate(None) is None
+    assert peer_certificate({}) is None
+
+
+@pytest.mark.parametrize("content", [None, "nonsense"])
+@pytest.mark.parametrize("option", ["cert_file", "key_file", "client_ca_file"])
+def test_a_file_that_cannot_be_read_is_named_with_its_option(files, tmp_path, option, content):
+    bad = tmp_path / "bad"
+    if content is not None:
+        bad.write_text(content)
+    with pytest.raises(ConfigError, match=str(bad)) as caught:
+        server_context(**{**own(files), option: str(bad)})
+    assert caught.value.path == option
