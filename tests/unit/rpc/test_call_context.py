@@ -70,3 +70,10 @@ def test_only_named_headers_are_passed_on_and_those_of_the_connection_never():
     names = ["X-User", "x-raw-bin", "x-odd", "te", "host", "grpc-timeout", "absent"]
     assert forwarded(metadata, names) == [("x-user", "a"), ("x-user", "b"), ("x-raw-bin", b"\0")]
     assert forwarded(None, names) == []
+
+
+def test_what_could_not_be_sent_is_not_passed_on_and_the_rest_is():
+    metadata = MultiDict([("x-a", "1"), ("x-b", b"bytes"), ("x-c-bin", "text"), ("x-d", "\n"), ("x-e-bin", b"\0")])
+    names = ["X-A", "x-b", "x-c-bin", "x-d", "x-e-bin", "te", "grpc-x"]
+    assert forwarded(metadata, names) == [("x-a", "1"), ("x-e-bin", b"\0")]
+    assert forwarded(None, names) == []

@@ -63,3 +63,27 @@ async def test_the_loop_goes_on_while_a_large_message_is_packed(nursery):
     assert between > before
     assert ticks > between
     nursery.cancel_scope.cancel()
+
+
+@pytest.mark.parametrize("over", [0, 1])
+async def test_up_to_a_size_no_thread_is_needed(monkeypatch, over):
+    threads = []
+    run_sync = trio.to_thread.run_sync
+
+    async def counted(*args, **kwargs):
+        threads.append(kwargs["limiter"].total_tokens)
+        return await run_sync(*args, **kwargs)
+
+    monkeypatch.setattr(trio.to_thread, "run_sync", counted)
+    size = INLINE_UP_TO + over
+    await pack([os.urandom(size)], length=size)
+    assert threads == [2] * over
+    threads.clear()
+    with pytest.raises(InvalidRequestError):
+        await unpack(os.urandom(size), max_bytes=1 << 20)
+    assert threads == [2] * over
+    threads.clear()
+    bomb = messages.compress([bytes(4 * INLINE_UP_TO + 1)])
+    with pytest.raises(ExhaustedError, match=str(4 * INLINE_UP_TO)):
+        await unpack(bomb, max_bytes=4 * INLINE_UP_TO)
+    assert threads == [], "what may not be larger needs no second look"

@@ -359,3 +359,201 @@ def test_a_channel_to_nowhere_is_refused():
         Channel("nonsense")
     with pytest.raises(ValueError, match="authority"):
         Channel("h:1", options=ChannelOptions(authority="a b"))
+
+
+async def test_of_several_connections_to_one_address_the_least_busy_gets_the_call_and_of_equal_ones_the_first(
+    autojump_clock, nursery
+):
+    place = Place(nursery, "serve")
+    async with channel_to(place, connections=3) as channel:
+        while channel.statistics().connections < 3:
+            await call(channel)
+            await wait_all_tasks_blocked()
+        pool = channel._pool
+        first, second, third = (each.connection for each in pool._subchannels)
+        for taken, expected in (((0, 0, 0), first), ((1, 0, 0), second), ((1, 1, 0), third), ((1, 0, 1), second),
+                                ((2, 2, 2), first)):  # fmt: skip
+            first.taken, second.taken, third.taken = taken
+            assert pool.pick() is expected
+        first.taken = second.taken = third.taken = 0
+
+
+async def test_addresses_that_are_gone_lose_their_connections_and_others_keep_theirs(autojump_clock, nursery):
+    stays, goes, hangs = Place(nursery, "serve"), Place(nursery, "serve"), Place(nursery, "hang")
+    async with channel_to(stays, goes, hangs, balancing="round_robin") as channel:
+        for _ in range(4):
+            await call(channel)
+            await wait_all_tasks_blocked()
+        pool = channel._pool
+        assert (channel.statistics().connections, hangs.hanging) == (2, 1)
+        kept = pool._subchannels[0]
+        busy = pool._subchannels[1].connection
+        assert await busy.take_slot()
+        pool._one_for_each_of([kept.addresses[0]])
+        await wait_all_tasks_blocked()
+        assert pool._subchannels == [kept]
+        assert hangs.hanging == 0, "nobody wants that connection any more"
+        assert (channel.statistics().connections, channel.statistics().draining) == (2, 1)
+        assert (kept.connection.retired, busy.retired) == (False, True)
+        busy.release_slot()
+        await wait_all_tasks_blocked()
+        assert (channel.statistics().connections, channel.statistics().draining) == (1, 0)
+        assert [await call(channel) for _ in range(3)] == [b"ok"] * 3
+
+
+async def test_a_connection_to_an_address_that_is_still_there_is_kept_when_others_come_and_go(autojump_clock, nursery):
+    one, other = Place(nursery, "serve"), Place(nursery, "serve")
+    async with channel_to(one, other) as channel:
+        await call(channel)
+        pool = channel._pool
+        [subchannel] = pool._subchannels
+        here, there = subchannel.addresses
+        connection = subchannel.connection
+        pool._all_to([there, here])
+        assert not connection.retired
+        pool._all_to([there])
+        assert connection.retired
+        await wait_all_tasks_blocked()
+        assert channel.statistics().connections == 0
+        await call(channel)
+        assert (len(one.times), len(other.times)) == (1, 1)
+        pool._all_to([here])
+        await wait_all_tasks_blocked()
+        pool._all_to([there])  # with no connection that could be retired
+        await call(channel)
+        assert (len(one.times), len(other.times)) == (1, 2)
+
+
+@pytest.mark.parametrize(("lived", "of_use"), [(9.9, False), (10, True), (10.1, True)])
+async def test_a_connection_that_has_lived_for_the_longest_pause_was_of_use(autojump_clock, nursery, lived, of_use):
+    place = Place(nursery, "serve")
+    async with channel_to(place, backoff_max=10) as channel:
+        assert await call(channel) == b"ok"
+        [subchannel] = channel._pool._subchannels
+        for forgiven in (True, False):
+            connection = subchannel.connection
+            connection.answered = False
+            connection.born = trio.current_time() - lived
+            subchannel._lost(connection)
+            assert subchannel.attempts.failures == (0 if of_use or forgiven else 1)
+            subchannel.connection = connection
+        connection.answered = True
+
+
+async def test_a_lost_connection_has_names_looked_up_again_but_not_all_the_time(autojump_clock, nursery):
+    place = Place(nursery, "once", "once", "once", "serve")
+    async with channel_to(place, resolve_interval=None) as channel:
+        pool = channel._pool
+        for wait, runs in ((0, 1), (1, 1), (6, 2), (6, 3)):
+            await trio.sleep(wait)
+            await answered(channel)
+            await wait_all_tasks_blocked()
+            assert pool._names.runs == runs
+        await trio.sleep(100)
+        await call(channel)
+        assert pool._names.runs == 3, "nothing was lost since"
+
+
+@pytest.mark.parametrize(("interval", "runs"), [(None, 1), (30, 4)])
+async def test_names_are_looked_up_again_while_there_are_connections(autojump_clock, nursery, interval, runs):
+    place = Place(nursery, "serve")
+    async with channel_to(place, resolve_interval=interval) as channel:
+        await trio.sleep(100)
+        assert channel._pool._names.runs == 0
+        await call(channel)
+        await trio.sleep(100)
+        assert channel._pool._names.runs == runs
+
+
+@pytest.mark.parametrize("own", [(3, 7), (7, 3)])
+async def test_an_attempt_over_several_addresses_has_the_longest_of_their_times(autojump_clock, nursery, own):
+    places = [Endpoint(Place(nursery, "hang"), connect_timeout=each) for each in own]
+    async with Channel(places, options=options()) as channel:
+        began = trio.current_time()
+        with pytest.raises(NotProcessed, match="any of 2 addresses: no answer within 7 s"):
+            await call(channel)
+        assert trio.current_time() - began == pytest.approx(7)
+    async with channel_to(Place(nursery, "hang"), connect_timeout=5) as channel:
+        with pytest.raises(NotProcessed, match="cannot connect to the server: the server: no answer within 5 s"):
+            await call(channel)
+
+
+async def test_an_error_tells_four_different_problems_and_how_many_more_there_are(autojump_clock):
+    def refusing(text):
+        async def connect():
+            raise OSError(text)
+
+        return Endpoint(connect)
+
+    for count, more in ((4, None), (5, "1 more"), (7, "3 more")):
+        texts = [f"problem {number}" for number in range(count)]
+        places = [refusing(text) for text in [*texts, *texts]]
+        async with Channel(places, options=options(balancing="round_robin")) as channel:
+            with pytest.raises(NotProcessed) as caught:
+                await call(channel)
+        said = caught.value.message.partition(": ")[2].split("; ")
+        assert said == texts[:4] + ([more] if more else [])
+
+
+async def test_who_waits_is_there_for_the_earliest_attempt_that_is_due(autojump_clock, nursery):
+    slow, soon = Place(nursery, "refuse"), Place(nursery, "refuse", "serve")
+    async with channel_to(slow, soon, balancing="round_robin") as channel:
+        with pytest.raises(NotProcessed):
+            await call(channel)
+        pool = channel._pool
+        pool._subchannels[0].attempts._not_before += 50
+        began = trio.current_time()
+        assert await call(channel, wait_for_ready=True) == b"ok"
+        assert trio.current_time() - began == pytest.approx(1)
+
+
+async def test_waiting_calls_are_counted_while_they_wait(autojump_clock, nursery):
+    place = Place(nursery, "hang")
+    async with channel_to(place) as channel:
+        with trio.CancelScope() as scope:
+            async with trio.open_nursery() as calls:
+                for _ in range(3):
+                    calls.start_soon(call, channel)
+                await wait_all_tasks_blocked()
+                assert (channel.statistics().waiting, place.hanging) == (3, 1)
+                scope.cancel()
+        await wait_all_tasks_blocked()
+        assert (channel.statistics().waiting, place.hanging) == (0, 0)
+
+
+@pytest.mark.parametrize("code", [fr.ErrorCode.NO_ERROR, fr.ErrorCode.ENHANCE_YOUR_CALM])
+async def test_a_server_that_asks_for_calm_is_pinged_half_as_often_from_then_on(autojump_clock, nursery, code):
+    """The clock starts with the last thing that it has said."""
+    pings = []
+
+    async def serve(connection):
+        await connection.greet()
+        if not pings:
+            await connection.send(fr.goaway(0, code))
+            pings.append(0)
+            return
+        await connection.request()
+        began = trio.current_time()
+        while (frame := await connection.frame()) is not None:
+            if frame[0] == fr.PING and not frame[1]:
+                pings.append(trio.current_time() - began)
+                await connection.send(fr.ping(frame[3], ack=True))
+
+    async def connect():
+        ours, theirs = memory_stream_pair()
+        nursery.start_soon(serve_to_the_end, RawConnection(theirs, 1))
+        return ours
+
+    async def serve_to_the_end(connection):
+        try:
+            await serve(connection)
+        except (trio.BrokenResourceError, trio.ClosedResourceError):
+            pass
+        await trio.aclose_forcefully(connection.stream)
+
+    async with Channel(connect, options=options(keepalive_interval=30, wait_for_ready=True)) as channel:
+        with trio.move_on_after(70):
+            await call(channel)
+    interval = 60 if code else 30
+    assert len(pings) == (2 if code else 3)
+    assert interval <= pings[1] <= interval + 2

@@ -1,5 +1,6 @@
 """Places for connections: who waits, who makes room, and what the log says of it."""
 
+import pytest
 import trio
 from trio.testing import wait_all_tasks_blocked
 
@@ -87,7 +88,7 @@ async def test_a_connection_always_has_some_time_for_its_first_words(autojump_cl
     with trio.CancelScope() as scope, slots.greets(scope):
         with trio.move_on_after(GREETING_S * 0.9):
             await slots.wait_free()
-        assert not scope.cancel_called
+    assert not scope.cancel_called
 
 
 async def test_who_is_being_served_never_makes_room(autojump_clock):
@@ -108,3 +109,49 @@ async def test_a_full_house_is_one_line_in_the_log_that_says_what_to_do(autojump
     with trio.move_on_after(30):
         await slots.wait_free()
     assert caplog.messages == ["all 1 connections are taken, new ones wait; raise max_connections"]
+
+
+async def test_who_waits_asks_for_room_about_once_a_second_and_ten_times_where_somebody_has_left(autojump_clock):
+    for lets_go, times in ((False, [0, 1, 2, 3]), (True, [0, 0.1, 0.2, 0.3])):
+        slots, asked = Slots(1, remedy=""), []
+        slots.take()
+        began = trio.current_time()
+        slots.relief.append(lambda asked=asked, began=began: asked.append(trio.current_time() - began) or False)
+        slots.relief.append(lambda lets_go=lets_go: lets_go)
+        slots.relief.append(lambda lets_go=lets_go: not lets_go and False)
+        with trio.move_on_after(times[-1] + times[1] / 2):
+            await slots.wait_free()
+        assert asked == pytest.approx(times)
+
+
+async def test_a_slot_that_is_taken_again_at_once_is_waited_for_anew(autojump_clock, nursery):
+    slots, asked = Slots(1, remedy=""), []
+    slots.take()
+    slots.relief.append(lambda: asked.append(trio.current_time()) or False)
+    nursery.start_soon(slots.wait_free)
+    await wait_all_tasks_blocked()
+    for count in range(2, 5):
+        slots.release()
+        slots.take()
+        await wait_all_tasks_blocked()
+        assert len(asked) == count
+    nursery.cancel_scope.cancel()
+
+
+async def test_only_the_first_of_those_who_greet_is_asked_to_leave_and_when_its_time_is_over(autojump_clock):
+    slots = Slots(2, remedy="")
+    slots.take()
+    slots.take()
+    scopes = [trio.CancelScope(), trio.CancelScope()]
+    with slots.greets(scopes[0]):
+        await trio.sleep(0.4)
+        with slots.greets(scopes[1]):
+            with trio.move_on_after(GREETING_S - 0.4 - 0.01):
+                await slots.wait_free()
+            assert [scope.cancel_called for scope in scopes] == [False, False]
+            with trio.move_on_after(0.02):
+                await slots.wait_free()
+            assert [scope.cancel_called for scope in scopes] == [True, False]
+            with trio.move_on_after(0.5):
+                await slots.wait_free()
+            assert [scope.cancel_called for scope in scopes] == [True, True]

@@ -130,3 +130,51 @@ async def test_of_those_who_wait_one_goes_on_in_a_turn_that_it_uses_up(nursery, 
         while len(went) < 2 * AT_ONCE:
             await trio.lowlevel.checkpoint()
     assert len(set(went)) == len(went)
+
+
+async def test_at_most_so_many_are_due_at_once_and_none_when_all_have_gone_on(nursery, turns):
+    most, went = [], []
+
+    async def one():
+        await turns.wait()
+        most.append(turns._due)
+        went.append(1)
+
+    for _ in range(5 * AT_ONCE):
+        nursery.start_soon(one)
+    with trio.fail_after(20):
+        while len(went) < 5 * AT_ONCE:
+            await trio.lowlevel.checkpoint()
+            assert 0 <= turns._due <= AT_ONCE
+    assert (turns._due, turns._line) == (0, {})
+    assert max(most) <= AT_ONCE
+    await turns.wait()
+    assert turns._due == 0
+
+
+async def test_when_a_turn_is_used_up_only_the_first_goes_on_and_the_next_in_the_next(nursery, count):
+    turns, went = Turns(), []
+    turns.until = float("-inf")  # used up for good: this one watches no loop
+
+    async def one():
+        await turns.wait()
+        went.append(count.turn)
+
+    trio.lowlevel.add_instrument(Beginnings(turns))
+    for _ in range(3):
+        nursery.start_soon(one)
+    with trio.fail_after(20):
+        while len(went) < 3:
+            await trio.lowlevel.checkpoint()
+    assert len(set(went)) == 3
+
+
+class Beginnings(trio.abc.Instrument):
+    """Tells that a turn begins, whose budget is used up already."""
+
+    def __init__(self, turns):
+        self.turns = turns
+
+    def after_io_wait(self, timeout):
+        self.turns.after_io_wait(timeout)
+        self.turns.until = float("-inf")
