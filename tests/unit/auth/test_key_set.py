@@ -4,6 +4,7 @@ import io
 import json
 import threading
 import time
+from http.client import BadStatusLine
 from types import SimpleNamespace
 
 import pytest
@@ -320,3 +321,12 @@ def test_how_much_is_fetched(monkeypatch, beyond):
     else:
         assert fetch("https://x") == b"x" * 100
     assert body.closed
+
+
+@pytest.mark.parametrize("problem", [OSError("x"), BadStatusLine("x"), ValueError("x"), TimeoutError("x")], ids=repr)
+async def test_whatever_a_server_of_keys_does_is_one_line_and_not_the_end(trio_time, caplog, problem):
+    keys = Canned(problem, GOOD)
+    assert await times_of(keys, 100) == [0, 30]
+    assert list(keys.keys) == ["one"]
+    [line] = caplog.messages
+    assert line.startswith("the keys at https://keys.example cannot be fetched: ")

@@ -32,6 +32,7 @@ def entry(name="one", sha256=HASH, **more):
 
 
 def test_tokens_are_long_and_differ():
+    assert len(new_token()) == len("nl_") + 43, "256 bits, six in each character"
     tokens = {new_token() for _ in range(100)}
     assert len(tokens) == 100
     assert all(token.startswith("nl_") and len(token) >= 46 and "." not in token for token in tokens)
@@ -271,3 +272,7 @@ def test_a_table_in_place_of_another_revokes_what_is_no_longer_so_and_keeps_who_
     assert third.find(b"a").identity is before["a"], "also at the second change"
     assert len(third) == 1
     assert repr(third) == "TokenTable(same)"
+
+
+def test_a_file_of_tokens_is_bounded():
+    assert tokens.MAX_FILE_BYTES == 16 * 1024 * 1024

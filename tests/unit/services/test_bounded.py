@@ -97,3 +97,28 @@ async def test_a_batch_of_many_entries_is_decoded_beside_the_loop(entries, in_lo
 
     found = await receive_batch(_OneRequest(b"\x12\x00" * entries), decode, decode)
     assert (found == threading.get_ident()) is in_loop
+
+
+@pytest.mark.parametrize(("decode", "kind"), [
+    (decode_find_missing, reapi.FindMissingBlobsRequest), (decode_batch_read, reapi.BatchReadBlobsRequest),
+    (decode_batch_update, reapi.BatchUpdateBlobsRequest),
+])
+def test_only_what_is_in_the_message_is_counted_and_not_what_lies_behind_it(decode, kind):
+    """A message may be a view of a buffer that holds the next one."""
+    data = encode(kind(instance_name="n" * (3 * MAX_ENTRIES)))
+    received = memoryview(data + b"\x12\x00" * (2 * MAX_ENTRIES))
+    assert decode(received[: len(data)]).instance_name == "n" * (3 * MAX_ENTRIES)
+    with pytest.raises(InvalidRequestError, match="more than"):
+        decode(received)
+
+
+@pytest.mark.parametrize("beyond", [0, 1])
+@pytest.mark.parametrize(("decode", "kind"), [
+    (decode_batch_read, reapi.BatchReadBlobsRequest), (decode_batch_update, reapi.BatchUpdateBlobsRequest)])
+def test_how_many_entries_a_batch_may_have(decode, kind, beyond):
+    data = b"\x12\x00" * (MAX_ENTRIES + beyond)
+    if beyond:
+        with pytest.raises(InvalidRequestError, match=f"the request has more than {MAX_ENTRIES} entries"):
+            decode(data)
+    else:
+        decode(data)

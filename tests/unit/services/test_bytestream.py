@@ -344,3 +344,34 @@ async def test_what_is_surely_there_is_only_what_the_store_is_sure_of(nursery, a
 async def test_a_write_without_a_message_is_told_what_is_missing(autojump_clock, service):
     with pytest.raises(InvalidRequestError, match="a Write needs at least one message"):
         await service.write(Ending())
+
+
+class InPieces(Writes):
+    """A Write call whose one message arrives a few bytes at a time."""
+
+    def __init__(self, message, count):
+        super().__init__()
+        encoded = encode(message)
+        self.replies, self.size = [], len(encoded)
+        self._pieces = [encoded[at : at + count] for at in range(0, len(encoded), count)]
+        self._is_taken = False
+
+    async def receive_body(self):
+        was_taken, self._is_taken = self._is_taken, True
+        return None if was_taken else self
+
+    async def receive_parts(self, max_bytes=1 << 20):
+        await trio.lowlevel.checkpoint()
+        return [self._pieces.pop(0)] if self._pieces else []
+
+    async def send_parts(self, parts):
+        self.replies.append(decode(bytestream.WriteResponse, b"".join(parts)).committed_size)
+
+
+@pytest.mark.parametrize("count", [1, 3, 100, 1000])
+async def test_a_small_blob_is_whole_in_whatever_pieces_it_arrives(autojump_clock, service, count):
+    data = LARGE[:300]
+    call = InPieces(whole(data), count)
+    await service.write(call)
+    assert call.replies == [300]
+    assert await service.store.get(digest_of(data)) == data

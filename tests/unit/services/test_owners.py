@@ -159,3 +159,32 @@ async def test_a_worker_needs_the_right_for_every_instance_whose_actions_it_may_
                 await call(
                     WorkerApiService(at.scheduler, instances=instances), "ConnectWorker", hello, identity=worker
                 )
+
+
+async def test_under_a_made_up_name_one_has_the_rights_for_the_instance_that_serves_and_no_others():
+    rights = Right.EXECUTE
+    mine = Identity("mine", [Grant(("",), rights)])
+    theirs = Identity("theirs", [Grant(("",), rights)])
+    elsewhere = Identity("elsewhere", [Grant(("moon",), ~Right(0))])
+    chief = Identity("chief", [Grant(("",), Right.ADMINISTER)])
+    async with house(instance={"names": ("",), "any_name": True}) as at:
+        with pytest.raises(PermissionDeniedError, match="'elsewhere' does not have execute for instance ''"):
+            await at.execute(await at.action(name="moon"), identity=elsewhere)
+        name = await submitted(at, mine, name="moon")
+        assert "/" not in name, "it is of the nameless instance"
+        for identity in (mine, chief):
+            [state] = await call(at.operations, "GetOperation", asking("GetOperation", name), identity=identity)
+            assert state.name == name
+            for asked in ("moon", "moon/operations", "operations"):
+                assert await listed(at, identity, asked) == [name]
+        with pytest.raises(NotFoundError):
+            await call(at.operations, "GetOperation", asking("GetOperation", name), identity=theirs)
+        with pytest.raises(PermissionDeniedError, match="'elsewhere' does not have execute for instance ''"):
+            await call(at.operations, "GetOperation", asking("GetOperation", name), identity=elsewhere)
+        assert await listed(at, theirs, "moon") == []
+        assert await listed(at, elsewhere) == []
+        with pytest.raises(PermissionDeniedError, match="'elsewhere' does not have any right for instance ''"):
+            await listed(at, elsewhere, "moon")
+        await call(at.operations, "CancelOperation", asking("CancelOperation", name), identity=chief)
+        [state] = await call(at.operations, "GetOperation", asking("GetOperation", name), identity=mine)
+        assert state.done

@@ -1,4 +1,5 @@
 import logging
+from contextlib import suppress
 
 import pytest
 import trio
@@ -182,3 +183,18 @@ async def test_during_a_shutdown_workers_are_refused():
         at.scheduler.stop_admission()
         with pytest.raises(UnavailableError):
             await call(at.workers, "ConnectWorker", Update(connect_worker_request=worker_api.ConnectWorkerRequest()))
+
+
+@pytest.mark.parametrize(("most", "taken"), [(1, 1), (2, 2), (0, 3)])
+async def test_a_worker_gets_as_many_actions_at_once_as_it_says(most, taken):
+    async with house() as at, at.worker(prefix="w", max_inflight=most) as worker:
+        assert worker.id.startswith("w")
+        for salt in (b"1", b"2", b"3"):
+            async with at.executing(await at.action(salt=salt)) as stream:
+                await stream.receive()
+        await trio.testing.wait_all_tasks_blocked()
+        received = []
+        with suppress(trio.WouldBlock):
+            while True:
+                received.append(worker.stream.receive_nowait().start_action.operation_id)
+        assert len(set(received)) == taken
