@@ -1,6 +1,7 @@
 """The parts of a fast_slow store by themselves: their bounds, their counters, and which side takes part in what."""
 
 import logging
+from contextlib import AsyncExitStack
 
 import pytest
 import trio
@@ -13,6 +14,7 @@ from nl.plugin import (
     BlobNotFoundError,
     BlobSizeLimit,
     BytesReader,
+    CorruptBlobError,
     Deletes,
     Digest,
     Discards,
@@ -26,10 +28,12 @@ from nl.plugin import (
     UnavailableError,
 )
 from nl.stores.fast_slow import FastSlowOptions, FastSlowStore, files, source, stale, touches, uploads
+from nl.stores.fast_slow.fetches import Fetch
 from nl.stores.fast_slow.options import Routes
 from nl.stores.fast_slow.ring import RING_BYTES, Ring
 from nl.stores.fast_slow.source import Source
 from nl.stores.fast_slow.stale import Stale
+from nl.stores.fast_slow.taps import FOLLOWER_WAIT_S, Tap
 from nl.stores.fast_slow.touches import Touches
 from nl.stores.fast_slow.trouble import FastTrouble
 from nl.stores.fast_slow.uploads import Uploads
@@ -545,3 +549,159 @@ def test_small_blobs_are_fetched_in_groups_bounded_by_bytes_and_number(sizes, gr
     assert sorted(map(len, batches)) == sorted(groups)
     assert sorted(digest for batch in batches for digest in batch) == sorted(digests)
     assert all(len(batch) == 1 for batch in batches if batch[0].size > SMALL)
+
+
+# --- taps
+
+
+async def nowhere(*, offset, length):
+    raise AssertionError("nothing is to be opened")
+
+
+async def test_a_tap_follows_from_its_offset_and_ends_with_its_range():
+    fetch = Fetch(ONE)
+    tap = Tap(fetch, offset=2, size=5, reopen=nowhere)
+    assert (fetch.ring.watchers, tap.size) == (1, 5)
+    fetch.ring.append([b"abcd"])
+    assert [bytes(part) for part in await tap.receive_parts(1)] == [b"c"]
+    fetch.ring.append([b"efghij"])
+    assert [bytes(part) for part in await tap.receive_parts()] == [b"d"]
+    assert [bytes(part) for part in await tap.receive_parts()] == [b"efg"]
+    assert await tap.receive_parts() == ()
+    for _ in range(3):
+        tap.close()
+    assert fetch.ring.watchers == 0, "closing again is harmless"
+
+
+async def test_a_tap_that_fell_behind_waits_for_the_end_and_opens_the_rest():
+    fetch, opened = Fetch(ONE), []
+
+    async def reopen(*, offset, length):
+        opened.append((offset, length))
+        return BytesReader(b"x" * length)
+
+    tap = Tap(fetch, offset=0, size=3 * RING_BYTES, reopen=reopen)
+    for _ in range(3):
+        fetch.ring.append([bytes(RING_BYTES)])
+    assert fetch.ring.start == 2 * RING_BYTES
+    async with trio.open_nursery() as nursery:
+        got = []
+
+        async def receive():
+            got.extend(await tap.receive_parts(7))
+
+        nursery.start_soon(receive)
+        await trio.testing.wait_all_tasks_blocked()
+        assert not got and not opened
+        fetch.finish()
+    assert opened == [(0, 3 * RING_BYTES)] and got == [b"x" * 7]
+    assert fetch.ring.watchers == 0
+    await tap.receive_parts(7)
+    assert len(opened) == 1
+
+
+@pytest.mark.parametrize("error", [UnavailableError("away"), BlobNotFoundError(ONE, "here")])
+async def test_a_tap_that_has_delivered_ends_with_the_slow_store_and_one_that_has_not_begins_anew(error):
+    for delivered in (False, True):
+        fetch = Fetch(ONE)
+
+        async def reopen(*, offset, length):
+            return BytesReader(b"anew!"[:length])
+
+        tap = Tap(fetch, offset=0, size=5, reopen=reopen)
+        if delivered:
+            fetch.ring.append([b"a"])
+            await tap.receive_parts()
+        fetch.slow_error = error
+        fetch.finish()
+        if delivered:
+            with pytest.raises(UnavailableError, match="the slow store failed midway"):
+                await tap.receive_parts()
+        else:
+            assert [bytes(part) for part in await tap.receive_parts()] == [b"anew!"]
+
+
+async def test_a_tap_of_a_fetch_that_stands_still_goes_its_own_way(autojump_clock):
+    fetch = Fetch(ONE)
+
+    async def reopen(*, offset, length):
+        return BytesReader(b"own way"[:length])
+
+    tap = Tap(fetch, offset=0, size=7, reopen=reopen)
+    began = trio.current_time()
+    assert [bytes(part) for part in await tap.receive_parts()] == [b"own way"]
+    assert trio.current_time() - began == pytest.approx(FOLLOWER_WAIT_S)
+
+
+# --- wrong blobs, and who is about to replace them
+
+
+class Slow(Watched):
+    """Notes what is deleted, which takes until it is told to go on."""
+
+    def __init__(self):
+        super().__init__()
+        self.deleted, self.go_on = [], trio.Event()
+
+    async def delete(self, keys):
+        self.deleted += keys
+        await self.go_on.wait()
+        await super().delete(keys)
+
+
+async def test_a_wrong_blob_that_is_being_uploaded_or_deleted_is_left_to_that():
+    known, slow = Uploads(), Slow()
+    checked = Source(slow, uploads=known, name="CAS")
+    await slow.put(ONE, b"x")
+    with known.many_under_way([ONE]), pytest.raises(BlobNotFoundError):
+        await checked.get(ONE)
+    assert (checked.wrong_blobs, slow.deleted) == (0, [])
+
+    async def find_wrong():
+        with pytest.raises(BlobNotFoundError):
+            await checked.get(ONE)
+
+    async with trio.open_nursery() as nursery:
+        for _ in range(3):
+            nursery.start_soon(find_wrong)
+        await trio.testing.wait_all_tasks_blocked()
+        assert (checked.wrong_blobs, slow.deleted) == (1, [ONE])
+        slow.go_on.set()
+    assert checked._deleting == {}
+    await checked.wait_for_deletion(ONE)
+
+
+async def test_what_was_uploaded_since_it_was_read_is_not_called_wrong():
+    known, slow = Uploads(), Slow()
+    checked = Source(slow, uploads=known, name="CAS")
+    began = known.now
+    with known.many_under_way([ONE]):
+        pass
+    error = await checked.found_wrong(ONE, UnavailableError("wrong"), began)
+    assert isinstance(error, BlobNotFoundError)
+    assert (checked.wrong_blobs, slow.deleted) == (0, [])
+
+
+@pytest.mark.parametrize(("offset", "length", "is_checked"), [
+    (0, None, True), (0, 1, True), (0, 7, True), (0, 0, False), (1, None, False),
+])  # fmt: skip
+async def test_whole_blobs_are_checked_however_they_are_asked_for(offset, length, is_checked):
+    slow = Slow()
+    slow.go_on.set()
+    checked = Source(slow, uploads=Uploads(), name="CAS")
+    await slow.put(ONE, b"x")
+    async with AsyncExitStack() as stack:
+        reader = await checked.open(ONE, stack, offset=offset, length=length)
+        if is_checked:
+            with pytest.raises(CorruptBlobError):
+                await reader.receive_parts()
+        else:
+            await reader.receive_parts()
+    assert checked.wrong_blobs == is_checked
+
+
+async def test_a_value_that_is_deleted_is_not_stale_any_more():
+    async with running(slow=memory(), fast=memory()) as store:
+        store._stale.add(ACTION)
+        await store.capability(Deletes).delete([ACTION])
+        assert store.statistics()["stale_in_fast"] == 0

@@ -1,0 +1,132 @@
+"""What is there: exact answers, from the index and from the disk, whichever keys are asked for and however many."""
+
+import errno
+import os
+import time
+
+import pytest
+import trio
+
+from nl.blob.hashing import digest_of
+from nl.plugin import EMPTY_DIGESTS, ActionKey, Digest, DigestFunction, UnavailableError
+from nl.stores.filesystem import mirror, presence
+from nl.stores.filesystem.watch import WatchUnavailableError
+
+from .conftest import put
+from .test_evicting import watched as watched  # a fixture
+
+
+async def laid(store):
+    """One of each sort, and what `has` is to say of them."""
+    action, blake3 = ActionKey("ab" * 32, 3), digest_of(b"blake3", DigestFunction.BLAKE3)
+    await store.put(action, b"result")
+    await store.put("name", b"value")
+    await store.put(blake3, b"blake3")
+    blob = await put(store, b"blob")
+    return {
+        action: 6, "name": 5, blake3: 6, blob: 4, **dict.fromkeys(EMPTY_DIGESTS, 0),
+        digest_of(b"none"): None, "none": None, ActionKey("cd" * 32, 3): None, Digest(blob.hash, 5): None,
+        ActionKey(*blob): None, Digest(blake3.hash, 6): None, digest_of(b"none", DigestFunction.BLAKE3): None,
+    }  # fmt: skip
+
+
+@pytest.mark.parametrize("times", [1, 3, 40])
+async def test_each_key_has_its_own_answer_among_others(place, watched, times):
+    async with place.running() as store:
+        sizes = await laid(store)
+        keys = list(sizes) * times
+        assert await store.has(keys) == [sizes[key] for key in keys]
+        for key, size in sizes.items():
+            assert await store.has([key]) == [size]
+            assert await store.has([key] * 3) == [size] * 3
+        assert await store.has([]) == []
+
+
+@pytest.mark.parametrize("count", [1, 2, 3, 4])
+async def test_blobs_of_which_all_some_or_none_are_there(place, watched, count):
+    async with place.running() as store:
+        there = [await put(store, b"%d" % number) for number in range(count)]
+        gone = [digest_of(b"none %d" % number) for number in range(count)]
+        wrong = [Digest(digest.hash, digest.size + 1) for digest in there]
+        empty = [digest_of(b"")]
+        assert await store.has(there) == [1] * count
+        assert await store.has(gone) == await store.has(wrong) == [None] * count
+        assert await store.has(empty + there) == [0] + [1] * count
+        assert await store.has(gone + there + wrong + empty) == [None] * count + [1] * count + [None] * count + [0]
+
+
+@pytest.mark.parametrize(("count", "threads"), [(presence._INLINE_STATS, 0), (presence._INLINE_STATS + 1, 1)])
+async def test_without_inotify_few_files_are_looked_at_at_once_and_many_in_a_thread(
+    place, monkeypatch, count, threads
+):
+    def refuse():
+        raise WatchUnavailableError("there are too many")
+
+    monkeypatch.setattr(mirror, "Watch", refuse)
+    real, hops = trio.to_thread.run_sync, []
+
+    async def run_sync(function, *args, **options):
+        hops.append(function.__name__)
+        return await real(function, *args, **options)
+
+    async with place.running() as store:
+        digests = [await put(store, b"%d" % number) for number in range(count)]
+        monkeypatch.setattr(trio.to_thread, "run_sync", run_sync)
+        assert await store.has(digests) == [len(b"%d" % number) for number in range(count)]
+    assert hops.count("_stat_all") == threads
+
+
+async def test_what_is_no_file_of_that_size_is_not_there(place, watched):
+    digests = [digest_of(b"%d" % number) for number in range(4)]
+    place.file(digests[0]).parent.mkdir(parents=True)
+    place.file(digests[0]).mkdir()
+    os.symlink("/etc/passwd", place.file(digests[1]))
+    place.lay(digests[2], b"longer")
+    place.lay(digests[3], b"3")
+    async with place.running() as store:
+        assert await store.has(digests) == [None, None, None, 1]
+        for digest in digests:
+            assert await store.has([digest]) == [1 if digest is digests[3] else None]
+
+
+async def test_a_disk_that_cannot_be_asked_is_not_an_empty_one(place, monkeypatch):
+    def refuse():
+        raise WatchUnavailableError("there are too many")
+
+    monkeypatch.setattr(mirror, "Watch", refuse)
+    async with place.running() as store:
+        digest = await put(store, b"blob")
+        real = os.stat
+
+        def fail(path, **options):
+            if path == place.file(digest).name:
+                raise OSError(errno.EIO, os.strerror(errno.EIO))
+            return real(path, **options)
+
+        monkeypatch.setattr(os, "stat", fail)
+        with pytest.raises(UnavailableError, match=f"cannot look at {place.file(digest)}: the disk reports"):
+            await store.has([digest])
+        monkeypatch.setattr(os, "stat", real)
+        assert await store.has([digest]) == [4]
+
+
+@pytest.mark.parametrize(("age", "is_there"), [(0, True), (95, True), (105, False)])
+async def test_what_nobody_has_used_for_too_long_is_not_there_whoever_looks(place, watched, age, is_there):
+    async with place.running(policy={"max_seconds": 100}) as store:
+        digest, key = await put(store, b"blob"), ActionKey("ab" * 32, 3)
+        await store.put(key, b"result")
+        for path in (place.file(digest), place.content / "a" / f"{key}"):
+            os.utime(path, (time.time() - age, path.stat().st_mtime))
+        for slot in store._index.slots.values():
+            store._index.used[slot] = time.monotonic() - age
+        assert await store.has([digest] * 3 + [key]) == ([4, 4, 4, 6] if is_there else [None] * 4)
+
+
+async def test_an_answer_is_a_use_however_many_are_asked_for(place, watched):
+    async with place.running() as store:
+        digests = [await put(store, b"%d" % number) for number in range(3)]
+        for keys in (digests[:1], digests, [*digests, digest_of(b"none")]):
+            before = time.monotonic()
+            await store.has(keys)
+            used = [store._index.used[store._index.blob(digest)] for digest in keys[:3]]
+            assert all(before <= each <= time.monotonic() for each in used)
