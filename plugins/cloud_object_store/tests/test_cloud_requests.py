@@ -1,0 +1,843 @@
+"""Which requests a store makes of its provider, how many, and what becomes of their answers. The provider is a bucket
+in memory that notes what it is asked and fails when it is told to.
+"""
+
+from __future__ import annotations
+
+import logging
+import threading
+import time
+from collections.abc import AsyncIterator, Callable, Sequence
+from contextlib import asynccontextmanager
+
+import pytest
+import trio
+import trio.testing
+from cloud_support import options_for
+
+from nl.plugin import (
+    MAX_WHOLE,
+    ActionKey,
+    BlobNotFoundError,
+    BytesReader,
+    ConfigError,
+    Deletes,
+    Digest,
+    ExhaustedError,
+    ForeignKey,
+    InternalError,
+    LocalFiles,
+    RangeError,
+    Removals,
+    RetryOptions,
+    Scans,
+    TooLargeError,
+    Traits,
+    UnavailableError,
+    UploadMismatchError,
+    digest_of,
+    key_text,
+)
+from nl.testing import BareContext, PartsReader, drain, read, split, started
+from nl_cloud_object_store import CloudObjectStore
+from nl_cloud_object_store import sweep as sweeping
+from nl_cloud_object_store.client import (
+    Bytes,
+    FullError,
+    ListedObject,
+    ObjectBody,
+    ObjectChangedError,
+    ObjectClient,
+    ObjectInfo,
+    ObjectMissingError,
+    ObjectPage,
+    ObjectTooLargeError,
+    OpenUpload,
+    RefusedError,
+    TransientError,
+    UploadGoneError,
+    UploadsPage,
+)
+from nl_cloud_object_store.connection import CHECKED_S, COMPLAIN_S, PROBE_S
+from nl_cloud_object_store.download import PIECE
+from nl_cloud_object_store.providers import PROVIDERS, Provider
+from nl_cloud_object_store.sweep import AGAIN_S, FORGOTTEN_S, LIST_S, Sweeper
+from nl_cloud_object_store.threads import AbandonedError, Threads
+
+MIB = 1024 * 1024
+ONE, TWO = digest_of(b"one"), digest_of(b"two")
+RETRY = RetryOptions(max_retries=2, delay=0.0, jitter=0.0)
+
+
+class Body(ObjectBody):
+    def __init__(self, client: Bucket, data: bytes, info: ObjectInfo) -> None:
+        self._client, self._data, self.info = client, data, info
+        client.open_bodies += 1
+
+    def read(self, count: int) -> bytes:
+        self._client.fail("read")
+        data, self._data = self._data[:count], self._data[count:]
+        return data
+
+    def close(self) -> None:
+        self._client.open_bodies -= 1
+
+
+class Bucket(ObjectClient):
+    """`asked` are the names of the requests; `errors` are raised, the first one first, by the request of that name."""
+
+    def __init__(self) -> None:
+        self.objects: dict[str, tuple[bytes, str, float]] = {}
+        self.uploads: dict[str, dict[int, bytes]] = {}
+        self.asked: list[str] = []
+        self.keys: list[str] = []
+        self.errors: dict[str, list[Exception]] = {}
+        self.before: dict[str, Callable[[], None]] = {}
+        self.listed: list[OpenUpload] = []
+        self.open_bodies = 0
+        self.closed = False
+        self._lock = threading.Lock()
+        self._count = 0
+
+    def fail(self, name: str, key: str = "") -> None:
+        with self._lock:
+            self.asked.append(name)
+            self.keys.append(key)
+            error = self.errors[name].pop(0) if self.errors.get(name) else None
+        if name in self.before:
+            self.before[name]()
+        if error is not None:
+            raise error
+
+    def store(self, key: str, data: bytes, *, age: float = 0.0) -> None:
+        self._count += 1
+        self.objects[key] = (data, f"etag{self._count}", time.time() - age)
+
+    def probe(self, prefix: str) -> None:
+        self.fail("probe")
+
+    def list_page(self, prefix: str, cursor: str, limit: int) -> ObjectPage:
+        self.fail(f"list {limit}")
+        names = sorted(name for name in self.objects if name.startswith(prefix) and name > cursor)
+        some = [ListedObject(name, len(self.objects[name][0]), self.objects[name][2]) for name in names[:limit]]
+        return ObjectPage(some, names[limit - 1] if len(names) > limit else "")
+
+    def _info(self, key: str) -> ObjectInfo:
+        if key not in self.objects:
+            raise ObjectMissingError(f"{key} is not there")
+        data, etag, modified = self.objects[key]
+        return ObjectInfo(len(data), etag, modified)
+
+    def head(self, key: str) -> ObjectInfo:
+        self.fail("head", key)
+        return self._info(key)
+
+    def get(self, key: str, *, span: tuple[int, int] | None = None, etag: str | None = None) -> ObjectBody:
+        self.fail("get" if span is None else f"get {span[0]}+{span[1]}", key)
+        info = self._info(key)
+        if (etag is not None and etag != info.etag) or (span is not None and sum(span) > info.size):
+            raise ObjectChangedError(f"{key} is another one")
+        data = self.objects[key][0]
+        return Body(self, data if span is None else data[span[0] : sum(span)], info)
+
+    def put(self, key: str, data: Bytes) -> None:
+        self.fail("put", key)
+        self.store(key, bytes(data))
+
+    def create_upload(self, key: str) -> str:
+        self.fail("create", key)
+        self._count += 1
+        self.uploads[f"{key}#{self._count}"] = {}
+        return f"{key}#{self._count}"
+
+    def upload_part(self, key: str, upload: str, number: int, data: Bytes) -> str:
+        self.fail(f"part {number}", key)
+        if upload not in self.uploads:
+            raise UploadGoneError(f"{upload} is gone")
+        self.uploads[upload][number] = bytes(data)
+        return f"tag{number}"
+
+    def complete_upload(self, key: str, upload: str, tags: Sequence[str]) -> None:
+        self.fail("complete", key)
+        if upload not in self.uploads:
+            raise UploadGoneError(f"{upload} is gone")
+        parts = self.uploads.pop(upload)
+        assert list(tags) == [f"tag{number}" for number in sorted(parts)]
+        assert all(len(parts[number]) >= self.MIN_PART for number in sorted(parts)[:-1])
+        self.store(key, b"".join(parts[number] for number in sorted(parts)))
+
+    def abort_upload(self, key: str, upload: str) -> None:
+        self.fail("abort", key)
+        self.uploads.pop(upload, None)
+
+    def open_uploads(self, prefix: str, after: tuple[str, str] | None = None) -> UploadsPage:
+        self.fail("open uploads")
+        start = 0 if after is None else int(after[1])
+        more = start + 2 < len(self.listed)
+        return UploadsPage(self.listed[start : start + 2], ("", str(start + 2)) if more else None)
+
+    def delete(self, key: str) -> None:
+        self.fail("delete", key)
+        self.objects.pop(key, None)
+
+    def close(self) -> None:
+        self.closed = True
+
+    def took(self, *names: str) -> list[str]:
+        """What was asked since the last time, without what concerns the start."""
+        asked = [name for name in self.asked if name not in ("probe", "open uploads") or name in names]
+        self.asked.clear()
+        return asked
+
+
+@pytest.fixture
+def bucket(monkeypatch: pytest.MonkeyPatch) -> Bucket:
+    client = Bucket()
+    provider = PROVIDERS["aws"]
+    monkeypatch.setitem(PROVIDERS, "aws", Provider(lambda options: client, provider.needs, provider.takes))
+    return client
+
+
+@pytest.fixture
+def no_threads(monkeypatch: pytest.MonkeyPatch) -> None:
+    """For tests whose clock jumps whenever all wait, so that it does not while a thread is at work. The bucket in
+    memory never blocks.
+    """
+
+    async def run_here(function: Callable[..., object], *args: object, **options: object) -> object:
+        await trio.lowlevel.checkpoint()
+        return function(*args)
+
+    monkeypatch.setattr(trio.to_thread, "run_sync", run_here)
+
+
+@asynccontextmanager
+async def running(**options: object) -> AsyncIterator[CloudObjectStore]:
+    specs = options_for("a-bucket", "http://127.0.0.1:1", **{"retry": RETRY, **options})
+    async with started(CloudObjectStore(specs, BareContext("CAS"))) as store:
+        await trio.testing.wait_all_tasks_blocked()
+        yield store  # type: ignore[misc]
+
+
+def counted(store: CloudObjectStore) -> dict[str, object]:
+    return {name: value for name, value in store.statistics().items() if value and name != "bucket"}
+
+
+# --- lookups
+
+
+async def test_what_was_there_is_not_asked_for_again_and_what_was_missing_is(bucket: Bucket) -> None:
+    async with running() as store:
+        bucket.store(f"cas/{ONE}", b"one")
+        assert await store.has([ONE, TWO, ONE, digest_of(b"")]) == [3, None, 3, 0]
+        assert bucket.took() == ["head", "head"]
+        assert await store.has([ONE, TWO]) == [3, None]
+        assert bucket.took() == ["head"]
+        assert counted(store) == {"lookups": 3, "remembered": 1, "lookups_spared": 1}
+        assert store.traits == Traits(authoritative=False, tracks_use=False)
+
+
+async def test_without_memory_each_question_is_a_request_and_the_answer_is_exact(bucket: Bucket) -> None:
+    async with running(remember_s=0) as store:
+        assert store.traits.authoritative
+        await store.put(ONE, b"one")
+        for _ in range(3):
+            assert await store.has([ONE]) == [3]
+        assert bucket.took() == ["put", "head", "head", "head"]
+
+
+async def test_values_that_may_change_are_always_asked_for(bucket: Bucket) -> None:
+    action = ActionKey(*ONE)
+    async with running() as store:
+        for key in (action, "name"):
+            await store.put(key, b"value")
+            assert await store.has([key, key]) == [5, 5]
+            assert await store.has([key]) == [5]
+        assert bucket.took() == ["put", "head", "head"] * 2
+        assert sorted(bucket.objects) == ["cas/" + key_text(action), "cas/" + key_text("name")]
+
+
+async def test_an_object_of_another_size_is_missing_and_an_upload_mends_it(
+    bucket: Bucket, caplog: pytest.LogCaptureFixture
+) -> None:
+    async with running() as store:
+        bucket.store(f"cas/{ONE}", b"wrong size")
+        for _ in range(3):
+            assert await store.has([ONE]) == [None]
+            with pytest.raises(BlobNotFoundError):
+                await store.get(ONE)
+        assert len(caplog.records) == 1
+        assert f"cas/{ONE} has 10 bytes: it counts as missing" in caplog.text
+        await store.put(ONE, b"one")
+        assert await store.get(ONE) == b"one"
+        assert bucket.open_bodies == 0
+
+
+@pytest.mark.parametrize(("age", "there"), [(0, True), (80, True), (120, False)])
+async def test_what_will_soon_be_deleted_by_the_bucket_is_missing(bucket: Bucket, age: float, there: bool) -> None:
+    async with running(consider_expired_after_s=100) as store:
+        bucket.store(f"cas/{ONE}", b"one", age=age)
+        bucket.store("cas/~name", b"value", age=age)
+        assert await store.has([ONE, "name"]) == ([3, 5] if there else [None, None])
+        if there:
+            assert store._remembered._until[ONE] - time.monotonic() <= min(60, 100 - age)
+
+
+async def test_what_has_gone_is_forgotten_by_whoever_meets_it(bucket: Bucket) -> None:
+    async with running() as store:
+        for meet in (store.get(ONE), read(store, ONE)):
+            await store.put(ONE, b"one")
+            del bucket.objects[f"cas/{ONE}"]
+            assert await store.has([ONE]) == [3]
+            with pytest.raises(BlobNotFoundError, match="CAS"):
+                await meet
+            assert await store.has([ONE]) == [None]
+
+
+async def test_a_server_that_is_away_is_tried_again_as_often_as_the_config_says(bucket: Bucket) -> None:
+    async with running() as store:
+        bucket.errors["head"] = [TransientError("down")] * 2
+        assert await store.has([ONE]) == [None]
+        assert bucket.took() == ["head"] * 3
+        assert counted(store) == {"lookups": 1, "retries": 2}
+        bucket.errors["head"] = [TransientError("down")] * 3
+        with pytest.raises(UnavailableError, match="store CAS: down") as caught:
+            await store.has([ONE])
+        assert caught.value.retryable
+        assert bucket.took() == ["head"] * 3
+        assert counted(store) == {"lookups": 2, "retries": 4, "failed": 1}
+        bucket.errors["head"] = [RefusedError("no")]
+        with pytest.raises(UnavailableError) as caught:
+            await store.has([ONE])
+        assert not caught.value.retryable
+        assert bucket.took() == ["head"]
+
+
+# --- reading
+
+
+@pytest.mark.parametrize("size", [1, PIECE - 1, PIECE, PIECE + 1, 3 * PIECE])
+async def test_a_blob_is_one_request_however_it_is_read(bucket: Bucket, size: int) -> None:
+    data = bytes(range(256)) * (size // 256) + bytes(size % 256)
+    digest = digest_of(data)
+    async with running() as store:
+        bucket.store(f"cas/{digest}", data)
+        assert await store.get(digest) == data
+        assert [name for name in bucket.took() if name != "read"] == ["get"]
+        assert await read(store, digest) == data
+        assert [name for name in bucket.took() if name != "read"] == ["get"]
+        assert await read(store, digest, offset=1, length=size) == data[1:]
+        assert [name for name in bucket.took() if name != "read"] == ([f"get 1+{size - 1}"] if size > 1 else ["head"])
+        assert bucket.open_bodies == 0
+        assert store.statistics()["downloads"] == 2 + (size > 1)
+
+
+async def test_a_blob_that_may_not_be_had_whole_is_not_asked_for_and_a_value_is_given_up(bucket: Bucket) -> None:
+    async with running() as store:
+        large, exact = Digest("ab" * 32, MAX_WHOLE + 1), bytes(MAX_WHOLE)
+        with pytest.raises(TooLargeError, match=str(MAX_WHOLE + 1)):
+            await store.get(large)
+        assert bucket.took() == []
+        bucket.store("cas/~exact", exact)
+        assert await store.get("exact") == exact
+        bucket.store("cas/~large", exact + b"x")
+        with pytest.raises(TooLargeError):
+            await store.get("large")
+        assert bucket.open_bodies == 0
+
+
+async def test_a_broken_download_goes_on_at_the_byte_and_counts_its_retries_anew_with_each_piece(
+    bucket: Bucket,
+) -> None:
+    data = bytes(range(256)) * 3 * 4096
+    digest = digest_of(data)
+    async with running() as store:
+        bucket.store(f"cas/{digest}", data)
+        async with store.open(digest) as reader:
+            got = bytearray()
+            for number in range(3):
+                while len(got) < (number + 1) * PIECE:
+                    got += b"".join(await reader.receive_parts())
+                bucket.errors["read"] = [TransientError("broken")] * 2
+            assert got == data
+        assert [name for name in bucket.took() if name != "read"] == [
+            "get", f"get {PIECE}+{2 * PIECE}", f"get {PIECE}+{2 * PIECE}", f"get {2 * PIECE}+{PIECE}",
+            f"get {2 * PIECE}+{PIECE}",
+        ]  # fmt: skip
+        assert store.statistics()["retries"] == 4
+        assert bucket.open_bodies == 0
+        bucket.errors["read"] = []
+        async with store.open(digest) as reader:
+            await reader.receive_parts()
+            bucket.errors["read"] = [TransientError("broken")] * 3
+            with pytest.raises(UnavailableError, match="broken"):
+                await drain(reader)
+        assert bucket.open_bodies == 0
+
+
+async def test_a_blob_that_was_replaced_meanwhile_is_read_on_and_a_value_is_not(bucket: Bucket) -> None:
+    data = bytes(3 * PIECE)
+    digest = digest_of(data)
+    async with running() as store:
+        for key, name in ((digest, f"cas/{digest}"), ("name", "cas/~name")):
+            bucket.store(name, data)
+            async with store.open(key) as reader:
+                await reader.receive_parts(PIECE)
+                bucket.store(name, data)
+                bucket.errors["read"] = [TransientError("broken")]
+                if key is digest:
+                    assert len(await drain(reader, taken=PIECE)) == 2 * PIECE
+                else:
+                    with pytest.raises(UnavailableError, match="is another one"):
+                        await drain(reader)
+        bucket.store(f"cas/{digest}", data)
+        async with store.open(digest) as reader:
+            await reader.receive_parts(PIECE)
+            bucket.store(f"cas/{digest}", data + b"x")
+            bucket.errors["read"] = [TransientError("broken")]
+            with pytest.raises(BlobNotFoundError):
+                await drain(reader)
+        assert bucket.open_bodies == 0
+
+
+async def test_ranges_of_values_are_clamped_to_the_size_that_they_have(bucket: Bucket) -> None:
+    async with running() as store:
+        bucket.store("cas/~name", b"0123456789")
+        assert await read(store, "name", offset=3, length=4) == b"3456"
+        assert bucket.took() == ["head", "get 3+4", "read"]
+        assert await read(store, "name", offset=8, length=5) == b"89"
+        assert await read(store, "name", offset=10) == b""
+        assert await read(store, "name", length=0) == b""
+        bucket.took()
+        for offset in (11, -1):
+            with pytest.raises(RangeError):
+                await read(store, "name", offset=offset)
+        bucket.store(f"cas/{ONE}", b"one")
+        for offset in (4, -1):
+            with pytest.raises(RangeError):
+                await read(store, ONE, offset=offset)
+        assert bucket.took() == ["head", "head"]
+        assert await read(store, ONE, offset=3) == b""
+        assert bucket.took() == ["head"]
+        with pytest.raises(BlobNotFoundError):
+            await read(store, TWO, offset=3)
+
+
+async def test_a_value_that_is_replaced_between_the_two_requests_is_asked_for_again(bucket: Bucket) -> None:
+    async with running() as store:
+        bucket.store("cas/~name", b"0123456789")
+        values = [b"abcdefghij", b"ABCDEFGHIJ"]
+
+        def replace() -> None:
+            if values:
+                bucket.store("cas/~name", values.pop(0))
+
+        bucket.before["get 3+4"] = replace
+        assert await read(store, "name", offset=3, length=4) == b"DEFG"
+        assert bucket.took() == ["head", "get 3+4"] * 3 + ["read"]
+
+
+# --- writing
+
+
+@pytest.mark.parametrize("known", [True, False])
+@pytest.mark.parametrize("size", [1, 5 * MIB, 5 * MIB + 1, 15 * MIB, 15 * MIB + 7])
+async def test_an_upload_is_one_request_or_parts_of_one_size(bucket: Bucket, size: int, known: bool) -> None:
+    data = bytes(range(251)) * (size // 251) + bytes(size % 251)
+    key = digest_of(data) if known else "name"
+    parts = -(-size // (5 * MIB))
+    async with running() as store:
+        await store.write(key, PartsReader(split(data, MIB), size=size if known else -1))
+        asked = bucket.took()
+        if size < 5 * MIB or (known and size == 5 * MIB):
+            assert asked == ["put"]
+        else:
+            assert asked[0] == "create"
+            assert asked[-1] == "complete"
+            assert sorted(asked[1:-1]) == [f"part {number + 1}" for number in range(parts)]
+        assert bucket.objects["cas/" + key_text(key)][0] == data
+        assert bucket.uploads == {}
+        statistics = store.statistics()
+        assert (statistics["uploads"], statistics["bytes_uploaded"]) == (1, size if known else 0)
+        assert statistics["upload_memory"] == statistics["uploads_to_abort"] == statistics["threads_busy"] == 0
+        assert await store.has([key]) == [size]
+        assert bucket.took() == ([] if known else ["head"])
+
+
+@pytest.mark.parametrize("where", ["create", "part 1", "part 3", "complete"])
+async def test_each_request_of_an_upload_is_tried_again_by_itself(bucket: Bucket, where: str) -> None:
+    data = bytes(11 * MIB)
+    async with running() as store:
+        bucket.errors[where] = [TransientError("down")] * 2
+        await store.write(digest_of(data), BytesReader(data))
+        asked = bucket.took()
+        assert asked.count(where) == 3
+        assert len(asked) == 7
+        assert store.statistics()["retries"] == 2
+        assert bucket.objects[f"cas/{digest_of(data)}"][0] == data
+
+
+@pytest.mark.parametrize("where", ["create", "part 1", "part 3", "complete"])
+async def test_an_upload_that_fails_is_aborted_and_gives_its_memory_back(bucket: Bucket, where: str) -> None:
+    data = bytes(11 * MIB)
+    digest = digest_of(data)
+    async with running() as store:
+        bucket.errors[where] = [TransientError("down")] * 3
+        with pytest.raises(UnavailableError, match="down"):
+            await store.write(digest, BytesReader(data))
+        asked = bucket.took()
+        assert asked.count(where) == 3
+        assert asked.count("abort") == (where != "create")
+        assert bucket.uploads == {}
+        assert bucket.objects == {}
+        statistics = store.statistics()
+        assert statistics["upload_memory"] == statistics["uploads_to_abort"] == statistics["bytes_uploaded"] == 0
+        assert await store.has([digest]) == [None], "it is not remembered"
+
+
+async def test_a_reader_that_fails_aborts_the_upload(bucket: Bucket) -> None:
+    data = bytes(12 * MIB)
+    async with running() as store:
+        for cut, error in ((11 * MIB, UploadMismatchError), (6 * MIB, UploadMismatchError)):
+            with pytest.raises(error, match=f"ended after {cut} bytes"):
+                await store.write(digest_of(data), PartsReader(split(data[:cut], MIB), size=-1))
+        with pytest.raises(UploadMismatchError, match="more than"):
+            await store.write(digest_of(data[:MIB]), PartsReader(split(data[: MIB + 1], MIB), size=-1))
+        assert bucket.uploads == {}
+        assert bucket.objects == {}
+        assert bucket.took().count("abort") == 2
+        assert store.statistics()["upload_memory"] == 0
+
+
+async def test_an_abort_that_fails_is_tried_again_later(
+    bucket: Bucket, autojump_clock: object, no_threads: None
+) -> None:
+    data = bytes(11 * MIB)
+    async with running() as store:
+        bucket.errors["complete"] = [RefusedError("no")]
+        bucket.errors["abort"] = [TransientError("down")] * 2
+        with pytest.raises(UnavailableError):
+            await store.write(digest_of(data), BytesReader(data))
+        await trio.testing.wait_all_tasks_blocked(0.01)
+        assert len(bucket.uploads) == 1
+        assert store.statistics()["uploads_to_abort"] == 1
+        await trio.sleep(AGAIN_S * 2.5)
+        assert bucket.uploads == {}
+        assert store.statistics()["uploads_to_abort"] == 0
+        assert bucket.took().count("abort") == 3
+
+
+async def test_an_upload_that_the_server_has_lost_begins_anew_where_the_source_can(bucket: Bucket) -> None:
+    data = bytes(range(256)) * 11 * 4096
+    digest = digest_of(data)
+    async with running() as store:
+        for losses, works in ((2, True), (3, False)):
+            bucket.errors["complete"] = [UploadGoneError("gone")] * losses
+            if works:
+                await store.write(digest, BytesReader(data))
+                assert bucket.objects[f"cas/{digest}"][0] == data
+            else:
+                with pytest.raises(UnavailableError, match="gone"):
+                    await store.write(digest, BytesReader(data))
+            assert bucket.took().count("create") == 3
+            assert bucket.uploads == {}
+        bucket.errors["complete"] = [UploadGoneError("gone")]
+        with pytest.raises(UnavailableError, match="gone"):
+            await store.write(digest, PartsReader(split(data, MIB)))
+
+
+@pytest.mark.parametrize(("stored", "works"), [("all", True), ("another size", False), ("nothing", False)])
+async def test_an_answer_that_was_lost_is_looked_for(bucket: Bucket, stored: str, works: bool) -> None:
+    """The request has worked, its answer was lost: asked again, the upload is gone."""
+    data = bytes(11 * MIB)
+    digest = digest_of(data)
+    async with running() as store:
+        def lose() -> None:
+            if stored == "all":
+                bucket.store(f"cas/{digest}", data)
+            elif stored == "another size":
+                bucket.store(f"cas/{digest}", data[1:])
+
+        bucket.before["complete"] = lose
+        bucket.errors["complete"] = [TransientError("lost"), UploadGoneError("gone")]
+        reader = PartsReader(split(data, MIB))
+        if works:
+            await store.write(digest, reader)
+        else:
+            with pytest.raises(UnavailableError, match="gone"):
+                await store.write(digest, reader)
+        assert "head" in bucket.took()
+
+
+async def test_parts_of_one_upload_are_under_way_together_up_to_a_number(bucket: Bucket) -> None:
+    data = bytes(5 * MIB) * 6
+    lock, under_way = threading.Lock(), [0, 0]
+
+    def enter() -> None:
+        with lock:
+            under_way[0] += 1
+            under_way[1] = max(under_way)
+        time.sleep(0.02)
+        with lock:
+            under_way[0] -= 1
+
+    for at_once in (1, 2, 4):
+        under_way[:] = [0, 0]
+        for number in range(1, 7):
+            bucket.before[f"part {number}"] = enter
+        async with running(multipart_max_concurrent_uploads=at_once) as store:
+            await store.write("name", PartsReader(split(data, 5 * MIB), size=len(data)))
+        assert 1 <= under_way[1] <= at_once
+
+
+async def test_what_is_put_is_not_what_its_caller_changes_afterwards(bucket: Bucket) -> None:
+    async with running() as store:
+        data = bytearray(b"one")
+        await store.put(ONE, data)
+        data[:] = b"two"
+        assert bucket.objects[f"cas/{ONE}"][0] == b"one"
+        with pytest.raises(UploadMismatchError, match="has 3 bytes, its digest says 4"):
+            await store.put(Digest("ab" * 32, 4), b"one")
+        reader = PartsReader([b"one"])
+        with pytest.raises(UploadMismatchError):
+            await store.write(Digest("ab" * 32, 4), reader)
+        assert reader.calls == 0
+        failed = await store.put_many([(TWO, b"two"), (Digest("ab" * 32, 4), b"one")])
+        assert failed[0] is None
+        assert isinstance(failed[1], UploadMismatchError)
+        await store.put(digest_of(b""), b"")
+        await store.write(digest_of(b""), BytesReader(b""))
+        assert bucket.took() == ["put", "put"]
+
+
+@pytest.mark.parametrize(
+    ("error", "kind"),
+    [(FullError("quota"), ExhaustedError), (ObjectTooLargeError("5 TB"), TooLargeError),
+     (RefusedError("no"), UnavailableError), (TransientError("x", "DataLoss"), UnavailableError)],
+)  # fmt: skip
+async def test_failures_have_the_contracts_names(bucket: Bucket, error: Exception, kind: type[Exception]) -> None:
+    async with running(retry=RetryOptions()) as store:
+        bucket.errors["put"] = [error]
+        with pytest.raises(kind, match=f"^store CAS: {error}$") as caught:
+            await store.put(ONE, b"one")
+        assert type(caught.value) is kind
+        assert store.statistics()["failed"] == 1
+
+
+# --- removal, listing
+
+
+async def test_what_is_deleted_is_forgotten_also_under_its_other_names(bucket: Bucket) -> None:
+    async with running() as store:
+        await store.put_many([(ONE, b"one"), (TWO, b"two")])
+        bucket.took()
+        await store.delete([ONE, ForeignKey(*TWO[:2]), ONE, digest_of(b"")])
+        assert bucket.took() == ["delete", "delete"]
+        assert await store.has([ONE, TWO]) == [None, None]
+        await store.put(ONE, b"one")
+        bucket.errors["delete"] = [RefusedError("no")]
+        with pytest.raises(UnavailableError, match="no"):
+            await store.delete([ONE])
+        bucket.took()
+        assert await store.has([ONE]) == [3]
+        assert bucket.took() == ["head"], "it may be gone, for all that is known"
+        assert store.capability(Deletes) is store.capability(Scans) is store
+        assert store.capability(Removals) is None
+        assert store.capability(LocalFiles) is None
+
+
+async def test_a_listing_has_what_is_right_and_lasts_and_pages_as_large_as_wanted(bucket: Bucket) -> None:
+    async with running(consider_expired_after_s=100) as store:
+        bucket.store(f"cas/{ONE}", b"one", age=90)
+        bucket.store(f"cas/{TWO}", b"wrong size")
+        bucket.store("cas/~name", b"value", age=50)
+        bucket.store("cas/~old", b"value", age=101)
+        bucket.store("cas/README", b"not ours")
+        bucket.store("other/~name", b"not ours")
+        page = await store.scan()
+        assert sorted(page.entries, key=str) == sorted([(ONE, 3), ("name", 5)], key=str)
+        assert page.cursor == ""
+        assert (await store.scan(lasting=20)).entries == [("name", 5)]
+        assert bucket.took() == ["list 1000"] * 2
+        await store.scan(limit=5000)
+        found, cursor = [], ""
+        while True:
+            page = await store.scan(cursor, limit=1)
+            found += [key for key, _ in page.entries]
+            if not (cursor := page.cursor):
+                break
+        assert sorted(found, key=str) == sorted([ONE, "name"], key=str)
+        assert bucket.took() == ["list 1000"] + ["list 1"] * 5
+
+
+# --- the connection
+
+
+async def test_wrong_credentials_end_the_start_and_an_unreachable_server_does_not(
+    bucket: Bucket, autojump_clock: object, no_threads: None, caplog: pytest.LogCaptureFixture
+) -> None:
+    bucket.errors["probe"] = [RefusedError("no such bucket", option="bucket")]
+    with pytest.raises((ConfigError, ExceptionGroup)) as caught:
+        async with running():
+            pass
+    error = caught.value
+    while isinstance(error, ExceptionGroup):
+        error = error.exceptions[0]
+    assert isinstance(error, ConfigError)
+    assert (error.path, error.problem) == ("bucket", "no such bucket")
+    assert bucket.closed
+    bucket.errors["probe"] = [TransientError("down")] * 3
+    bucket.took()
+    with caplog.at_level(logging.INFO):
+        async with running() as store:
+            assert bucket.took("probe") == ["probe"]
+            await store.put(ONE, b"one")
+            bucket.took()
+            await trio.sleep(PROBE_S * 2.5)
+            assert bucket.took("probe") == ["probe"] * 2
+            await trio.sleep(PROBE_S)
+            assert bucket.took("probe") == ["probe"]
+            await trio.sleep(PROBE_S * 10)
+            assert bucket.took("probe") == []
+    assert "the store CAS has reached its bucket" in caplog.text
+
+
+async def test_a_good_answer_about_health_is_believed_for_a_while_and_a_bad_one_is_not(
+    bucket: Bucket, autojump_clock: object, no_threads: None
+) -> None:
+    async with running() as store:
+        bucket.took()
+        for _ in range(2):
+            bucket.errors["probe"] = [TransientError("down")]
+            with pytest.raises(UnavailableError, match="down"):
+                await store.check()
+            assert bucket.took("probe") == ["probe"]
+        await store.check()
+        await trio.sleep(CHECKED_S - 1)
+        await store.check()
+        assert bucket.took("probe") == ["probe"]
+        await trio.sleep(2)
+        await store.check()
+        assert bucket.took("probe") == ["probe"]
+
+
+async def test_what_only_somebody_can_mend_is_one_line_a_minute(
+    bucket: Bucket, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    async with running() as store:
+        now = time.monotonic()
+        monkeypatch.setattr(time, "monotonic", lambda: now)
+        for seconds, lines in ((0, 1), (1, 1), (COMPLAIN_S - 1.5, 1), (0.5, 2), (COMPLAIN_S, 3)):
+            now += seconds
+            bucket.errors["put"] = [RefusedError("no permission")]
+            with pytest.raises(UnavailableError):
+                await store.put(ONE, b"one")
+            assert len(caplog.records) == lines
+        assert {record.getMessage() for record in caplog.records} == {"store CAS: no permission"}
+        monkeypatch.undo()
+
+
+async def test_before_it_runs_it_says_so(bucket: Bucket) -> None:
+    store = CloudObjectStore(options_for("a-bucket", "http://127.0.0.1:1"), BareContext("CAS"))
+    for attempt in (store.has([ONE]), store.get(ONE), store.put(ONE, b"one")):
+        with pytest.raises(InternalError, match="'CAS' has not been started"):
+            await attempt
+
+
+# --- forgotten uploads
+
+
+async def test_forgotten_uploads_are_aborted_when_they_are_old_and_were_seen_twice(
+    bucket: Bucket, autojump_clock: object, no_threads: None
+) -> None:
+    name, old = str(digest_of(bytes(1))), time.time() - FORGOTTEN_S - 60
+    bucket.listed = [
+        OpenUpload(f"cas/{name}", "1", old), OpenUpload(f"cas/{name}", "2", time.time() - FORGOTTEN_S + 600),
+        OpenUpload("cas/not ours", "3", old), OpenUpload(f"cas/{name}.blake3", "4", old),
+        OpenUpload(f"other/{name}", "5", old),
+    ]  # fmt: skip
+    aborted: list[str] = []
+    bucket.abort_upload = lambda key, upload: aborted.append(upload)  # type: ignore[method-assign]
+    async with running():
+        await trio.sleep(LIST_S - 1)
+        assert aborted == []
+        assert bucket.took("open uploads").count("open uploads") == 3
+        bucket.listed.append(OpenUpload(f"cas/{name}.ac", "6", old))
+        await trio.sleep(2)
+        assert sorted(aborted) == ["1", "4"]
+        bucket.listed = bucket.listed[-1:]
+        await trio.sleep(LIST_S)
+        assert sorted(aborted) == ["1", "4", "6"]
+
+
+async def test_a_look_that_fails_forgets_nothing_and_what_is_to_be_aborted_is_bounded(
+    bucket: Bucket, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    sweeper = Sweeper(bucket, threads=Threads(1), prefix="cas/")
+    old = time.time() - FORGOTTEN_S - 60
+    bucket.listed = [OpenUpload(f"cas/{digest_of(bytes(1))}", str(number), old) for number in range(5)]
+    await sweeper._find_forgotten()
+    bucket.errors["open uploads"] = [TransientError("down")]
+    await sweeper._find_forgotten()
+    assert sweeper.pending == 0
+    await sweeper._find_forgotten()
+    assert sweeper.pending == 5
+    monkeypatch.setattr(sweeping, "MOST", 3)
+    assert len(await sweeper._old_ones()) == 4, "a page more at the most"
+    monkeypatch.setattr(sweeping, "PAGES", 1)
+    assert len(await sweeper._old_ones()) == 2
+
+
+async def test_aborts_wait_for_the_one_that_fails(bucket: Bucket) -> None:
+    sweeper = Sweeper(bucket, threads=Threads(1), prefix="cas/")
+    for upload in "abc":
+        sweeper.add("cas/x", upload)
+    bucket.errors["abort"] = [TransientError("down")]
+    await sweeper._abort_all()
+    assert (sweeper.pending, bucket.took()) == (3, ["abort"])
+    await sweeper._abort_all()
+    assert (sweeper.pending, bucket.took()) == (0, ["abort"] * 3)
+
+
+# --- threads
+
+
+async def test_a_request_that_changes_something_is_waited_for_and_one_that_looks_is_not() -> None:
+    threads = Threads(2)
+    began, may_end, ended = threading.Event(), threading.Event(), []
+
+    def work() -> None:
+        began.set()
+        may_end.wait(60)
+        ended.append(True)
+        ended_at_last.set()
+
+    ended_at_last = threading.Event()
+    for hop, waits in ((threads.look, False), (threads.change, True)):
+        began.clear()
+        may_end.clear()
+        ended_at_last.clear()
+        ended.clear()
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(hop, work)
+            await trio.to_thread.run_sync(began.wait, 60)
+            nursery.cancel_scope.cancel()
+            if waits:
+                threading.Timer(0.1, may_end.set).start()
+        assert ended == ([True] if waits else [])
+        may_end.set()
+        await trio.to_thread.run_sync(ended_at_last.wait, 60)
+
+
+async def test_a_change_whose_caller_left_before_it_began_does_not_begin() -> None:
+    threads = Threads(1)
+    may_end, changed = threading.Event(), []
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(threads.look, may_end.wait, 60)
+        await trio.testing.wait_all_tasks_blocked()
+        with trio.move_on_after(0.01) as scope:
+            await threads.change(changed.append, 1)
+        assert scope.cancelled_caught
+        may_end.set()
+    assert changed == []
+    assert issubclass(AbandonedError, Exception)
