@@ -532,6 +532,7 @@ async def test_an_upload_that_the_server_has_lost_begins_anew_where_the_source_c
     digest = digest_of(data)
     async with running() as store:
         for losses, works in ((2, True), (3, False)):
+            bucket.objects.clear()
             bucket.errors["complete"] = [UploadGoneError("gone")] * losses
             if works:
                 await store.write(digest, BytesReader(data))
@@ -544,6 +545,9 @@ async def test_an_upload_that_the_server_has_lost_begins_anew_where_the_source_c
         bucket.errors["complete"] = [UploadGoneError("gone")]
         with pytest.raises(UnavailableError, match="gone"):
             await store.write(digest, PartsReader(split(data, MIB)))
+        bucket.store(f"cas/{digest}", data)
+        bucket.errors["complete"] = [UploadGoneError("gone")]
+        await store.write(digest, PartsReader(split(data, MIB)))  # another has written it meanwhile
 
 
 @pytest.mark.parametrize(("stored", "works"), [("all", True), ("another size", False), ("nothing", False)])
