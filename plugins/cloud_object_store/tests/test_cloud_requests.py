@@ -89,6 +89,7 @@ class Bucket(ObjectClient):
     def __init__(self) -> None:
         self.objects: dict[str, tuple[bytes, str, float]] = {}
         self.uploads: dict[str, dict[int, bytes]] = {}
+        self.offsets: dict[str, dict[int, int]] = {}
         self.asked: list[str] = []
         self.keys: list[str] = []
         self.errors: dict[str, list[Exception]] = {}
@@ -150,8 +151,9 @@ class Bucket(ObjectClient):
         self.uploads[f"{key}#{self._count}"] = {}
         return f"{key}#{self._count}"
 
-    def upload_part(self, key: str, upload: str, number: int, data: Bytes) -> str:
+    def upload_part(self, key: str, upload: str, number: int, data: Bytes, offset: int) -> str:
         self.fail(f"part {number}", key)
+        self.offsets.setdefault(upload, {})[number] = offset
         if upload not in self.uploads:
             raise UploadGoneError(f"{upload} is gone")
         self.uploads[upload][number] = bytes(data)
@@ -164,6 +166,8 @@ class Bucket(ObjectClient):
         parts = self.uploads.pop(upload)
         assert list(tags) == [f"tag{number}" for number in sorted(parts)]
         assert all(len(parts[number]) >= self.MIN_PART for number in sorted(parts)[:-1])
+        begins = [sum(len(parts[each]) for each in parts if each < number) for number in sorted(parts)]
+        assert [self.offsets[upload][number] for number in sorted(parts)] == begins
         self.store(key, b"".join(parts[number] for number in sorted(parts)))
 
     def abort_upload(self, key: str, upload: str) -> None:
