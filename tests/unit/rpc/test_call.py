@@ -358,6 +358,9 @@ class Recorded(Wide):
         self.sent += parts
         return sum(map(len, parts))
 
+    async def send(self, data):
+        return self.try_send((data,))
+
 
 async def sending(**windows):
     connection = Connection(Recorded(), Limits())
@@ -491,3 +494,27 @@ async def test_a_packed_body_is_handed_out_in_pieces_as_large_as_was_asked_for()
     assert [len(piece) for piece in pieces] == [30, 30, 30, 10]
     assert b"".join(pieces) == bytes(range(100))
     assert held.is_free()
+
+
+async def test_credit_that_a_task_gives_back_leaves_at_once():
+    """The reader may have nothing to read until the peer has that credit."""
+    for how in ("message", "taken", "body"):
+        size = 30_000
+        held = Held(fr.PREFIX.pack(0, size) + bytes(size))
+        held.call.max_message_size = size
+        outbox = held.connection.outbox
+        outbox.transport = Recorded()
+        async with trio.open_nursery() as nursery:
+            outbox.nursery = nursery
+            if how == "message":
+                await held.call.receive_message()
+            elif how == "taken":
+                assert held.call.take_message() is not None
+            else:
+                body = await held.call.receive_body()
+                while await body.receive_parts():
+                    pass
+            await wait_all_tasks_blocked()
+            assert fr.window_update(0, size + 5) in b"".join(map(bytes, outbox.transport.sent))
+            assert outbox.queue == []
+            nursery.cancel_scope.cancel()

@@ -518,3 +518,22 @@ async def test_a_call_that_the_server_will_not_look_at_was_not_processed(autojum
         with pytest.raises(NotProcessed) as caught:
             await unary(channel)
         assert (caught.value.status, caught.value.message) == (Status.UNAVAILABLE, said)
+
+
+@pytest.mark.parametrize(("cardinality", "leaves"), [(BOTH, True), (UP, True), (UNARY, False), (DOWN, False)])
+async def test_a_streams_headers_leave_at_once_and_a_single_requests_with_it(
+    autojump_clock, nursery, cardinality, leaves
+):
+    async def does(connection):
+        await connection.request()
+
+    server = Script(nursery, does)
+    channel = Channel(server)
+    async with channel, channel.request("/t.S/M", cardinality, bytes, bytes) as stream:
+        await stream.send_request()
+        await wait_all_tasks_blocked()
+        assert server.kinds() == ([fr.HEADERS] if leaves else [])
+        await stream.send_message(b"x", end=True)
+        await wait_all_tasks_blocked()
+        assert server.kinds() == [fr.HEADERS, fr.DATA]
+        await stream.cancel()

@@ -96,7 +96,7 @@ async def test_the_watch_ends_when_it_is_too_much_and_at_once_if_it_is(held, nur
     held.count(client)
     await wait_all_tasks_blocked()
     assert seen == [1001]
-    with trio.fail_after(1):
+    with trio.fail_after(60):
         await watch()
     held.look()
     assert held.total == 0

@@ -17,14 +17,14 @@ async def test_a_wait_is_cut_short_when_the_server_leaves(nursery):
     nursery.start_soon(wait)
     await trio.testing.wait_all_tasks_blocked()
     leaving.begin()
-    with trio.fail_after(5):
+    with trio.fail_after(60):
         await ended.wait()
 
 
 async def test_a_wait_that_begins_later_is_over_at_once():
     leaving = Leaving()
     leaving.begin()
-    with trio.fail_after(5), leaving.idle():
+    with trio.fail_after(60), leaving.idle():
         await trio.sleep_forever()
 
 

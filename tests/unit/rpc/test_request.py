@@ -76,3 +76,10 @@ def test_a_length_may_have_eighteen_digits(digits, taken):
     else:
         with pytest.raises(ValueError, match="content-length"):
             declared_length(found, ended=False)
+
+
+@pytest.mark.parametrize("name", [b"content-type", b"te", b"user-agent", b"grpc-status", b"x-own", b"authorization"])
+def test_pseudo_headers_come_before_all_others_whatever_these_are(name):
+    value = b"trailers" if name == b"te" else b"x"
+    assert head((name, value)) is not None
+    assert head((name, value), (b":authority", b"x"), base=GOOD[:3]) is None

@@ -80,13 +80,20 @@ async def test_calls_have_the_grace_and_a_second_to_end_then_all_is_closed(autoj
             await client.settled()
             await wait_all_tasks_blocked()
         began = trio.current_time()
-        nursery.start_soon(server.shutdown, 5)
+        over = []
+
+        async def shutdown():
+            await server.shutdown(5)
+            over.append(trio.current_time() - began)
+
+        nursery.start_soon(shutdown)
         await wait_all_tasks_blocked()
         assert server.leaving.begun
         with pytest.raises(OSError):
             connected(address)
         if method == "Stubborn":
             await trio.sleep(7)
+            assert over == pytest.approx([5 + 1])
             service.release.set()
         elif method == "Hang":
             assert await client.status(1) == (14, "the server is shutting down")

@@ -512,3 +512,31 @@ async def test_a_request_is_as_long_as_it_says_or_is_reset(service, length, rese
     async with served(service) as (_, client):
         await client.send(headers(1, extra=[(b"content-length", b"%d" % length)]), message(1, b"a"))
         assert (await client.ending(1))[2] is reset
+
+
+async def test_a_lame_duck_leaves_when_the_last_reply_that_waits_is_given_up(service, mock_clock):
+    async with served(service, settings={WINDOW: 0}) as (connection, client):
+        await client.send(headers(1, extra=[(b"grpc-timeout", b"5S")]), message(1, b"a"))
+        await client.settled()
+        connection.drain()
+        await client.send(fr.ping(b"nl-drain", ack=True))
+        await client.settled()
+        assert not connection.over.is_set()
+        mock_clock.jump(5)
+        connection.sweep(trio.current_time())
+        assert (await client.status(1))[0] == 4
+        client.stream.socket.close()
+        await connection.over.wait()
+        assert connection.outcomes == {4: 1}
+
+
+async def test_a_connection_that_is_given_up_for_its_silence_has_no_last_words(service, mock_clock):
+    options = ServerOptions(keepalive_interval=30, keepalive_timeout=10)
+    async with served(service, options=options) as (connection, client):
+        connection.drain()
+        mock_clock.jump(30)
+        connection.sweep(trio.current_time())
+        mock_clock.jump(11)
+        connection.sweep(trio.current_time())
+        assert connection.lost
+        await connection.over.wait()

@@ -18,10 +18,11 @@ from nl.errors import (
     Violation,
 )
 from nl.pb import rpc_status, wkt
-from nl.pb.codec import DecodeError
+from nl.pb.codec import DecodeError, decode
 from nl.rpc import hpack
 from nl.rpc.contract import TransportLost
 from nl.rpc.hpack import HeaderDecoder
+from nl.rpc.metadata import decode_binary
 from nl.rpc.status import HTTP_CODES, Outcome, error_from_trailers, outcome_of, status_of, trailers
 
 
@@ -215,3 +216,24 @@ def test_details_of_one_kind_do_not_bring_those_of_another():
 def test_a_status_is_a_number_of_at_most_three_digits(code, status):
     error = error_from_trailers(HeaderDecoder().decode(hpack.encode([(b"grpc-status", code)])))
     assert error.status == status
+
+
+def test_details_repeat_status_and_message_for_those_who_read_nothing_else():
+    outcome = outcome_of(PreconditionError("m" * 5000, details=(RetryAfter(1),)), method="/m")
+    packed = decode(rpc_status.Status, decode_binary(sent(outcome)[b"grpc-status-details-bin"]))
+    assert (packed.code, packed.message, len(packed.details)) == (Code.FAILED_PRECONDITION, "m" * 4096, 1)
+
+
+@pytest.mark.parametrize(("count", "kept"), [(400, True), (900, False)])
+def test_details_of_more_than_64_kib_are_left_out_also_where_there_is_room_for_them(count, kept):
+    many = tuple(Violation("MISSING", f"blobs/{index:064x}/1") for index in range(count))
+    outcome = outcome_of(PreconditionError("m", details=many), method="/m")
+    names = size_of(trailers(outcome))[1]
+    assert (b"grpc-status-details-bin" in names) is kept
+
+
+@pytest.mark.parametrize("max_size", [600, 1000, 4000])
+def test_a_message_is_cut_to_the_last_byte_that_fits(max_size):
+    fields = HeaderDecoder().decode(trailers(Outcome(5, "m" * 10_000), max_size=max_size))
+    [message] = [value for name, value, _, _ in fields if name == b"grpc-message"]
+    assert len(message) == max_size - 128 - STATUS_FIELD - 32 - len("grpc-message")

@@ -395,3 +395,17 @@ def test_the_end_of_a_request_ends_its_stream_if_it_has_been_answered_and_only_t
     side.reader.receive(memoryview(frame), start=done, end=len(frame))
     assert stream.recv_closed
     assert (1 in side.h2.streams) is not answered
+
+
+@pytest.mark.parametrize("padding", [None, 0, 3])
+def test_a_request_ends_with_its_last_byte_and_not_with_the_first_piece_of_its_last_frame(padding):
+    side = Side()
+    [stream] = side.open(1)
+    data = fr.frame(fr.DATA, fr.END_STREAM, 1, b"abcde") if padding is None else padded(1, b"abcde", padding, end=True)
+    done, ended = 0, []
+    for stop in range(1, len(data) + 1):
+        done = side.reader.receive(memoryview(data), start=done, end=stop)
+        if stream.recv_closed:
+            ended.append(content(stream))
+    assert ended[0] == b"abcde"
+    assert (stream.held, done) == (5, len(data))
