@@ -23,7 +23,7 @@ from nl.rpc import hpack
 from nl.rpc.contract import TransportLost
 from nl.rpc.hpack import HeaderDecoder
 from nl.rpc.metadata import decode_binary
-from nl.rpc.status import HTTP_CODES, Outcome, error_from_trailers, outcome_of, status_of, trailers
+from nl.rpc.status import HTTP_CODES, RESET_CODES, Outcome, error_from_trailers, outcome_of, status_of, trailers
 
 
 def sent(outcome, metadata=None):
@@ -237,3 +237,8 @@ def test_a_message_is_cut_to_the_last_byte_that_fits(max_size):
     fields = HeaderDecoder().decode(trailers(Outcome(5, "m" * 10_000), max_size=max_size))
     [message] = [value for name, value, _, _ in fields if name == b"grpc-message"]
     assert len(message) == max_size - 128 - STATUS_FIELD - 32 - len("grpc-message")
+
+
+def test_resets_mean_what_grpc_says():
+    """https://github.com/grpc/grpc/blob/master/doc/PROTOCOL-HTTP2.md#errors"""
+    assert RESET_CODES == {0: 13, 1: 13, 2: 13, 3: 13, 7: 14, 8: 1, 11: 8, 12: 7}
