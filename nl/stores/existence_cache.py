@@ -51,7 +51,10 @@ DEFAULT_MAX_COUNT: Final = 1_000_000
 UNTOLD_S: Final = 60.0
 """For how long a yes is believed if nobody says that blobs go, and the config does not say for how long."""
 TOUCH_S: Final = 1.0
-"""How often the backend hears of uses."""
+REST: Final = 10
+"""The backend hears of a use at once, but for a pause between two trips: so many times as long as the last one took,
+`TOUCH_S` at most. Until it has heard, it may evict what it was said to have.
+"""
 _MAX_TOUCHES: Final = 100_000
 _MAX_GONE: Final = 100_000
 """Keys that are known to have gone while operations were under way: beyond, any may have."""
@@ -130,6 +133,7 @@ class ExistenceCacheStore(StoreWrapper):
         self._policy = options.eviction_policy
         self._clock = clock
         self._touched: dict[Key, None] = {}
+        self._some = trio.Event()
         self._meanwhile = _Meanwhile()
         self._hits = 0
         self._misses = 0
@@ -161,8 +165,10 @@ class ExistenceCacheStore(StoreWrapper):
         task_status.started()
         try:
             while True:
-                await trio.sleep(TOUCH_S)
+                await self._some.wait()
+                began = trio.current_time()
                 await self._flush()
+                await trio.sleep(min(REST * (trio.current_time() - began), TOUCH_S))
         finally:
             with trio.move_on_after(5, shield=True):
                 await self._flush()
@@ -173,6 +179,8 @@ class ExistenceCacheStore(StoreWrapper):
         sizes: list[int | None] = [peek(key) for key in keys]
         if self.backend.traits.tracks_use:
             self._touched.update((key, None) for key, size in zip(keys, sizes, strict=True) if size is not None)
+            if self._touched and not self._some.is_set():
+                self._some.set()
             if len(self._touched) > _MAX_TOUCHES:
                 await self._flush()
         unknown = [at for at, size in enumerate(sizes) if size is None]
@@ -290,8 +298,12 @@ class ExistenceCacheStore(StoreWrapper):
     async def _flush(self) -> None:
         """Tells the backend of the uses since the last time."""
         touched, self._touched = self._touched, {}
+        self._some = trio.Event()
         if touched:
             try:
                 await self.backend.touch(list(touched))
             except NlError as error:
                 _log.info("%s: the backend could not be told of %d uses: %s", self._name, len(touched), error)
+            except BaseException:  # given up in between: they are told again, at the end perhaps
+                self._touched = {**touched, **self._touched}
+                raise

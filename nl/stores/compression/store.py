@@ -44,6 +44,7 @@ from nl.plugin import (
     StoreContext,
     StoreWrapper,
     TooLargeError,
+    Writes,
     ZstdDecoder,
     code,
     key_text,
@@ -55,7 +56,6 @@ from nl.stores.compression.options import CompressionOptions
 from nl.stores.compression.ranges import open_range
 from nl.stores.compression.removals import DecodedRemovals
 from nl.stores.compression.sealing import SealingReader, UnsealingReader, seal
-from nl.stores.compression.writes import Writes
 
 C = TypeVar("C")
 THREADS = 4
@@ -293,11 +293,18 @@ class CompressionStore(StoreWrapper):
         return None
 
     async def delete(self, keys: Sequence[Key]) -> None:
-        """See `Deletes`."""
+        """See `Deletes`. What NativeLink has compressed is no longer there afterwards; a blob that is not compressed,
+        under the same name, stays: it was never here.
+        """
         deletes = self._backend.capability(Deletes)
         if deletes is None:
             raise InternalError(f"{self._name}: its backend cannot delete")
-        await deletes.delete([place for key in keys for place in self._places_of(key)])
+        places = [place for key in keys for place in self._places_of(key)]
+        foreign = [place for place in places if type(place) is ForeignKey]
+        sizes = await self._backend.has(foreign) if foreign else []
+        kept = {place for place, size in zip(foreign, sizes, strict=True)
+                if size is not None and _is_blob_itself(place, size)}
+        await deletes.delete([place for place in places if place not in kept])
 
     @asynccontextmanager
     async def open_encoded(

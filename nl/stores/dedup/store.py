@@ -44,6 +44,7 @@ from nl.plugin import (
     TooLargeError,
     Traits,
     UnavailableError,
+    Writes,
     clamp,
     code,
     digest_of,
@@ -84,6 +85,7 @@ class DedupStore(Store):
         self._ahead = Ahead()
         self._known: LruIndex[Digest, ChunkIndex] = LruIndex(EvictionPolicy(max_bytes=REMEMBERED_BYTES))
         self._spoiled: dict[Digest, None] = {}
+        self._writes = Writes()
         self._cut_bytes = 0
         self._stored_bytes = 0
         self._corrupt_chunks = 0
@@ -204,6 +206,7 @@ class DedupStore(Store):
     async def _fetch(self, key: Key, chunks: Sequence[Digest]) -> list[Buffer]:
         """Some chunks, each checked. Raises BlobNotFoundError, CorruptBlobError."""
         fetched: list[Buffer] = []
+        began = self._writes.now
         for data in await self._content.get_many(chunks):
             if isinstance(data, BlobNotFoundError):
                 raise self._missing(key, "some of its chunks are gone")
@@ -219,21 +222,26 @@ class DedupStore(Store):
 
         wrong = await code(first_wrong, size=sum(map(len, fetched)), threads=self._threads)
         if wrong is not None:
-            await self._spoil(wrong)
+            await self._spoil(wrong, began)
             raise CorruptBlobError(f"{key}: its chunk {wrong} is wrong in the content store of {self._name!r}")
         return fetched
 
-    async def _spoil(self, chunk: Digest) -> None:
-        """A chunk was found wrong: it is deleted, or counts as missing, so that the next upload mends it."""
+    async def _spoil(self, chunk: Digest, began: int) -> None:
+        """A chunk that was read from `began` on was found wrong: it is deleted, or counts as missing, so that the next
+        upload mends it. Nothing is done to one that was stored anew since, and none is deleted that is being stored.
+        """
         self._corrupt_chunks += 1
         _log.warning("%s: the stored chunk %s is wrong", self._name, chunk)
+        if self._writes.replaced_since(chunk, began):
+            return
         self._spoiled[chunk] = None
         if len(self._spoiled) > _MAX_SPOILED:
             del self._spoiled[next(iter(self._spoiled))]
         deletes = self._content.capability(Deletes)
-        if deletes is not None:
-            await deletes.delete([chunk])
-            self._spoiled.pop(chunk, None)
+        if deletes is not None and self._writes.may_delete(chunk):
+            with self._writes.deleting(chunk):
+                await deletes.delete([chunk])
+                self._spoiled.pop(chunk, None)
 
     def _missing(self, key: Key, why: str = "") -> BlobNotFoundError:
         where = f"the dedup store {self._name!r}"
@@ -299,11 +307,14 @@ class DedupStore(Store):
             for digest, size in zip(asked, await self._content.has(asked), strict=True):
                 if size is not None and digest not in self._spoiled:
                     del new[digest]
-        for digest, error in zip(new, await self._content.put_many(list(new.items())), strict=True):
-            if error is not None:
-                raise error
-            self._spoiled.pop(digest, None)
-            self._stored_bytes += digest.size
+        if not new:
+            return digests
+        async with self._writes.under_way(list(new)):
+            for digest, error in zip(new, await self._content.put_many(list(new.items())), strict=True):
+                if error is not None:
+                    raise error
+                self._spoiled.pop(digest, None)
+                self._stored_bytes += digest.size
         return digests
 
     # -- the rest

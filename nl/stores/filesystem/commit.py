@@ -148,8 +148,15 @@ class Committer(Evictor):
     ) -> None:
         mirror = self.mirror
         replaced = 0 if mirror.is_exact else self._cost_on_disk(folder, name)
-        os.rename(temp_name, name, src_dir_fd=mirror.layout.temp.fd, dst_dir_fd=folder.fd)
-        self.count(mirror.index.cost(facts.st_size) - replaced)
+        cost = mirror.index.cost(facts.st_size)
+        self.count(cost)  # before: a process that is killed in between leaves too large a sum, not too small a one
+        try:
+            os.rename(temp_name, name, src_dir_fd=mirror.layout.temp.fd, dst_dir_fd=folder.fd)
+        except OSError:
+            self.count(-cost)
+            raise
+        if replaced:
+            self.count(-replaced)
         inode, mtime_ns = (facts.st_ino, facts.st_mtime_ns) if is_known else (0, 0)
         mirror.placed(folder, name, key=key, size=facts.st_size, inode=inode, mtime_ns=mtime_ns)
 

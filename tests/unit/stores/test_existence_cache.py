@@ -4,6 +4,7 @@ from contextlib import asynccontextmanager
 
 import pytest
 import trio
+from trio.testing import wait_all_tasks_blocked
 
 from nl.plugin import (
     ActionKey,
@@ -294,6 +295,36 @@ async def test_the_backend_hears_in_batches_of_what_was_used(autojump_clock):
         assert backend.touched == [ONE]
         await store.has([TWO])
     assert backend.touched == [ONE, TWO]  # also what was used just before the end
+
+
+async def test_the_backend_hears_of_a_use_at_once_and_of_further_ones_after_ten_times_as_long(mock_clock):
+    context = BareContext()
+
+    class Far(Backend):
+        async def touch(self, keys):
+            await trio.sleep(0.02)
+            await super().touch(keys)
+
+    backend = Far(context)
+    async with started(make(context, backend), context) as store:
+        try:
+            await store.put_many([(ONE, b"1"), (TWO, b"2")])
+            await store.has([ONE])
+            await wait_all_tasks_blocked()
+            mock_clock.jump(0.02)
+            await wait_all_tasks_blocked()
+            assert backend.touched == [ONE]
+            await store.has([TWO])
+            await store.has([ONE])
+            mock_clock.jump(0.19)
+            await wait_all_tasks_blocked()
+            assert backend.touched == [ONE]
+            for _ in range(2):
+                mock_clock.jump(0.03)
+                await wait_all_tasks_blocked()
+            assert backend.touched == [ONE, TWO, ONE]
+        finally:
+            mock_clock.autojump_threshold = 0
 
 
 async def test_a_backend_that_cannot_be_told_of_uses_stops_nothing(autojump_clock):

@@ -15,6 +15,7 @@ from nl.plugin import (
     BlobNotFoundError,
     BytesReader,
     CorruptBlobError,
+    Deletes,
     Digest,
     DigestFunction,
     EncodedBlobs,
@@ -26,9 +27,38 @@ from nl.plugin import (
 from nl.stores.compression.options import CompressionAlgorithm, Lz4Options, ZstdOptions
 from nl.stores.filesystem import FilesystemOptions, FilesystemStore
 from nl.stores.memory import MemoryOptions, MemoryStore
-from nl.testing import BareContext, BlockingReader, PartsReader, StoreConformance, drain, find, read, split, started
+from nl.testing import (
+    BareContext,
+    BlockingReader,
+    PartsReader,
+    StoreConformance,
+    drain,
+    find,
+    make_blob,
+    read,
+    split,
+    started,
+)
 from nl.testing.observing import same
 from tests.unit.stores.compression.kinds import make_store
+
+
+async def test_deleting_leaves_a_blob_that_is_not_compressed_where_it_is(tmp_path):
+    context = BareContext()
+    options = FilesystemOptions(content_path=str(tmp_path / "content"), temp_path=str(tmp_path / "temp"))
+    backend = FilesystemStore(options, context)
+    store = make_store("lz4", context, backend)
+    async with started(backend), started(store):
+        plain, packed = digest_of(make_blob(5000)), digest_of(make_blob(6000))
+        await backend.put(plain, make_blob(5000))
+        await backend.put(packed, make_blob(6000))
+        (tmp_path / "content" / "d" / str(packed)).write_bytes(b"as NativeLink has compressed it")
+        await store.put(plain, make_blob(5000))
+        await store.put(ActionKey(*plain), b"result")
+        await store.capability(Deletes).delete([plain, ActionKey(*plain), packed])
+        assert await store.has([plain, ActionKey(*plain)]) == [None, None]
+        assert await backend.has([plain, packed]) == [5000, None]
+        assert os.listdir(tmp_path / "content" / "d") == [str(plain)]
 
 
 class TestLz4Conformance(StoreConformance):

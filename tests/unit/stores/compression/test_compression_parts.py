@@ -29,15 +29,15 @@ from nl.plugin import (
     Reader,
     Removals,
     TooLargeError,
+    Writes,
     digest_of,
     key_text,
 )
+from nl.storage import writes as writing
 from nl.stores.compression import store as module
-from nl.stores.compression import writes as writing
 from nl.stores.compression.options import MAX_BLOCK, CompressionAlgorithm, Lz4Options, ZstdOptions
 from nl.stores.compression.ranges import open_range
 from nl.stores.compression.removals import DecodedRemovals
-from nl.stores.compression.writes import Writes
 from nl.stores.memory import MemoryOptions, MemoryStore
 from nl.testing import BareContext, PartsReader, drain, read, split
 

@@ -16,6 +16,7 @@ from nl.plugin import (
     BytesReader,
     CorruptBlobError,
     Deletes,
+    Digest,
     DigestFunction,
     ExhaustedError,
     UnavailableError,
@@ -243,6 +244,31 @@ async def test_a_chunk_that_is_wrong_is_never_given_and_mended_by_the_next_uploa
     content.lies = False
     assert await store.has([digest]) == [None]
     await store.put(digest, data)
+    assert same(await find(store, digest), data)
+
+
+async def test_a_chunk_that_was_stored_anew_after_it_was_read_wrong_is_not_deleted():
+    class Late(Lying):
+        async def get_many(self, keys):
+            found = await super().get_many(keys)
+            if self.lies:
+                self.lies = False
+                await mended()
+            return found
+
+    content = Late(MemoryOptions(), BareContext())
+    store = make_store(content=content)
+    digest = digest_of(data := blob(3000))
+    await store.put(digest, data)
+
+    async def mended():
+        await content.delete([key for key in content._index if isinstance(key, Digest)])  # as another reader does
+        await store.put(digest, data)
+
+    content.lies = True
+    with pytest.raises(CorruptBlobError, match=str(digest)):
+        await store.get(digest)
+    assert await store.has([digest]) == [len(data)]
     assert same(await find(store, digest), data)
 
 

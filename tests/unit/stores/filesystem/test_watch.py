@@ -1,5 +1,6 @@
 """inotify, and what happens where there is none."""
 
+import errno
 import os
 import shutil
 
@@ -7,7 +8,7 @@ import pytest
 import trio
 
 from nl.blob.hashing import digest_of
-from nl.plugin import BlobNotFoundError, Removals
+from nl.plugin import BlobNotFoundError, NlError, Removals
 from nl.stores.filesystem import FilesystemStore, mirror
 from nl.stores.filesystem.watch import (
     IN_CREATE,
@@ -99,6 +100,28 @@ async def test_without_inotify_the_folder_is_listed_before_what_was_just_used_is
         await until(one._scanner.may_scan_again)
         new = await put(one, b"new")
         assert await one.has([used, new, *old]) == [4, 3, None, 5, 5, 5]
+
+
+async def test_without_inotify_a_file_is_counted_before_it_is_there_lest_a_kill_comes_between(
+    place, unwatched, monkeypatch
+):
+    rename, sums = os.rename, []
+
+    def note_sum_and_rename(*args, **kwargs):
+        sums.append(store._committer.lock.read_sum().bytes)
+        if len(sums) == 3:
+            raise OSError(errno.EIO, "Input/output error")
+        rename(*args, **kwargs)
+
+    async with place.running() as store:
+        await put(store, b"first")
+        monkeypatch.setattr("nl.stores.filesystem.commit.os.rename", note_sum_and_rename)
+        await store.put("value", b"one")
+        await store.put("value", b"two")
+        with pytest.raises(NlError):
+            await put(store, b"not to be placed")
+        assert sums == [2 * 4096, 3 * 4096, 3 * 4096]
+        assert store._committer.lock.read_sum().bytes == 2 * 4096
 
 
 async def test_without_inotify_has_of_many_is_right(place, unwatched):

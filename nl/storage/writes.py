@@ -1,4 +1,7 @@
-"""Which objects are being written and which were of late: who has found one wrong must not delete the one after it."""
+"""Which objects are being written and which were of late: who has found one wrong must not delete the one after it.
+
+For kinds that check what their backend has, and delete what is wrong there.
+"""
 
 from __future__ import annotations
 
@@ -8,7 +11,7 @@ from contextlib import asynccontextmanager, contextmanager
 
 import trio
 
-from nl.plugin import Key
+from nl.model.digest import Key
 
 MAX_RECENT = 4096
 """Writes that have ended and are remembered; who asks about earlier ones is told that there was one, to be safe."""
