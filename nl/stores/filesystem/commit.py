@@ -21,7 +21,7 @@ from nl.plugin import Digest, EvictionPolicy, TooLargeError
 from nl.stores.filesystem.evicting import POLITE_PAUSE_S, SLICE, Evictor
 from nl.stores.filesystem.layout import Folder
 from nl.stores.filesystem.mirror import Mirror
-from nl.stores.filesystem.names import IndexKey, name_of
+from nl.stores.filesystem.names import IndexKey, index_key, name_of
 from nl.stores.filesystem.room import Made, Room
 from nl.stores.filesystem.scanning import Scanner
 
@@ -63,6 +63,7 @@ class Committer(Evictor):
         if slot is None or not index.is_known(slot):
             return False
         folder = self.mirror.layout.blobs
+        self._tell_use(digest)
         try:
             facts = os.stat(name_of(digest), dir_fd=folder.fd, follow_symlinks=False)
         except OSError:
@@ -75,6 +76,7 @@ class Committer(Evictor):
     def is_there(self, digest: Digest) -> bool:
         """Whether there is a file of a blob, of its size, whoever has put it there; a use of it if so."""
         folder, index = self.mirror.layout.blobs, self.mirror.index
+        self._tell_use(digest)
         try:
             size = os.stat(name_of(digest), dir_fd=folder.fd, follow_symlinks=False).st_size
         except OSError:
@@ -83,6 +85,11 @@ class Committer(Evictor):
         if slot is not None:
             index.touch(slot, time.monotonic())
         return size == digest.size
+
+    def _tell_use(self, digest: Digest) -> None:
+        """Without inotify, before it is looked: whoever evicts then either has done so, or knows better."""
+        if not self.mirror.is_watching:
+            self.mirror.index.tell_keys((index_key(digest),), time.monotonic())
 
     async def commit(
         self, temp_name: str, folder: Folder, name: str, *, key: IndexKey, facts: os.stat_result,

@@ -132,6 +132,8 @@ class Mirror:
         if self._watch is not None:
             expected = (folder.watch, name)
             self._expected[expected] = self._expected.get(expected, 0) + 1
+        else:  # another process may take it for one that it knew, and that was evicted meanwhile
+            self.index.tell_keys((key,), time.monotonic())
         if self.changed_during_scan is not None:
             self.changed_during_scan.add((folder, name))
         index = self.index

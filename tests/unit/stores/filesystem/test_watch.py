@@ -102,6 +102,18 @@ async def test_without_inotify_the_folder_is_listed_before_what_was_just_used_is
         assert await one.has([used, new, *old]) == [4, 3, None, 5, 5, 5]
 
 
+async def test_without_inotify_what_was_put_again_is_not_evicted_as_what_was_there_before(place, unwatched):
+    policy = {"max_bytes": 3 * 4096}
+    async with place.running(policy=policy) as one, place.running(policy=policy) as two:
+        await until(lambda: not one._uses.is_alone)
+        again = await put(two, b"again")
+        place.file(again).unlink()  # another process has evicted it
+        await put(two, b"second")
+        await put(one, b"again")
+        await put(two, b"third")
+        assert await one.has([again]) == [5]
+
+
 async def test_without_inotify_a_file_is_counted_before_it_is_there_lest_a_kill_comes_between(
     place, unwatched, monkeypatch
 ):
