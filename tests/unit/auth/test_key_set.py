@@ -330,3 +330,17 @@ async def test_whatever_a_server_of_keys_does_is_one_line_and_not_the_end(trio_t
     assert list(keys.keys) == ["one"]
     [line] = caplog.messages
     assert line.startswith("the keys at https://keys.example cannot be fetched: ")
+
+
+async def test_a_key_that_was_asked_for_once_is_fetched_once(trio_time):
+    keys = Canned(GOOD)
+    async with trio.open_nursery() as nursery:
+        await nursery.start(keys.run)
+        began = trio.current_time()
+        await trio.sleep(40)
+        assert keys.wants_other()
+        await trio.sleep(3600)
+        assert [each - began for each in keys.times] == [0, 40]
+        await trio.sleep(100)
+        assert [each - began for each in keys.times] == [0, 40, 3670], "and again when it is time"
+        nursery.cancel_scope.cancel()

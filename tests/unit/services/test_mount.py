@@ -287,3 +287,9 @@ async def test_every_service_that_is_mounted_is_known_to_health_and_to_reflectio
     assert health.snapshot() == {"": False, cas: False}
     reflection = service_of(found, "ServerReflectionInfo")
     assert reflection._service_names == sorted([cas, "grpc.health.v1.Health"])
+
+
+async def test_each_listener_may_hold_a_file_however_few_there_are(monkeypatch):
+    monkeypatch.setattr("nl.server.services.resource.getrlimit", lambda which: (2, 2))
+    service = service_of(mounted(), "Read")
+    assert service._slots.most == service._sender.max_open == 1

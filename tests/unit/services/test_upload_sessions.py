@@ -441,3 +441,26 @@ async def test_the_first_reason_to_give_a_session_up_is_the_one_that_is_told(aut
         await trio.testing.wait_all_tasks_blocked()
         with pytest.raises(ExhaustedError, match="the first"):
             await session.feed(Silence(), Message(DATA))
+
+
+async def test_a_call_that_waits_for_its_client_is_told_that_another_has_taken_over(autojump_clock):
+    session, store, ends = new_session(), SlowStore(), []
+
+    async def feed():
+        with pytest.raises(NlError, match="goes on in another call") as caught:
+            await session.feed(Silence(), unfinished())
+        ends.append((caught.value.code, trio.current_time()))
+
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(session.run, store)
+        nursery.start_soon(feed)
+        await trio.testing.wait_all_tasks_blocked()
+        assert session.state is State.FED
+        again = Message(DATA[4:6], 4)
+        again.finish = False
+        with trio.move_on_after(5):
+            began = trio.current_time()
+            await session.feed(Silence(), again)
+        assert ends == [(Code.ABORTED, began)], "at once, and not when the other has ended"
+        await session.feed(Silence(), Message(DATA[6:], 6))
+    assert store.stored == DATA
