@@ -1,7 +1,7 @@
 """The parts of a fast_slow store by themselves: their bounds, their counters, and which side takes part in what."""
 
 import logging
-from contextlib import AsyncExitStack
+from contextlib import AsyncExitStack, asynccontextmanager
 
 import pytest
 import trio
@@ -27,8 +27,8 @@ from nl.plugin import (
     Traits,
     UnavailableError,
 )
-from nl.stores.fast_slow import FastSlowOptions, FastSlowStore, files, source, stale, touches, uploads
-from nl.stores.fast_slow.fetches import Fetch
+from nl.stores.fast_slow import FastSlowOptions, FastSlowStore, fetches, files, source, stale, touches, uploads
+from nl.stores.fast_slow.fetches import Fetch, Fetches
 from nl.stores.fast_slow.options import Routes
 from nl.stores.fast_slow.ring import RING_BYTES, Ring
 from nl.stores.fast_slow.source import Source
@@ -705,3 +705,71 @@ async def test_a_value_that_is_deleted_is_not_stale_any_more():
         store._stale.add(ACTION)
         await store.capability(Deletes).delete([ACTION])
         assert store.statistics()["stale_in_fast"] == 0
+
+
+# --- fetches
+
+
+@asynccontextmanager
+async def fetching(monkeypatch, most):
+    """The fetches of a store whose slow side waits until `go_on` is set."""
+    monkeypatch.setattr(fetches, "MAX_FETCHES", most)
+
+    class Held(Watched):
+        go_on = trio.Event()
+
+        async def get(self, key):
+            await self.go_on.wait()
+            return await super().get(key)
+
+    slow, fast = Held(), Watched()
+    names = [digest_of(b"%d" % number) for number in range(10)]
+    for number, name in enumerate(names):
+        await slow.put(name, b"%d" % number)
+    of_slow = Source(slow, uploads=Uploads(), name="CAS")
+    under_way = Fetches(fast=fast, source=of_slow, stale=Stale("CAS"), name="CAS")
+    async with trio.open_nursery() as nursery:
+        assert under_way.join(names[0]) is None, "nobody would own it"
+        under_way.nursery = nursery
+        yield under_way, slow, fast, names
+        nursery.cancel_scope.cancel()
+
+
+async def test_fetches_under_way_are_bounded_and_make_room_when_they_end(monkeypatch):
+    async with fetching(monkeypatch, 2) as (under_way, slow, fast, names):
+        one, two = under_way.join(names[0]), under_way.join(names[1])
+        assert one is not None and two is not None
+        assert under_way.join(names[0]) is one, "there is one for each key"
+        assert under_way.join(names[2]) is None
+        assert under_way.join_many([names[2], names[0]]) == [one]
+        slow.go_on.set()
+        await under_way.wait_idle()
+        assert under_way.completed == 2 and len(under_way.running) == 0
+        for name in names:
+            assert under_way.join(name) is not None
+            await under_way.wait_idle()
+        assert (under_way.completed, under_way.failed) == (12, 0)
+
+
+async def test_a_batch_of_small_blobs_is_one_fetch_of_the_bound(monkeypatch):
+    async with fetching(monkeypatch, 1) as (under_way, slow, fast, names):
+        assert len(under_way.join_many(names[:5])) == 5
+        assert under_way.join(names[5]) is None and under_way.join_many(names[5:]) == []
+        slow.go_on.set()
+        await under_way.wait_idle()
+        assert len(under_way.join_many(names[5:])) == 5
+        await under_way.wait_idle()
+        assert await fast.has(names) == [1] * 10
+
+
+async def test_who_needs_a_blob_fetches_it_beyond_the_bound_and_counts(monkeypatch):
+    async with fetching(monkeypatch, 1) as (under_way, slow, fast, names):
+        slow.go_on.set()
+        for number in range(3):
+            found = await under_way.fetch_here([names[number], names[number]])
+            assert len(found) == 1 and found[0].done.is_set()
+        fast.write_error = ExhaustedError("full")
+        await under_way.fetch_here(names[4:6])
+        assert (under_way.completed, under_way.failed) == (3, 2)
+        assert under_way.join(names[9]) is not None, "those that ended have left their place"
+        await under_way.wait_idle()

@@ -373,3 +373,23 @@ async def test_variants_whose_blob_is_gone_are_deleted_at_start(place):
     async with place.running() as store:
         assert os.listdir(place.executables) == [str(digests["b"])]
         assert store.statistics()["bytes"] == 2 * BLOCK
+
+
+async def test_one_flush_writes_the_latest_uses_up_to_a_bound(place, monkeypatch):
+    monkeypatch.setattr("nl.stores.filesystem.recency._BATCH", 6)
+    monkeypatch.setattr("nl.stores.filesystem.use_order.RUN", 4)
+    monkeypatch.setattr("nl.stores.filesystem.store._TICK_S", 1000)  # nobody else flushes but once at the start
+    async with place.running() as store:
+        await until(lambda: store._recency._last > store._recency._began)
+        digests = [await put(store, b"%d" % number) for number in range(20)]
+        await store._recency.flush()
+        before = store._recency.flushed_blobs
+        for digest in digests:
+            os.utime(place.file(digest), (1, 1))
+            await store.has([digest])
+        await store._recency.flush()
+        assert store._recency.flushed_blobs - before == 6
+        written = [place.file(digest).stat().st_atime > 1 for digest in digests]
+        assert sum(written) == 6 and all(written[-4:])
+        await store._recency.flush()
+        assert store._recency.flushed_blobs - before == 6, "what was not written is forgotten"

@@ -165,3 +165,26 @@ async def test_a_sum_that_is_wrong_after_a_crash_is_set_right_by_the_next_scan(p
         await until(lambda: store._committer.lock.read_sum().bytes == BLOCK)
         await put(store, b"y")
         assert place.used() == 2 * BLOCK
+
+
+async def test_between_scans_none_is_under_way_and_whoever_needs_one_has_it_begin(place):
+    async with place.running() as store:
+        await put(store, b"x")
+        scanner = store._scanner
+        assert scanner.began_at == -1.0
+        assert scanner.scans == 1
+        store._mirror.scan_wanted = False
+        with trio.fail_after(60):
+            assert await scanner.progress(patience_s=60), "the background work begins with it"
+        await until(lambda: scanner.scans == 2 and scanner.began_at == -1.0)
+        assert not await scanner.progress(patience_s=0)
+
+
+async def test_a_scan_that_has_lasted_too_long_is_waited_for_no_longer(place):
+    async with place.running() as store:
+        scanner = store._scanner
+        scanner.began_at = trio.current_time() - 5.0
+        with trio.fail_after(60):
+            assert not await scanner.progress(patience_s=4.0)
+        assert not store._mirror.scan_wanted, "it is under way"
+        scanner.began_at = -1.0

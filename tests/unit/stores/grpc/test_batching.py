@@ -241,3 +241,53 @@ async def test_a_caller_who_leaves_while_it_is_its_turn_to_wait_lets_the_next_in
 async def leave_soon(scope: trio.CancelScope) -> None:
     await wait_all_tasks_blocked()
     scope.cancel()
+
+
+async def test_who_waits_for_space_when_the_store_ends_is_told() -> None:
+    line = Line(max_queued=10)
+    errors: list[NlError | None] = []
+
+    async def submit(job: Named) -> None:
+        await line.batcher.submit("g", [job])
+        errors.append(job.error)
+
+    async with trio.open_nursery() as callers:
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(line.batcher.run, lambda: UnavailableError("stopping"))
+            await wait_all_tasks_blocked()
+            for number in range(6):
+                callers.start_soon(submit, Named(str(number), weight=8))
+            await wait_all_tasks_blocked()
+            nursery.cancel_scope.cancel()
+        with trio.fail_after(60):
+            while len(errors) < 6:
+                await trio.lowlevel.checkpoint()
+    assert all(isinstance(error, (UnavailableError, InternalError)) for error in errors)
+
+
+async def test_what_was_sent_is_counted_by_calls_and_by_jobs() -> None:
+    line = Line()
+    async with running(line) as callers:
+        assert (line.batcher.batches, line.batcher.jobs) == (0, 0)
+        callers.start_soon(line.batcher.submit, "g", [Named("a")])
+        await wait_all_tasks_blocked()
+        callers.start_soon(line.batcher.submit, "g", [Named("b"), Named("c")])
+        await wait_all_tasks_blocked()
+        line.let_through(2)
+    assert (line.batcher.batches, line.batcher.jobs) == (2, 3)
+
+
+@pytest.mark.parametrize(("weights", "sent"), [
+    ([50, 50, 1], [["0", "1"], ["2"]]), ([50, 51], [["0"], ["1"]]), ([200, 1], [["0"], ["1"]]),
+    ([1, 200], [["0"], ["1"]]), ([100], [["0"]]),
+])  # fmt: skip
+async def test_a_call_carries_what_it_has_room_for_to_the_byte(weights: list[int], sent: list[list[str]]) -> None:
+    line = Line(room=100)
+    async with running(line) as callers:
+        callers.start_soon(line.batcher.submit, "first", [Named("x")])
+        await wait_all_tasks_blocked()
+        jobs = [Named(str(number), weight) for number, weight in enumerate(weights)]
+        callers.start_soon(line.batcher.submit, "g", jobs)
+        await wait_all_tasks_blocked()
+        line.let_through(1 + len(sent))
+    assert [names for _, names in line.sent[1:]] == sent
