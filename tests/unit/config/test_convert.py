@@ -238,3 +238,20 @@ def test_any_value_converts_or_is_refused_in_one_line_with_a_path(raw):
             assert exc.path.startswith("here")
             assert "expected" in exc.problem
             assert "\n" not in str(exc)
+
+
+def test_nothing_where_something_is_required_is_told_as_what_it_is():
+    with pytest.raises(ConfigError, match=r"^s.disk.content_path: null is not text"):
+        store_spec({"disk": {"content_path": None, "temp_path": "t"}}, "s", Conversion({}, kinds().options))
+    with pytest.raises(ConfigError, match=r"^s.disk.content_path: missing; expected text"):
+        store_spec({"disk": {"temp_path": "t"}}, "s", Conversion({}, kinds().options))
+
+
+@pytest.mark.parametrize(("most", "batch", "is_taken"), [(0, 0, True), (0, 5, True), (5, 5, True), (5, 6, False)])
+def test_a_batch_of_evictions_is_no_larger_than_the_whole_where_that_has_a_bound(most, batch, is_taken):
+    policy = EvictionPolicy(max_bytes=most, evict_bytes=batch)
+    if is_taken:
+        policy.check()
+    else:
+        with pytest.raises(ConfigError, match="evict_bytes: 6 is more than max_bytes; expected at most 5"):
+            policy.check()

@@ -122,3 +122,15 @@ def test_how_many_entries_a_batch_may_have(decode, kind, beyond):
             decode(data)
     else:
         decode(data)
+
+
+@pytest.mark.parametrize("beyond", [0, 1])
+@pytest.mark.parametrize(("decode", "kind"), [
+    (decode_batch_read, reapi.BatchReadBlobsRequest), (decode_batch_update, reapi.BatchUpdateBlobsRequest)])
+def test_entries_are_counted_exactly_where_other_bytes_look_like_some(decode, kind, beyond):
+    data = encode(kind(instance_name="\x12" * 1000)) + b"\x12\x00" * (MAX_ENTRIES + beyond)
+    if beyond:
+        with pytest.raises(InvalidRequestError, match=f"the request has more than {MAX_ENTRIES} entries"):
+            decode(data)
+    else:
+        assert decode(data).instance_name == "\x12" * 1000

@@ -4,6 +4,7 @@ import hashlib
 
 import pytest
 
+from nl.blob.zstd import decompress
 from nl.errors import Code, InvalidRequestError, UnavailableError, UnimplementedError
 from nl.model.digest import DigestFunction
 from nl.pb import reapi
@@ -181,3 +182,16 @@ def test_what_clients_meet():
     digest = reapi.Digest(hash="a" * 64, size_bytes=2**62)
     entry = reapi.BatchReadBlobsResponseResponse(digest=digest, data=b"", status=None)
     assert len(encode(reapi.BatchReadBlobsResponse(responses=[entry]))) <= ENTRY_BYTES
+
+
+async def test_a_blob_that_is_not_there_spoils_no_packed_batch(service, store):
+    blobs = [bytes([at]) * 1000 for at in range(3)]
+    for blob in blobs[::2]:
+        await store.put(digest_of(blob), blob)
+    request = reapi.BatchReadBlobsRequest(
+        digests=[message(digest_of(blob)) for blob in blobs], acceptable_compressors=[reapi.CompressorValue.ZSTD]
+    )
+    [reply] = await call(service, "BatchReadBlobs", request)
+    assert [code_of(each) for each in reply.responses] == [Code.OK, Code.NOT_FOUND, Code.OK]
+    assert [int(each.compressor) for each in reply.responses] == [1, 0, 1]
+    assert decompress(bytes(reply.responses[2].data), 1000) == blobs[2]

@@ -9,7 +9,7 @@ from nl.cas.action_results import store_action_result
 from nl.cas.completeness import Completeness
 from nl.errors import Code, InvalidRequestError, NotFoundError, PreconditionError
 from nl.model.digest import ActionKey, Digest
-from nl.pb import reapi, rpc_status, wkt
+from nl.pb import longrunning, reapi, rpc_status, wkt
 from nl.pb.codec import decode, encode
 from nl.services.execution import cache_lookup
 from nl.storage.contract import MAX_WHOLE
@@ -405,3 +405,22 @@ async def test_what_is_damaged_is_no_hit_and_is_said(caplog, damage):
         assert await looked_up(at) is None
         [record] = caplog.records
         assert "a damaged action result counts as a miss" in record.getMessage()
+
+
+@pytest.mark.parametrize("method", ["Execute", "WaitExecution", "WaitOperation"])
+async def test_an_action_goes_on_as_long_as_somebody_follows_it_and_ends_some_time_after(autojump_clock, method):
+    async with house(client_action_timeout_s=60.0, unmatched_grace_s=0) as at:
+        action = await at.action()
+        async with at.executing(action) as stream:
+            name = (await stream.receive()).name
+            if method == "Execute":
+                await trio.sleep(500)
+        [operation] = at.scheduler.operations()
+        if method != "Execute":
+            kind = reapi.WaitExecutionRequest if method == "WaitExecution" else longrunning.WaitOperationRequest
+            service = at.execution if method == "WaitExecution" else at.operations
+            async with calling(service, method, kind(name=name)):
+                await trio.sleep(500)
+        assert not operation.state.done
+        await trio.sleep(200)
+        assert operation.state.done
