@@ -36,6 +36,23 @@ def test_little_growth_is_left_alone_and_what_stayed_is_the_new_measure(returner
     assert [returner.look(), returner.look()] == [False, False]
 
 
+def test_what_went_by_itself_is_the_new_measure_too(returner):
+    returner.sizes += [30, 39, 39, 30]
+    assert [returner.look(), returner.look(), returner.look()] == [False, False, True]
+
+
+@pytest.mark.parametrize(("size", "is_worth_it"), [(57, False), (58, True)])
+def test_eight_megabytes_are_worth_it(returner, size, is_worth_it):
+    returner.sizes += [size, 50]
+    assert returner.look() is is_worth_it
+
+
+@pytest.mark.parametrize(("size", "is_over"), [(68, True), (69, False)])
+def test_a_storm_is_over_when_it_grows_by_less_than_that(returner, size, is_over):
+    returner.sizes += [60 + 9, size + 9, 50]
+    assert [returner.look(), returner.look()] == [False, is_over]
+
+
 def test_pooled_receive_buffers_go_as_well(returner):
     inbox = Inbox()
     inbox.for_reading(0.0, ())
