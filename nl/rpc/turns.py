@@ -69,7 +69,7 @@ class Turns(trio.abc.Instrument):
     def _begin(self) -> None:
         """One of those who were due goes on, or does not want to any more."""
         self._due -= 1
-        if self._line and self._due < AT_ONCE:
+        if self._line:
             task = next(iter(self._line))
             del self._line[task]
             self._due += 1

@@ -57,6 +57,8 @@ class Client(RawClient):
                 if kind == fr.RST_STREAM:
                     return fields, data, fr.ErrorCode(fr.U32.unpack(payload)[0])
                 if kind == fr.HEADERS:
+                    earlier = any(each[0] == fr.HEADERS and each[2] == sid for each in self.seen[:-1])
+                    assert (":status" in found) is not earlier, "the response's headers come first, and once"
                     fields |= found
                 elif kind == fr.DATA:
                     data += payload

@@ -518,3 +518,16 @@ async def test_credit_that_a_task_gives_back_leaves_at_once():
             assert fr.window_update(0, size + 5) in b"".join(map(bytes, outbox.transport.sent))
             assert outbox.queue == []
             nursery.cancel_scope.cancel()
+
+
+async def test_a_message_out_of_several_buffers_frees_all_of_them():
+    held = Held(MESSAGE[:1000], 400)
+    first, held.owner = held.owner, Owner()
+    held.arrive(MESSAGE[1000:2000], 500)
+    second, held.owner = held.owner, Owner()
+    held.arrive(MESSAGE[2000:])
+    body = await held.call.receive_body()
+    while parts := await body.receive_parts(1700):
+        assert parts
+    assert (first.held, second.held, held.owner.held) == (0, 0, 0)
+    assert held.is_free()

@@ -403,6 +403,7 @@ async def test_a_call_that_is_sent_again_says_so_and_is_counted(autojump_clock, 
         assert (counts.attempts, counts.failures, counts.connections, counts.calls) == (1, 0, 1, 3)
     channel.count_retry()
     assert channel.statistics().retries == 0
+    assert [flags for kind, flags, _, _ in server.seen if kind == fr.DATA] == [fr.END_STREAM] * 3
     decoder = hpack.HeaderDecoder()
     said = []
     for kind, _, _, payload in server.seen:
@@ -537,3 +538,16 @@ async def test_a_streams_headers_leave_at_once_and_a_single_requests_with_it(
         await wait_all_tasks_blocked()
         assert server.kinds() == [fr.HEADERS, fr.DATA]
         await stream.cancel()
+
+
+async def test_an_answer_that_is_here_is_read_also_when_the_connection_is_gone(autojump_clock, nursery):
+    async def does(connection):
+        await answering(connection, *OK, message(b"a"), message(b"b"), trailers(1, 0))
+        await connection.stream.aclose()
+
+    channel = Channel(Script(nursery, does))
+    async with channel, channel.request("/t.S/M", DOWN, bytes, bytes) as stream:
+        await stream.send_message(b"x", end=True)
+        await trio.sleep(5)
+        assert stream._call.connection.lost
+        assert [text async for text in stream] == [b"a", b"b"]

@@ -628,3 +628,13 @@ async def test_who_is_cancelled_in_its_turn_has_not_got_it(nursery):
     assert scope.cancelled_caught
     assert got == []
     assert not outbox._queueing
+
+
+@pytest.mark.parametrize("over", [-1, 0])
+async def test_a_turn_that_is_given_back_tells_of_room_where_there_is_some(over):
+    rooms = []
+    outbox = Outbox(Narrow(0), on_room=lambda: rooms.append(outbox.size))
+    await outbox.acquire()
+    outbox.add(bytes(HIGH_WATER + over))
+    outbox.release()
+    assert rooms == ([HIGH_WATER - 1] if over < 0 else [])

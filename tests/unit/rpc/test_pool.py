@@ -560,3 +560,15 @@ async def test_a_server_that_asks_for_calm_is_pinged_half_as_often_from_then_on(
     interval = 60 if code else 30
     assert len(pings) == (2 if code else 3)
     assert interval <= pings[1] <= interval + 2
+
+
+async def test_round_robin_goes_in_turns_also_where_nobody_is_busy(autojump_clock, nursery):
+    places = [Place(nursery, "serve") for _ in range(3)]
+    async with channel_to(*places, balancing="round_robin") as channel:
+        while channel.statistics().connections < 3:
+            await call(channel)
+            await wait_all_tasks_blocked()
+        before = [each.calls for each in places]
+        for _ in range(9):
+            await call(channel)
+        assert [each.calls - earlier for each, earlier in zip(places, before, strict=True)] == [3, 3, 3]

@@ -8,6 +8,7 @@ from trio.testing import wait_all_tasks_blocked
 
 from nl.model.caller import caller_headers
 from nl.rpc import frames as fr
+from nl.rpc.contract import TransportLost
 from nl.rpc.leaving import Leaving
 from nl.rpc.options import ServerOptions
 from nl.rpc.server import Server
@@ -309,11 +310,13 @@ async def test_a_bug_in_serving_one_connection_is_told_and_costs_that_connection
     async def http1(stream, first):
         if first.startswith(b"BUG"):
             raise ZeroDivisionError("a bug")
-        raise trio.BrokenResourceError("gone")
+        kinds = {b"O": OSError, b"L": TransportLost, b"C": trio.ClosedResourceError, b"G": trio.BrokenResourceError}
+        raise kinds[first[:1]]("gone")
 
     caplog.set_level(logging.INFO)
     async with serving(Service(), http1=http1) as (server, address):
-        for first, text in ((b"BUG / HTTP", "a connection failed"), (b"GET / HTTP", "connection ended: gone")):
+        gone = "connection ended: gone"
+        for first, text in ((b"BUG", "a connection failed"), (b"G", gone), (b"O", gone), (b"L", gone), (b"C", gone)):
             client = await connect(address, hello=False)
             await client.send(first)
             await client.closed()

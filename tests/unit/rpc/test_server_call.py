@@ -393,3 +393,70 @@ async def test_a_handler_that_works_on_after_its_answer_counts_as_concurrent_unt
         await wait_all_tasks_blocked()
         nothing_is_left_of(connection)
         assert connection.outcomes == {0: 1}
+
+
+@pytest.mark.parametrize("kind", ["unary", "streaming"])
+async def test_a_reply_may_encode_itself(kind):
+    class Own:
+        def encode_parts(self):
+            return [b"own ", memoryview(b"parts")]
+
+    async def handler(call):
+        await call.send_message(Own())
+
+    assert (await answer(handler, kind=kind))[1] == framed(b"own parts")
+
+
+@pytest.mark.parametrize("ends", ["well", "badly", "with trailers"])
+async def test_trailers_behind_messages_are_no_second_response(ends):
+    """`Client.ending` looks for `:status` in them."""
+
+    async def handler(call):
+        await call.send_message(b"one")
+        if ends == "badly":
+            raise NotFoundError("no more")
+        if ends == "with trailers":
+            await call.send_trailing_metadata(metadata={"x-last": "1"})
+
+    fields, data, _ = await answer(handler, kind="streaming")
+    assert (fields["grpc-status"], data) == (b"5" if ends == "badly" else b"0", framed(b"one"))
+
+
+@pytest.mark.parametrize(("at_hand", "most", "taken"), [(100, 100, True), (100, 99, False), (99, 100, False)])
+async def test_a_message_is_taken_if_it_is_here_and_small_enough(at_hand, most, taken):
+    """100 bytes, of which so many are here when the handler asks; what is not taken can be received."""
+    found = []
+
+    async def handler(call):
+        found.append(call.take_body(most))
+        if found[0] is None:
+            found.append(await call.recv_message())
+        found.append(call.received)
+        await call.send_message(b"")
+
+    whole = fr.PREFIX.pack(0, 100) + bytes(range(100))
+    async with served(Handlers(M=(handler, Cardinality.STREAM_STREAM))) as (connection, client):
+        await client.send(headers(1, "M"), fr.frame(fr.DATA, 0, 1, whole[: at_hand + 5]))
+        if at_hand < 100:
+            await client.settled()
+            await client.send(fr.frame(fr.DATA, 0, 1, whole[at_hand + 5 :]))
+        assert (await client.status(1))[0] == 0
+    assert found == ([bytes(range(100)), 1] if taken else [None, bytes(range(100)), 1])
+
+
+async def test_taking_counts_as_receiving():
+    texts = []
+
+    async def handler(call):
+        for _ in range(2):
+            try:
+                call.take_body(100)
+            except InvalidRequestError as exc:
+                texts.append(exc.message)
+        await call.send_message(b"")
+
+    sent = [message(1, b"a", end=False) + message(1, b"b")]
+    async with served(Handlers(M=handler)) as (_, client):
+        await client.send(headers(1, "M") + sent[0])
+        assert (await client.status(1))[0] == 0
+    assert texts == ["/t.S/M: the call has more than one request message"]

@@ -292,11 +292,13 @@ async def test_who_costs_too_much_is_told_and_its_calls_go_with_it(service, capl
         await client.send(headers(1, "Hang"), message(1, b"a"), headers(3), message(3, BIG))
         await client.settled()
         await wait_all_tasks_blocked()
+        [waiting] = connection.held_back
         if unread:
             connection.outbox.size += 40_000
         connection.give_up("too much")
         connection.give_up("too much")
         assert connection.pinned == 0
+        assert waiting._reply is None
         assert not connection.held_back
         assert connection.lost is unread
         if not unread:
@@ -540,3 +542,39 @@ async def test_a_connection_that_is_given_up_for_its_silence_has_no_last_words(s
         connection.sweep(trio.current_time())
         assert connection.lost
         await connection.over.wait()
+
+
+async def test_a_call_that_has_not_begun_when_all_are_cancelled_ends_with_its_first_wait(service):
+    async def cancels(call):
+        await call.recv_message()
+        call.connection.cancel_calls()
+        await call.send_message(b"done")
+
+    service.handlers["Cancels"] = cancels
+    async with served(service) as (connection, client):
+        await client.send(headers(1, "Cancels"), message(1, b""), headers(3, "Hang"), message(3, b""),
+                          headers(5, "Echo"), message(5, b"a"))  # fmt: skip
+        await client.settled()
+        await wait_all_tasks_blocked()
+        assert connection.outcomes == {0: 2, 14: 1}, "Echo does not wait"
+        assert service.waiting == 1
+        nothing_is_left_of(connection)
+
+
+async def test_a_handler_that_gives_up_on_a_message_in_part_leaves_nothing_of_it(service, mock_clock):
+    async def impatient(call):
+        with trio.move_on_after(5):
+            await call.recv_message()
+        raise NotFoundError("too slow")
+
+    service.handlers["Impatient"] = impatient
+    async with served(service) as (connection, client):
+        await client.send(headers(1, "Impatient"), fr.frame(fr.DATA, 0, 1, fr.PREFIX.pack(0, 9000) + bytes(5000)))
+        await client.settled()
+        await wait_all_tasks_blocked()
+        assert connection.pinned == 5000
+        mock_clock.jump(5)
+        assert await client.status(1) == (5, "too slow")
+        await client.settled()
+        connection.rest()
+        nothing_is_left_of(connection)
