@@ -220,6 +220,8 @@ async def running(**options: object) -> AsyncIterator[CloudObjectStore]:
     specs = options_for("a-bucket", "http://127.0.0.1:1", **{"retry": RETRY, **options})
     async with started(CloudObjectStore(specs, BareContext("CAS"))) as store:
         await trio.testing.wait_all_tasks_blocked()
+        while store.statistics()["threads_busy"]:  # the first look for forgotten uploads
+            await trio.testing.wait_all_tasks_blocked(0.001)
         yield store  # type: ignore[misc]
 
 
