@@ -96,3 +96,14 @@ def test_a_client_that_gives_up_ends_it_and_lets_others_have_the_window(waits):
     side.feed(fr.window_update(0, 300), fr.frame(fr.DATA, fr.END_STREAM, 3) if not waits else b"")
     assert side.over == [1, 3]
     assert side.h2.send_window == 300 - len(TEXT)
+
+
+def test_one_that_can_go_no_further_for_its_own_window_leaves_the_connections_to_the_next():
+    side = Answering(settings={Setting.INITIAL_WINDOW_SIZE: 5})
+    side.h2.send_window = 0
+    side.open(1, 3, end=True)
+    side.feed(fr.window_update(3, 1000))
+    side.frames()
+    side.feed(fr.window_update(0, 300))
+    sent = [(sid, payload) for kind, sid, payload in side.frames() if kind == fr.DATA]
+    assert sent == [(1, TEXT[:5]), (3, TEXT)]
