@@ -551,3 +551,24 @@ async def test_an_answer_that_is_here_is_read_also_when_the_connection_is_gone(a
         await trio.sleep(5)
         assert stream._call.connection.lost
         assert [text async for text in stream] == [b"a", b"b"]
+
+
+async def test_who_waits_for_a_reply_finds_out_that_another_task_has_cancelled_the_call(autojump_clock, nursery):
+    async def does(connection):
+        await connection.request()
+
+    ended = []
+
+    async def receive(stream):
+        with pytest.raises(GRPCError) as caught:
+            await stream.recv_message()
+        ended.append(caught.value.status)
+
+    channel = Channel(Script(nursery, does))
+    async with channel, channel.request("/t.S/M", BOTH, bytes, bytes) as stream:
+        await stream.send_message(b"x")
+        nursery.start_soon(receive, stream)
+        await wait_all_tasks_blocked()
+        await stream.cancel()
+        await wait_all_tasks_blocked()
+        assert ended == [Status.CANCELLED]

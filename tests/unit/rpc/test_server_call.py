@@ -460,3 +460,24 @@ async def test_taking_counts_as_receiving():
         await client.send(headers(1, "M") + sent[0])
         assert (await client.status(1))[0] == 0
     assert texts == ["/t.S/M: the call has more than one request message"]
+
+
+async def test_headers_that_a_handler_sends_itself_leave_at_once():
+    release = trio.Event()
+
+    async def handler(call):
+        await call.recv_message()
+        await trio.lowlevel.checkpoint()
+        await call.send_initial_metadata(metadata={"x-first": "1"})
+        await release.wait()
+        await call.send_message(b"x")
+
+    async with served(Handlers(M=handler)) as (_, client):
+        await client.send(headers(1, "M"), message(1, b""))
+        with trio.fail_after(60):
+            while (frame := await client.frame())[2] != 1:
+                pass
+        assert frame[0] == fr.HEADERS
+        release.set()
+        _, data, _ = await client.ending(1)
+        assert data == framed(b"x")
