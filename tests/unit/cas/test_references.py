@@ -42,3 +42,31 @@ def test_malformed_references_say_where():
         direct_references(reapi.ActionResult(output_files=[reapi.OutputFile(path="a", digest=d("A"))]), SHA256)
     with pytest.raises(InvalidRequestError, match="output directory 't': the digest is not set"):
         direct_references(reapi.ActionResult(output_directories=[reapi.OutputDirectory(path="t")]), SHA256)
+
+
+def test_a_file_whose_content_is_in_the_result_refers_to_nothing_unless_it_has_a_digest_too():
+    inlined = reapi.OutputFile(path="a", contents=b"content")
+    both = reapi.OutputFile(path="b", contents=b"content", digest=d("b"))
+    assert direct_references(reapi.ActionResult(output_files=[inlined, both]), SHA256) == [Digest("b" * 64, 1)]
+    with pytest.raises(InvalidRequestError, match="output file 'c': the digest is not set"):
+        direct_references(reapi.ActionResult(output_files=[reapi.OutputFile(path="c")]), SHA256)
+
+
+def test_what_is_below_a_directory_is_told_by_its_tree_if_it_has_one_and_else_by_its_root():
+    result = reapi.ActionResult(output_directories=[
+        reapi.OutputDirectory(path="both", tree_digest=d("a"), root_directory_digest=d("b")),
+        reapi.OutputDirectory(path="root", root_directory_digest=d("b")),
+        reapi.OutputDirectory(path="again", root_directory_digest=d("b")),
+        reapi.OutputDirectory(path="tree", tree_digest=d("a")),
+    ])  # fmt: skip
+    assert direct_references(result, SHA256) == [Digest("a" * 64, 1), Digest("b" * 64, 1)]
+    assert tree_digests(result, SHA256) == [Digest("a" * 64, 1)]
+    assert root_digests(result, SHA256) == [Digest("b" * 64, 1)]
+
+
+@pytest.mark.parametrize("name", ["stdout", "stderr"])
+def test_what_was_printed_is_a_reference_of_either_sort(name):
+    result = reapi.ActionResult(**{f"{name}_digest": d("a")})
+    assert direct_references(result, DigestFunction.BLAKE3) == [Digest("a" * 64, 1, DigestFunction.BLAKE3)]
+    with pytest.raises(InvalidRequestError, match=name):
+        direct_references(reapi.ActionResult(**{f"{name}_digest": d("A")}), SHA256)
