@@ -144,6 +144,24 @@ def test_a_written_file_is_its_owners_alone_and_keeps_a_mode_that_it_had(tmp_pat
         write_atomically(str(tmp_path / "no" / "tokens"), "x")
 
 
+@pytest.mark.skipif(os.geteuid() != 0, reason="only root can give files away")
+@pytest.mark.parametrize("mode", [0o600, 0o640])
+def test_a_file_that_root_writes_anew_stays_the_servers(tmp_path, mode):
+    """`nl token create` as root: the server, which is somebody else, must still be able to read it."""
+    path = tmp_path / "tokens"
+    write_atomically(str(path), "a")
+    assert os.stat(path).st_uid == os.geteuid(), "a new one is its writer's"
+    try:
+        os.chown(path, 12345, 23456)
+    except OSError:
+        pytest.skip("a container that knows no other users")
+    os.chmod(path, mode)
+    write_atomically(str(path), "b")
+    after = os.stat(path)
+    assert (after.st_uid, after.st_gid, stat.S_IMODE(after.st_mode)) == (12345, 23456, mode)
+    assert path.read_text() == "b"
+
+
 def test_a_file_that_cannot_be_trusted_is_refused(tmp_path):
     path = tmp_path / "tokens"
     with pytest.raises(ConfigError, match=r"there is no such file; make it with: nl token create"):
