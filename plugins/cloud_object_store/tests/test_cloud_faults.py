@@ -182,7 +182,7 @@ async def test_a_reader_that_is_left_halfway_lets_its_connection_go(bucket: str,
         async with store.open(digest) as reader:
             await reader.receive_parts(1000)
             assert proxy.busy == 1, "the rest is waiting to be sent"
-        with trio.fail_after(20):
+        with trio.fail_after(120):
             while proxy.busy:  # noqa: ASYNC110
                 await trio.sleep(0.01)
         assert reader.size == len(data)

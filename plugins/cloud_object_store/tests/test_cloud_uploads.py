@@ -359,7 +359,7 @@ async def test_only_old_uploads_of_ours_that_were_there_at_the_last_look_are_abo
     sweeper = Sweeper(uploads, threads=Threads(2), prefix="cas/", again_s=0.01, list_s=0.01)  # type: ignore[arg-type]
     async with trio.open_nursery() as nursery:
         nursery.start_soon(sweeper.run)
-        with trio.fail_after(20):
+        with trio.fail_after(120):
             while uploads.looks < 6 or sweeper.pending:  # noqa: ASYNC110
                 await trio.sleep(0.01)
         nursery.cancel_scope.cancel()
