@@ -284,3 +284,16 @@ def test_the_set_does_what_a_set_does(steps: list[tuple[bool, Digest]]) -> None:
         packed.discard(digest)
     assert sorted(copy) == sorted(plain)
     assert list(packed) == []
+
+
+async def test_a_file_is_believed_no_longer_than_the_listing_that_it_is_of(
+    bucket: str, moto: S3Server, tmp_path: Path  # noqa: F811
+) -> None:
+    path = tmp_path / "index.json"
+    async with started(cache(bucket, moto.url, index_path=path)) as store:
+        await until_listed(store)
+        await until_written(path)
+    written = json.loads(path.read_text())
+    path.write_text(json.dumps({**written, "listed_at": written["listed_at"] - 3598}))
+    async with started(cache(bucket, moto.url, index_path=path)) as store:
+        await until_listed(store)

@@ -386,3 +386,23 @@ async def test_a_result_with_many_large_trees_holds_one_of_them_at_a_time(monkey
     assert cas.most <= 8, "four have a turn, and one may not be collected yet"
     cas._index.discard(digest_of(b"7"))
     assert not await is_there(store)
+
+
+@pytest.mark.parametrize("gone", ["output", "small tree", "large tree"])
+async def test_what_is_missing_beside_a_large_tree_makes_it_a_miss(gone):
+    store, _, cas = make_store(BareContext())
+    trees = []
+    for name, count in (("small tree", 1), ("large tree", 3000)):
+        nodes = [reapi.FileNode(name=f"file{n}.o", digest=wire(name.encode())) for n in range(count)]
+        trees.append(encode(reapi.Tree(root=reapi.Directory(files=nodes))))
+    result = reapi.ActionResult(
+        output_files=[reapi.OutputFile(path="out", digest=wire(b"output"))],
+        output_directories=[reapi.OutputDirectory(path=f"{n}", tree_digest=wire(tree)) for n, tree in enumerate(trees)],
+    )
+    blobs = [b"output", b"small tree", b"large tree", *trees]
+    for data in blobs:
+        await cas.put(digest_of(data), data)
+    await store_action_result(store, ACTION, encode(result))
+    assert await is_there(store)
+    await cas.delete([digest_of(gone.encode())])
+    assert not await is_there(store)

@@ -277,3 +277,19 @@ async def test_a_stalled_upload_makes_one_question_wait_and_not_the_next(autojum
             waits.append(round(trio.current_time() - began))
         assert waits == [10, 0, 0]
         reader.go_on.set()
+
+
+@pytest.mark.parametrize("way", ["put", "put many", "write"])
+async def test_whichever_way_a_wrong_blob_is_uploaded_again_it_is_there(way):
+    async with running(slow=KeepsAll()) as store:
+        digest, data = put_wrong(store, 1000)
+        await read_wrong(store, digest)
+        assert not await has(store, digest)
+        if way == "put":
+            await store.put(digest, data)
+        elif way == "put many":
+            assert await store.put_many([(digest, data)]) == [None]
+        else:
+            await store.write(digest, PartsReader(split(data, 300)))
+        assert await has(store, digest)
+        assert await read(store, digest) == data

@@ -380,3 +380,13 @@ async def test_an_upload_given_up_between_the_stores_leaves_no_old_action_result
         assert bytes(await store.get(key)) == bytes(await slow.get(key))
         assert bytes(await store.get(key)) == bytes(await slow.get(key)), "also once it has been fetched"
         assert store.statistics()["stale_in_fast"] == 0
+
+
+async def test_what_the_fast_store_answers_of_many_is_told_too(autojump_clock):
+    async with running(slow=Asked()) as store:
+        blobs = [os.urandom(100) for _ in range(10)]
+        for data in blobs:
+            await store.put(digest_of(data), data)
+        assert await store.get_many([*map(digest_of, blobs[:5]), digest_of(b"none")])
+        await trio.sleep(1.5)
+        assert [sorted(trip) for trip in store.slow.touched] == [sorted(map(digest_of, blobs[:5]))]

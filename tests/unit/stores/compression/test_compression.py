@@ -449,3 +449,17 @@ async def test_blobs_of_a_store_without_compression_in_the_same_folder_are_left_
         assert await plain.has([digest]) == [size]
         await store.write(digest, BytesReader(data))
         assert await read(store, digest) == await read(plain, digest) == data
+
+
+async def test_who_finds_an_old_object_wrong_among_many_leaves_the_one_uploaded_meanwhile():
+    backend = Held()
+    store = make_store("zstd", BareContext(), backend)
+    digest = digest_of(data := compressible(1000))
+    await backend.put(f"{digest}.zst", b"rotten" * 20)
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(store.get_many, [digest])
+        await trio.testing.wait_all_tasks_blocked()
+        await store.put(digest, data)
+        backend.go_on.set()
+    assert await store.has([digest]) == [1000]
+    assert await store.get(digest) == data

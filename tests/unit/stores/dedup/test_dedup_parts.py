@@ -20,6 +20,7 @@ from nl.plugin import (
     Deletes,
     Digest,
     DigestFunction,
+    ForeignKey,
     LocalFiles,
     TooLargeError,
     Traits,
@@ -33,7 +34,7 @@ from nl.stores.dedup.chunk_index import ChunkIndex
 from nl.stores.dedup.chunk_reader import ChunkReader
 from nl.stores.dedup.chunker import Chunker
 from nl.stores.memory import MemoryOptions, MemoryStore
-from nl.testing import BareContext, PartsReader, drain, read, started
+from nl.testing import BareContext, PartsReader, drain, find, read, same, started
 
 SIZES = {"min_size": 1024, "normal_size": 4096, "max_size": 16384}
 
@@ -387,3 +388,15 @@ async def test_a_store_that_runs_fetches_ahead_and_one_that_does_not_works_too()
     assert await read(dedup, digest_of(data)) == data
     async with started(dedup, context):
         assert await read(dedup, digest_of(data)) == data
+
+
+async def test_a_list_that_nativelink_has_kept_is_deleted_too():
+    store = make_store()
+    digest = digest_of(data := blob(50_000))
+    await store.put(digest, data)
+    own = key_text(digest) + ".chunks"
+    await store._lists.put(ForeignKey(digest.hash, digest.size), await store._lists.get(own))
+    await store._lists.delete([own])
+    assert same(await find(store, digest), data)
+    await store.delete([digest])
+    assert await find(store, digest) is None

@@ -288,3 +288,18 @@ async def test_an_empty_store_has_nothing_to_evict(place):
         await put_each(store, "a")
         assert not await store._committer.evict_some(), "nothing was left before the slice was full"
         assert there(place, "a") == ""
+
+
+@pytest.mark.parametrize("count", [1, 20])
+async def test_linking_a_variant_that_is_there_keeps_its_blob(place, watched, count):
+    def links(name):
+        return [Link(digest_of(data_of("a")), str(place.inputs / f"{name}{at}"), True) for at in range(count)]
+
+    async with place.running(policy={"max_bytes": 50}, block_size=1) as store:
+        files = store.capability(LocalFiles)
+        await put_each(store, "a")
+        assert await files.link_files(links("first")) == []
+        await put_each(store, "bcd")
+        assert await files.link_files(links("second")) == []
+        await put_each(store, "ef")
+        assert there(place, "abcdef") == "adef", "the blob has a variant, which takes the room of one more"

@@ -9,7 +9,7 @@ import pytest
 import trio
 
 from nl.blob.hashing import digest_of
-from nl.plugin import ActionKey, BytesReader, Link, LocalFiles
+from nl.plugin import ActionKey, BytesReader, Deletes, Link, LocalFiles
 from nl.stores.filesystem import FilesystemStore, mirror, scanning
 from nl.stores.filesystem.lock import Sum
 from nl.testing import BareContext, find, make_blob, started
@@ -188,3 +188,13 @@ async def test_a_scan_that_has_lasted_too_long_is_waited_for_no_longer(place):
             assert not await scanner.progress(patience_s=4.0)
         assert not store._mirror.scan_wanted, "it is under way"
         scanner.began_at = -1.0
+
+
+async def test_a_listing_is_not_believed_where_it_may_be_off_by_what_went_meanwhile(place, monkeypatch):
+    monkeypatch.setattr(mirror, "remote_file_system", lambda path: "nfs")
+    async with place.running() as one, place.running() as two:
+        digests = [await put(one, b"%d" % number) for number in range(4)]
+        moved = await one._committer.begin_listing()
+        await two.capability(Deletes).delete(digests[:2])
+        await one._committer.settle(moved)
+        assert one._committer.lock.read_sum().bytes == place.used() == 2 * BLOCK

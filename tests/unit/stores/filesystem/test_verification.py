@@ -385,3 +385,17 @@ async def test_what_was_mended_meanwhile_is_not_set_aside(place):
         os.close(fd)
         assert await store.get(digest) == data
         assert store.statistics()["corrupt_blobs"] == 0
+
+
+async def test_two_who_ask_for_an_unknown_file_at_once_take_no_place_for_good(place, monkeypatch):
+    monkeypatch.setattr(verify, "_MOST_JOBS", 2)
+    datas = [make_blob(100_000, seed=seed) for seed in range(5)]
+    async with place.running() as store:
+        digests = [await put(store, data) for data in datas]
+    async with place.running() as store:
+        with trio.fail_after(60):
+            for digest in digests:
+                async with trio.open_nursery() as nursery:
+                    nursery.start_soon(store.get, digest)
+                    nursery.start_soon(store.get, digest)
+        assert store.statistics()["hashed_blobs"] == 5

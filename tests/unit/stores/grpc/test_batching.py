@@ -291,3 +291,25 @@ async def test_a_call_carries_what_it_has_room_for_to_the_byte(weights: list[int
         await wait_all_tasks_blocked()
         line.let_through(1 + len(sent))
     assert [names for _, names in line.sent[1:]] == sent
+
+
+async def test_a_job_whose_caller_has_left_gives_its_room_in_the_queue_back() -> None:
+    line = Line(max_queued=10)
+    async with running(line) as callers:
+        callers.start_soon(line.batcher.submit, "g", [Named("first")])
+        await wait_all_tasks_blocked()
+        async with trio.open_nursery() as leaving:
+            leaving.start_soon(line.batcher.submit, "g", [Named("leaves", 8)])
+            await wait_all_tasks_blocked()
+            leaving.cancel_scope.cancel()
+        line.let_through()
+        await wait_all_tasks_blocked()
+        callers.start_soon(line.batcher.submit, "g", [Named("a", 8)])
+        await wait_all_tasks_blocked()
+        callers.start_soon(line.batcher.submit, "g", [Named("b", 8)])
+        await wait_all_tasks_blocked()
+        callers.start_soon(line.batcher.submit, "g", [Named("c", 8)])
+        await wait_all_tasks_blocked()
+        line.let_through(3)
+        await wait_all_tasks_blocked()
+        assert [names for _, names in line.sent] == [["first"], ["a"], ["b"], ["c"]]
