@@ -65,6 +65,7 @@ class Worker:
         assert files is not None
         self.files = files
         self.links = 0
+        self.outputs = 0
         self.exact_checks = 0
 
     async def step(self) -> None:
@@ -93,9 +94,11 @@ class Worker:
         elif what == "link":
             await self.link()
         elif what == "adopt":
-            path = self.root / f"out-{os.getpid()}"
+            self.outputs += 1  # a file of its own: other tasks of this process adopt at the same time
+            path = self.root / f"out-{os.getpid()}-{self.outputs}"
             path.write_bytes(data)
             await self.files.adopt_file(digest, str(path))
+            path.unlink(missing_ok=True)  # it stays where the blob was there already
         elif what == "exact":
             await self.check_exactness()
         else:
