@@ -52,7 +52,9 @@ class DiskSpace:
         """How often blobs were evicted for the disk's sake."""
 
     async def make_room(self, error: OSError, size: int) -> bool:
-        """After an error while bytes were written, `size` of which are left: evicts, if that helps. Whether it did."""
+        """After an error while bytes were written, `size` of which are left: evicts, if that helps. Whether there is
+        room now, of which others may have made some. It may be taken again: to be called a few times only.
+        """
         return await self._make_room(error, size, names=0)
 
     async def make_room_for_name(self, error: OSError, *, attempt: int) -> bool:
@@ -69,6 +71,9 @@ class DiskSpace:
         facts = self._facts()
         lacking = self._lacking(facts, size)
         before = self._evictor.evicted_blobs
+        has_room = facts.f_bavail * facts.f_frsize >= size + self._reserve(facts)
+        if has_room and not names and lacking is not Lacking.INODES:
+            return True  # others have made it since the error: another upload, or who keeps the reserve
         if lacking is Lacking.NAMES and names:
             await self._evict(names)
         elif not self._is_filled_by_us(facts, lacking):
