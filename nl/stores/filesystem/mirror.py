@@ -105,6 +105,8 @@ class Mirror:
         """
         steps = 0
         while self._step():
+            if self._watch is None or not self._watch.pending():  # nearly always: it was this process's own upload
+                return
             steps += 1
             if steps < _STEPS:
                 await trio.lowlevel.checkpoint()

@@ -84,10 +84,14 @@ class Watch:
             raise WatchUnavailableError(f"{path}: {_advice(ctypes.get_errno())}")
         return int(number)
 
+    def pending(self) -> int:
+        """How many bytes of events there are to read."""
+        fcntl.ioctl(self.fd, termios.FIONREAD, self._pending)
+        return self._pending[0]
+
     def read(self) -> Sequence[Event]:
         """What has happened and was not read yet, in order: the next events, none if that is all."""
-        fcntl.ioctl(self.fd, termios.FIONREAD, self._pending)
-        count = self._pending[0]
+        count = self.pending()
         if not count:
             return ()
         data = os.read(self.fd, min(count, _BUFFER))

@@ -6,6 +6,7 @@ import shutil
 
 import pytest
 import trio
+from trio.testing import assert_no_checkpoints
 
 from nl.blob.hashing import digest_of
 from nl.plugin import BlobNotFoundError, NlError, Removals
@@ -203,3 +204,11 @@ async def test_a_store_whose_folder_is_gone_ends_all_the_same(place):
         shutil.rmtree(place.root)
         nursery.cancel_scope.cancel()
     assert len(os.listdir("/proc/self/fd")) == before
+
+
+async def test_the_event_of_an_own_upload_makes_nobody_wait(place):
+    async with place.running() as store:
+        first = await put(store, b"first")
+        with assert_no_checkpoints():
+            assert await store.has([first, digest_of(b"second")]) == [5, None]
+            await put(store, b"second")
