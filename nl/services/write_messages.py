@@ -171,7 +171,8 @@ async def _read_message(body: MessageBody, messages: WriteMessages) -> WriteMess
             raise ExhaustedError(
                 f"a WriteRequest of {size} bytes whose data does not come last is too large"
             ) from None
-        return _read_reordered(b"".join((first, *rest, await read_all(body))), messages)
+        whole = b"".join((first, *rest))  # before more is received: that may overwrite what these are views of
+        return _read_reordered(whole + await read_all(body), messages)
     data = memoryview(first)[head.data_start :]
     parts = [data, *rest] if len(data) else rest
     return WriteMessage(head, messages, size=head.data_length, first=parts, rest=body)

@@ -139,7 +139,8 @@ class RemoteReader(Reader):
         total = body.size
         parts: Sequence[Buffer] = await body.receive_parts(max(max_bytes, 16))
         while (start := cas_calls.read_head(parts[0] if parts else b"", total)) is None:
-            parts = [b"".join([*parts, *await body.receive_parts()])]
+            begun = b"".join(parts)  # before more is received: that may overwrite what these are views of
+            parts = [b"".join((begun, *await body.receive_parts()))]
         if start < 0:
             try:
                 data = cas_calls.read_data(b"".join(parts) + await read_all(body))
