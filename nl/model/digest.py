@@ -141,7 +141,10 @@ def key_of_text(text: str) -> Key | None:
     if text.startswith(_TEXT_PREFIX):
         if len(text) == MAX_TEXT and text[-66:-64] == "~~":
             return None
-        key = unquote(text[1:], errors="surrogatepass")
+        try:
+            key = unquote(text[1:], errors="surrogatepass")
+        except UnicodeDecodeError:
+            return None
         return key if key_text(key) == text else None
     name = text.removesuffix(_ACTION_SUFFIX)
     digest = Digest.parse_name(name)

@@ -55,7 +55,8 @@ def test_a_key_is_read_back_from_its_text_unless_that_had_to_be_cut_short(key):
     assert type(found) is type(key)
 
 
-@given(st.text() | st.text("~%ED\x80"))
+@given(st.text() | st.text("~%ED\x80") | st.text("%8E0").map("~{}".format))
+@example("~%80")
 def test_what_is_no_text_of_a_key_is_none(text):
     key = key_of_text(text)
     assert key is None or key_text(key) == text
