@@ -43,8 +43,8 @@ from nl_cloud_object_store.azure_auth import SharedAccessSignature, SharedKey, T
 from nl_cloud_object_store.client import RefusedError
 
 MIB = 1024 * 1024
-PATIENT = RetryOptions(max_retries=60, delay=0.02)
-"""While a server starts again: minutes on a busy machine."""
+PATIENT = RetryOptions(max_retries=11, delay=0.02)
+"""While a server starts again: 80 s in all; pauses double."""
 
 
 @pytest.fixture(scope="class")
