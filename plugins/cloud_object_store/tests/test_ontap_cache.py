@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import logging
+import time
 from collections.abc import Collection, Iterator
 from pathlib import Path
 
@@ -18,6 +19,7 @@ from nl.plugin import ActionKey, BlobNotFoundError, ConfigError, Digest, DigestF
 from nl.testing import BareContext, DurableStoreConformance, StoreConformance, started
 from nl_cloud_object_store import OntapExistenceCacheOptions, OntapExistenceCacheStore, ontap_cache
 from nl_cloud_object_store.digest_set import DigestSet
+from nl_cloud_object_store.index_file import IndexFile, Listing
 from nl_cloud_object_store.ontap_cache import OntapBackend
 
 
@@ -213,6 +215,34 @@ async def test_the_file_spares_the_listing_after_a_restart_unless_it_is_too_old(
         async with started(cache(bucket, proxy.url, index_path=path)) as store:
             await until_listed(store)
             assert store.statistics()["indexed"] == 3
+
+
+async def test_what_was_deleted_after_the_listing_is_not_found_again_after_a_restart(
+    bucket: str, moto: S3Server, tmp_path: Path  # noqa: F811
+) -> None:
+    """Here, since the file of before goes at once: a process that is killed then has left none."""
+    path = tmp_path / "index.json"
+    gone, kept = put(moto, bucket, b"gone", b"stays")
+    async with started(cache(bucket, moto.url, index_path=path)) as store:
+        await until_listed(store)
+        await until_written(path)
+        await store.delete([gone])
+        assert not list(tmp_path.iterdir())  # noqa: ASYNC240
+        await store.delete([gone])
+    for _ in range(2):
+        async with started(cache(bucket, moto.url, index_path=path)) as store:
+            assert await store.has([gone, kept]) == [None, 5]
+            await until_written(path)
+
+
+def test_a_listing_is_not_written_if_something_has_been_deleted_since_it_ended(tmp_path: Path) -> None:
+    file, listing = IndexFile(str(tmp_path / "index.json"), "here"), Listing(DigestSet(), time.time())
+    file.write(listing, file.outdated)
+    assert file.read(max_age=60, most=10).listed_at == listing.listed_at
+    ended, file.outdated = file.outdated, file.outdated + 1
+    file.remove()
+    file.write(listing, ended)
+    assert list(tmp_path.iterdir()) == []
 
 
 async def until_written(path: Path) -> None:

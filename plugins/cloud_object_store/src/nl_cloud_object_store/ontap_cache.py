@@ -37,7 +37,7 @@ from nl.plugin import (
     UnavailableError,
 )
 from nl_cloud_object_store.digest_set import DigestSet
-from nl_cloud_object_store.index_file import Listing, read_index, write_index
+from nl_cloud_object_store.index_file import IndexFile, Listing
 from nl_cloud_object_store.options import CloudObjectStoreOptions
 from nl_cloud_object_store.store import CloudObjectStore
 
@@ -100,6 +100,9 @@ class OntapExistenceCacheStore(StoreWrapper):
         self._bucket = backend
         self._options = options
         self._name = context.name
+        bucket = options.backend
+        source = f"{bucket.endpoint}/{bucket.bucket}/{bucket.key_prefix}"
+        self._file = IndexFile(options.index_path, source) if options.index_path else None
         self._known = DigestSet()
         self._new: DigestSet | None = None
         """What a listing under way has found so far."""
@@ -145,14 +148,12 @@ class OntapExistenceCacheStore(StoreWrapper):
 
     async def _load(self) -> None:
         """Takes the file's word, if it is no older than a listing may be."""
-        options = self._options
-        if not options.index_path:
+        options, file = self._options, self._file
+        if file is None:
             return
         interval = float(options.sync_interval_seconds)
         try:
-            listing = await trio.to_thread.run_sync(
-                lambda: read_index(options.index_path, self._source, max_age=interval, most=options.max_count)
-            )
+            listing = await trio.to_thread.run_sync(lambda: file.read(max_age=interval, most=options.max_count))
         except FileNotFoundError:
             return
         except (OSError, ValueError, KeyError, TypeError) as error:
@@ -195,18 +196,25 @@ class OntapExistenceCacheStore(StoreWrapper):
         await self._save(Listing(new.copy(), listed_at))
 
     async def _save(self, listing: Listing) -> None:
-        path = self._options.index_path
-        if not path:
+        if self._file is None:
             return
         try:
-            await trio.to_thread.run_sync(write_index, path, listing, self._source)
+            await trio.to_thread.run_sync(self._file.write, listing, self._file.outdated)
         except OSError as error:
             log.warning("store %s: the index cannot be kept: %s", self._name, error)
 
-    @property
-    def _source(self) -> str:
-        backend = self._options.backend
-        return f"{backend.endpoint}/{backend.bucket}/{backend.key_prefix}"
+    async def _withdraw(self) -> None:
+        """Something has been deleted: a restart that took the file's word would find it there again."""
+        if self._file is None:
+            return
+        self._file.outdated += 1
+        if not self._file.may_exist:
+            return
+        try:
+            with trio.CancelScope(shield=True):
+                await trio.to_thread.run_sync(self._file.remove)
+        except OSError as error:
+            log.warning("store %s: the index of before a deletion cannot be removed: %s", self._name, error)
 
     def _put_into(self, digests: DigestSet, digest: Digest) -> None:
         if len(digests) < self._options.max_count:
@@ -303,3 +311,4 @@ class OntapExistenceCacheStore(StoreWrapper):
             await self._bucket.delete(keys)
         finally:
             self._forget(keys)  # those that a lookup found there meanwhile
+            await self._withdraw()
