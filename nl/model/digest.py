@@ -20,6 +20,9 @@ MAX_TEXT = 255
 """The longest `key_text`, in characters (all ASCII): a file name can have it, and so can any backend's key."""
 _BLAKE3_SUFFIX, _ACTION_SUFFIX, _TEXT_PREFIX = ".blake3", ".ac", "~"
 _HASH = re.compile(r"[0-9a-f]{64}").fullmatch
+_CUT_TAIL = re.compile(r"~~[0-9a-f]{64}")
+_UNCUT = MAX_TEXT - 66
+"""How much of a text that is too long stays in front of its `_CUT_TAIL`."""
 
 
 class DigestFunction(enum.IntEnum):
@@ -120,13 +123,14 @@ def key_text(key: Key) -> str:
     (A ForeignKey's is that of its digest; it is never written to.)
 
     A SHA-256 digest's is `{hash}-{size}`, as everybody's caches have it; `.blake3` and `.ac` follow where they apply. A
-    string's begins with `~`, is percent-encoded, and ends in a hash if it would be too long.
+    string's begins with `~`, is percent-encoded, and ends in `~~` and a hash if it would be too long, or look as if it
+    had been.
     """
     if isinstance(key, str):
         text = _TEXT_PREFIX + quote(key, safe="", errors="surrogatepass")
-        if len(text) > MAX_TEXT:
+        if len(text) > MAX_TEXT or _looks_cut(text):
             digest = hashlib.sha256(key.encode("utf-8", "surrogatepass")).hexdigest()
-            text = f"{text[: MAX_TEXT - 66]}~~{digest}"
+            text = f"{text[:_UNCUT]}~~{digest}"
         return text
     text = f"{key.hash}-{key.size}"
     if isinstance(key, ForeignKey):
@@ -136,11 +140,14 @@ def key_text(key: Key) -> str:
     return text + _ACTION_SUFFIX if isinstance(key, ActionKey) else text
 
 
+def _looks_cut(text: str) -> bool:
+    """Whether a string's text could be that of a longer one, which was cut."""
+    return len(text) == MAX_TEXT and _CUT_TAIL.fullmatch(text, _UNCUT) is not None
+
+
 def key_of_text(text: str) -> Key | None:
-    """The key whose `key_text` is `text`; None if that is no key's, or may be that of a string which was too long."""
+    """The key whose `key_text` is `text`; None if that is no key's, or that of a string which had to be cut."""
     if text.startswith(_TEXT_PREFIX):
-        if len(text) == MAX_TEXT and text[-66:-64] == "~~":
-            return None
         try:
             key = unquote(text[1:], errors="surrogatepass")
         except UnicodeDecodeError:

@@ -1,5 +1,8 @@
 """Keys: which of them are equal, and the texts that stand for them."""
 
+import hashlib
+from urllib.parse import quote
+
 import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
@@ -41,6 +44,30 @@ def test_no_two_keys_have_the_same_text(one, other):
     for text in texts:
         assert text.isascii() and 0 < len(text) <= MAX_TEXT
         assert not set(text) & set("/\\. \0") - {"."} and text[0] != "."
+
+
+def test_a_string_that_is_what_a_longer_one_was_cut_to_has_a_text_of_its_own():
+    long = "a" * 300
+    cut = key_text(long)
+    assert len(cut) == MAX_TEXT
+    alike = cut[1:]
+    assert key_text(alike) not in {cut, f"~{alike}"}
+    assert key_text(key_text(alike)[1:]) != key_text(alike)
+    assert [key_of_text(key_text(key)) for key in (long, alike)] == [None, None]
+
+
+@pytest.mark.parametrize(
+    "key",
+    ["a" * 254, "a" * 188 + "~~" + "f" * 63 + "g", "a" * 188 + "~-" + "f" * 64, "a" * 187 + "~~" + "f" * 64,
+     "a" * 188 + "~~" + "F" * 64, "n", "instance/action cache"],
+)  # fmt: skip
+def test_what_does_not_look_cut_has_the_text_that_it_always_had(key):
+    assert key_text(key) == "~" + quote(key, safe="")
+    assert key_of_text(key_text(key)) == key
+
+
+def test_a_text_that_is_cut_is_what_it_always_was():
+    assert key_text("/" * 300) == "~" + ("%2F" * 100)[:188] + "~~" + hashlib.sha256(b"/" * 300).hexdigest()
 
 
 @given(keys)
