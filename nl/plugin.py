@@ -74,6 +74,7 @@ from nl.storage.eviction import LruIndex
 from nl.storage.partition import PartitionedStore
 from nl.storage.removals import RemovalFeed, RemovalFeeds
 from nl.storage.retrying import ErrorName, RetryOptions, RetryPauses
+from nl.storage.uses import Uses
 from nl.storage.wrapper import StoreWrapper
 from nl.storage.writes import Writes
 
@@ -87,7 +88,7 @@ __all__ = [
     "PromisedSource", "RangeError", "Reader", "RemovalFeed", "RemovalFeeds", "Removals", "RetryOptions", "RetryPauses",
     "SMALL", "ScanPage", "Scans", "SecretText", "ServerAddress", "Size", "SliceReader", "SpoolingReader", "Store",
     "StoreContext", "StoreName", "StoreSpec", "StoreWrapper", "Tee", "Text", "TooLargeError", "Traits",
-    "UnavailableError", "UploadMismatchError", "VerifyingReader", "Writes", "ZstdDecoder", "ZstdEncoder",
+    "UnavailableError", "UploadMismatchError", "Uses", "VerifyingReader", "Writes", "ZstdDecoder", "ZstdEncoder",
     "caller_headers", "check_bytes", "clamp", "code", "digest_of", "for_each", "hash_bytes", "key_of_text", "key_text",
     "new_hasher", "open_file", "read_all", "slice_bytes", "split_parts",
 ]

@@ -9,7 +9,6 @@ same: the backend is told of it in batches.
 
 from __future__ import annotations
 
-import logging
 import time
 from collections.abc import AsyncIterator, Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, asynccontextmanager, contextmanager
@@ -41,21 +40,15 @@ from nl.plugin import (
     StoreSpec,
     StoreWrapper,
     Traits,
+    Uses,
 )
 
 C = TypeVar("C")
-_log = logging.getLogger(__name__)
 ENTRY_BYTES: Final = 400
 """What a remembered digest takes (measured, CPython 3.11)."""
 DEFAULT_MAX_COUNT: Final = 1_000_000
 UNTOLD_S: Final = 60.0
 """For how long a yes is believed if nobody says that blobs go, and the config does not say for how long."""
-TOUCH_S: Final = 1.0
-REST: Final = 10
-"""The backend hears of a use at once, but for a pause between two trips: so many times as long as the last one took,
-`TOUCH_S` at most. Until it has heard, it may evict what it was said to have.
-"""
-_MAX_TOUCHES: Final = 100_000
 _MAX_GONE: Final = 100_000
 """Keys that are known to have gone while operations were under way: beyond, any may have."""
 
@@ -129,11 +122,9 @@ class ExistenceCacheStore(StoreWrapper):
         self, options: ExistenceCacheOptions, context: StoreContext, *, clock: Callable[[], float] = time.monotonic
     ) -> None:
         super().__init__(context.child(options.backend))
-        self._name = context.name
         self._policy = options.eviction_policy
         self._clock = clock
-        self._touched: dict[Key, None] = {}
-        self._some = trio.Event()
+        self._uses = Uses(self._backend, name=context.name, role="the backend")
         self._meanwhile = _Meanwhile()
         self._hits = 0
         self._misses = 0
@@ -163,26 +154,13 @@ class ExistenceCacheStore(StoreWrapper):
     async def run(self, *, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> None:
         self._catch_up()  # from here on it is told of removals, before it has learnt anything
         task_status.started()
-        try:
-            while True:
-                await self._some.wait()
-                began = trio.current_time()
-                await self._flush()
-                await trio.sleep(min(REST * (trio.current_time() - began), TOUCH_S))
-        finally:
-            with trio.move_on_after(5, shield=True):
-                await self._flush()
+        await self._uses.run()  # told at once: until it has heard, the backend may evict what it was said to have
 
     async def has(self, keys: Sequence[Key]) -> list[int | None]:
         self._catch_up()
         peek = self._known.peek
         sizes: list[int | None] = [peek(key) for key in keys]
-        if self.backend.traits.tracks_use:
-            self._touched.update((key, None) for key, size in zip(keys, sizes, strict=True) if size is not None)
-            if self._touched and not self._some.is_set():
-                self._some.set()
-            if len(self._touched) > _MAX_TOUCHES:
-                await self._flush()
+        await self._uses.add_all(key for key, size in zip(keys, sizes, strict=True) if size is not None)
         unknown = [at for at, size in enumerate(sizes) if size is None]
         self._hits += len(keys) - len(unknown)
         self._misses += len(unknown)
@@ -284,7 +262,7 @@ class ExistenceCacheStore(StoreWrapper):
 
     def _forget(self, key: Key) -> None:
         self._withdrawn += self._known.discard(key) is not None
-        self._touched.pop(key, None)
+        self._uses.forget(key)
         self._meanwhile.gone(key)
 
     @contextmanager
@@ -294,16 +272,3 @@ class ExistenceCacheStore(StoreWrapper):
         except (BlobNotFoundError, CorruptBlobError):
             self._forget(key)
             raise
-
-    async def _flush(self) -> None:
-        """Tells the backend of the uses since the last time."""
-        touched, self._touched = self._touched, {}
-        self._some = trio.Event()
-        if touched:
-            try:
-                await self.backend.touch(list(touched))
-            except NlError as error:
-                _log.info("%s: the backend could not be told of %d uses: %s", self._name, len(touched), error)
-            except BaseException:  # given up in between: they are told again, at the end perhaps
-                self._touched = {**touched, **self._touched}
-                raise

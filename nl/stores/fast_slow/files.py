@@ -22,6 +22,7 @@ from nl.plugin import (
     LocalFiles,
     NotFoundError,
     Store,
+    Uses,
     VerifyingReader,
     for_each,
     open_file,
@@ -29,7 +30,6 @@ from nl.plugin import (
 from nl.stores.fast_slow.fetches import Fetches
 from nl.stores.fast_slow.options import Routes
 from nl.stores.fast_slow.source import Source
-from nl.stores.fast_slow.touches import Touches
 from nl.stores.fast_slow.uploads import Uploads
 
 BATCH_BYTES = 4 * 1024 * 1024
@@ -42,7 +42,7 @@ class FastSlowFiles:
 
     def __init__(
         self, fast_files: LocalFiles, *, slow: Store, source: Source, routes: Routes, uploads: Uploads,
-        fetches: Fetches, touches: Touches,
+        fetches: Fetches, uses: Uses,
     ) -> None:
         self._fast_files = fast_files
         self._slow = slow
@@ -50,7 +50,7 @@ class FastSlowFiles:
         self._routes = routes
         self._uploads = uploads
         self._fetches = fetches
-        self._touches = touches
+        self._uses = uses
 
     async def link_files(self, links: Sequence[Link]) -> list[Digest]:
         """See LocalFiles. Raises what the slow store raises, but for blobs that it does not have."""
@@ -58,7 +58,7 @@ class FastSlowFiles:
         gone = set(lacking)
         for link in links:
             if link.digest not in gone:
-                self._touches.add(link.digest)
+                self._uses.add(link.digest)
         if not lacking or not self._routes.reads_slow:
             return lacking
         if self._routes.fills_fast:

@@ -21,6 +21,7 @@ from nl.plugin import (
     Reader,
     Store,
     TooLargeError,
+    Uses,
     clamp,
     slice_bytes,
 )
@@ -30,7 +31,6 @@ from nl.stores.fast_slow.ring import RING_BYTES
 from nl.stores.fast_slow.source import Source, found_nowhere
 from nl.stores.fast_slow.stale import Stale
 from nl.stores.fast_slow.taps import FOLLOWER_WAIT_S, Tap
-from nl.stores.fast_slow.touches import Touches
 from nl.stores.fast_slow.trouble import FastTrouble
 from nl.stores.fast_slow.uploads import Uploads
 
@@ -40,7 +40,7 @@ class Reading:
 
     def __init__(
         self, routes: Routes, *, fast: Store, source: Source, fetches: Fetches, uploads: Uploads, stale: Stale,
-        touches: Touches, trouble: FastTrouble, threshold: int,
+        uses: Uses, trouble: FastTrouble, threshold: int,
     ) -> None:
         self._routes = routes
         self._fast = fast
@@ -48,7 +48,7 @@ class Reading:
         self._fetches = fetches
         self._uploads = uploads
         self._stale = stale
-        self._touches = touches
+        self._uses = uses
         self._trouble = trouble
         self._threshold = threshold
         self.hits = 0
@@ -210,7 +210,7 @@ class Reading:
 
     def _count_hit(self, key: Key) -> None:
         self.hits += 1
-        self._touches.add(key)
+        self._uses.add(key)
 
 
 def _is_whole(key: Key) -> bool:

@@ -5,7 +5,7 @@ upload again what the slow store lost. Trouble in the fast store costs speed, ne
 uploads succeed when the slow store has them.
 
 Reading: reading.py, with fetches.py, taps.py, ring.py (how blobs move from slow to fast) and source.py (the slow store,
-checked). Writing: writing.py, with uploads.py and stale.py. Use: touches.py. Local files: files.py.
+checked). Writing: writing.py, with uploads.py and stale.py. Local files: files.py.
 """
 
 from __future__ import annotations
@@ -29,6 +29,7 @@ from nl.plugin import (
     Store,
     StoreContext,
     Traits,
+    Uses,
 )
 from nl.stores.fast_slow import offers
 from nl.stores.fast_slow.fetches import Fetches
@@ -37,12 +38,13 @@ from nl.stores.fast_slow.options import FastSlowOptions, Routes
 from nl.stores.fast_slow.reading import Reading
 from nl.stores.fast_slow.source import Source
 from nl.stores.fast_slow.stale import Stale
-from nl.stores.fast_slow.touches import Touches
 from nl.stores.fast_slow.trouble import FastTrouble
 from nl.stores.fast_slow.uploads import Uploads
 from nl.stores.fast_slow.writing import Writing
 
 C = TypeVar("C")
+GATHER_S = 1.0
+"""How long the first hit of the fast store waits for others to be told with it, but for uploads, which may evict."""
 
 
 class FastSlowStore(Store):
@@ -58,7 +60,7 @@ class FastSlowStore(Store):
         self.uploads = Uploads()
         self._stale = Stale(context.name)
         self._trouble = FastTrouble(context.name)
-        self._touches = Touches(self.slow, name=context.name)
+        self._uses = Uses(self.slow, name=context.name, role="the slow store", gather_s=GATHER_S)
         self._source = Source(self.slow, uploads=self.uploads, name=context.name)
         self.fetches = Fetches(fast=self.fast, source=self._source, stale=self._stale, name=context.name)
 
@@ -77,7 +79,7 @@ class FastSlowStore(Store):
     def _reading(self) -> Reading:
         return Reading(
             self.routes, fast=self.fast, source=self._source, fetches=self.fetches, uploads=self.uploads,
-            stale=self._stale, touches=self._touches, trouble=self._trouble,
+            stale=self._stale, uses=self._uses, trouble=self._trouble,
             threshold=self._options.bypass_dedup_threshold_bytes,
         )
 
@@ -85,7 +87,7 @@ class FastSlowStore(Store):
     def _writing(self) -> Writing:
         return Writing(
             self.routes, fast=self.fast, slow=self.slow, source=self._source, fetches=self.fetches,
-            uploads=self.uploads, stale=self._stale, touches=self._touches, trouble=self._trouble,
+            uploads=self.uploads, stale=self._stale, uses=self._uses, trouble=self._trouble,
         )
 
     async def run(self, *, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> None:
@@ -94,7 +96,7 @@ class FastSlowStore(Store):
             try:
                 task_status.started()
                 if self.routes.reads_fast and self.routes.reads_slow:
-                    await self._touches.run()
+                    await self._uses.run()
                 await trio.sleep_forever()
             finally:
                 self.fetches.nursery = None
@@ -161,7 +163,7 @@ class FastSlowStore(Store):
     def _local_files(self, fast_files: LocalFiles) -> FastSlowFiles:
         return FastSlowFiles(
             fast_files, slow=self.slow, source=self._source, routes=self.routes, uploads=self.uploads,
-            fetches=self.fetches, touches=self._touches,
+            fetches=self.fetches, uses=self._uses,
         )
 
     def statistics(self) -> Mapping[str, int | float | str]:

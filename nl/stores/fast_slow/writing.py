@@ -6,12 +6,11 @@ from collections.abc import Sequence
 
 import trio
 
-from nl.plugin import CHUNK, Buffer, Deletes, Digest, Key, NlError, Reader, Store, Tee
+from nl.plugin import CHUNK, Buffer, Deletes, Digest, Key, NlError, Reader, Store, Tee, Uses
 from nl.stores.fast_slow.fetches import Fetches
 from nl.stores.fast_slow.options import Routes
 from nl.stores.fast_slow.source import Source
 from nl.stores.fast_slow.stale import Stale
-from nl.stores.fast_slow.touches import Touches
 from nl.stores.fast_slow.trouble import FastTrouble
 from nl.stores.fast_slow.uploads import Uploads
 
@@ -22,7 +21,7 @@ class Writing:
 
     def __init__(
         self, routes: Routes, *, fast: Store, slow: Store, source: Source, fetches: Fetches, uploads: Uploads,
-        stale: Stale, touches: Touches, trouble: FastTrouble,
+        stale: Stale, uses: Uses, trouble: FastTrouble,
     ) -> None:
         self._routes = routes
         self._fast = fast
@@ -31,7 +30,7 @@ class Writing:
         self._fetches = fetches
         self._uploads = uploads
         self._stale = stale
-        self._touches = touches
+        self._uses = uses
         self._trouble = trouble
 
     async def put(self, key: Key, data: Buffer) -> None:
@@ -63,7 +62,7 @@ class Writing:
         together = [at for at, (key, _) in enumerate(blobs) if isinstance(key, Digest)]
         digests = [key for key, _ in blobs if isinstance(key, Digest)]
         with self._uploads.many_under_way(digests):
-            self._touches.tell_soon()
+            self._uses.tell_soon()
             for digest in digests:
                 await self._source.wait_for_deletion(digest)
             if self._routes.writes_slow:
@@ -124,7 +123,7 @@ class Writing:
 
     async def _settle(self, key: Key) -> None:
         """Before a key is written: lets end what would not bear it."""
-        self._touches.tell_soon()
+        self._uses.tell_soon()
         await self._source.wait_for_deletion(key)
         if isinstance(key, Digest):
             return

@@ -327,18 +327,26 @@ async def test_the_backend_hears_of_a_use_at_once_and_of_further_ones_after_ten_
             mock_clock.autojump_threshold = 0
 
 
-async def test_a_backend_that_cannot_be_told_of_uses_stops_nothing(autojump_clock):
+async def test_a_backend_that_cannot_be_told_of_uses_stops_nothing_and_hears_of_them_when_it_can(autojump_clock):
     context = BareContext()
 
     class Away(Backend):
-        async def touch(self, keys):
-            raise UnavailableError("away")
+        away = True
 
-    async with started(make(context, Away(context)), context) as store:
-        await store.put(ONE, b"1")
-        for _ in range(3):
-            assert await store.has([ONE]) == [1]
+        async def touch(self, keys):
+            if self.away:
+                raise UnavailableError("away")
+            await super().touch(keys)
+
+    backend = Away(context)
+    async with started(make(context, backend), context) as store:
+        await store.put_many([(ONE, b"1"), (TWO, b"2")])
+        for key in (ONE, TWO, ONE):
+            assert await store.has([key]) == [1]
             await trio.sleep(1.5)
+        backend.away = False
+        await trio.sleep(1.5)
+        assert backend.touched == [ONE, TWO]
 
 
 async def test_what_is_deleted_through_it_is_forgotten_even_if_that_fails():
@@ -417,16 +425,16 @@ async def test_nothing_is_told_to_a_backend_that_takes_no_notice_of_uses(autojum
 
 
 async def test_uses_that_wait_to_be_told_are_bounded(monkeypatch):
-    monkeypatch.setattr("nl.stores.existence_cache._MAX_TOUCHES", 3)
+    monkeypatch.setattr("nl.storage.uses.MAX_USES", 3)
     context = BareContext()
     backend = Backend(context)
-    store = make(context, backend)
-    digests = [digest_of(b"%d" % number) for number in range(4)]
-    await store.put_many([(digest, b"%d" % number) for number, digest in enumerate(digests)])
-    await store.has(digests[:3])
-    assert backend.touched == []
-    await store.has(digests)
-    assert backend.touched == digests
+    async with started(make(context, backend), context) as store:
+        digests = [digest_of(b"%d" % number) for number in range(4)]
+        await store.put_many([(digest, b"%d" % number) for number, digest in enumerate(digests)])
+        await store.has(digests[:3])
+        assert backend.touched == []
+        await store.has(digests)
+        assert backend.touched == digests
 
 
 async def test_what_has_gone_is_not_told_as_used(autojump_clock):
@@ -564,7 +572,7 @@ async def test_uses_that_could_not_be_told_are_a_line_in_the_log(autojump_clock,
             await store.has([ONE])
             await trio.sleep(1.5)
     [record] = caplog.records
-    assert record.getMessage() == "CAS: the backend could not be told of 1 uses: away"
+    assert record.getMessage() == "CAS: the backend could not be told of 1 uses: UnavailableError('away')"
 
 
 async def test_what_goes_during_the_very_first_operation_is_told_of_it():

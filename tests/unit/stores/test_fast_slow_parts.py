@@ -27,14 +27,13 @@ from nl.plugin import (
     Traits,
     UnavailableError,
 )
-from nl.stores.fast_slow import FastSlowOptions, FastSlowStore, fetches, files, source, stale, touches, uploads
+from nl.stores.fast_slow import FastSlowOptions, FastSlowStore, fetches, files, source, stale, uploads
 from nl.stores.fast_slow.fetches import Fetch, Fetches
 from nl.stores.fast_slow.options import Routes
 from nl.stores.fast_slow.ring import RING_BYTES, Ring
 from nl.stores.fast_slow.source import Source
 from nl.stores.fast_slow.stale import Stale
 from nl.stores.fast_slow.taps import FOLLOWER_WAIT_S, Tap
-from nl.stores.fast_slow.touches import Touches
 from nl.stores.fast_slow.trouble import FastTrouble
 from nl.stores.fast_slow.uploads import Uploads
 from nl.stores.memory import MemoryOptions, MemoryStore
@@ -180,128 +179,6 @@ def test_trouble_is_counted_and_told_at_info(caplog):
     assert {(record.levelname, record.getMessage()) for record in caplog.records} == {
         ("INFO", "CAS: the fast store could not read key: ExhaustedError('full')")
     }
-
-
-# --- uses
-
-
-class Told(MemoryStore):
-    """Notes the trips on which it is told of uses, each of which takes a while."""
-
-    takes = 0.0
-    error = None
-
-    def __init__(self):
-        super().__init__(MemoryOptions(), BareContext())
-        self.trips = []
-
-    async def touch(self, keys):
-        self.trips.append((trio.current_time(), list(keys)))
-        await trio.sleep(self.takes)
-        if self.error:
-            raise self.error
-
-
-async def test_nothing_is_noted_before_it_runs_and_after():
-    told = Touches(Told(), name="CAS")
-    told.add("a")
-    assert not told._keys
-    async with trio.open_nursery() as nursery:
-        nursery.start_soon(told.run)
-        await trio.testing.wait_all_tasks_blocked()
-        told.add("a")
-        assert list(told._keys) == ["a"]
-        nursery.cancel_scope.cancel()
-    told.add("b")
-    assert not told._keys
-
-
-async def test_uses_are_told_a_second_after_the_first_or_when_something_may_be_evicted(autojump_clock):
-    store = Told()
-    told = Touches(store, name="CAS")
-    async with trio.open_nursery() as nursery:
-        nursery.start_soon(told.run)
-        await trio.sleep(100)
-        told.tell_soon()  # of nothing
-        began = trio.current_time()
-        told.add("a")
-        await trio.sleep(0.5)
-        told.add("b")
-        await trio.sleep(2)
-        assert store.trips == [(pytest.approx(began + touches.INTERVAL_S), ["a", "b"])]
-        began = trio.current_time()
-        told.add("c")
-        await trio.sleep(0.25)
-        told.tell_soon()
-        await trio.sleep(3)
-        assert store.trips[1:] == [(pytest.approx(began + 0.25), ["c"])]
-        nursery.cancel_scope.cancel()
-
-
-async def test_trips_take_a_tenth_of_the_time_at_most_but_there_is_one_each_second(autojump_clock):
-    for takes, pause in ((0.05, 0.05 + 0.5), (0.5, 0.5 + 1.0)):
-        store = Told()
-        store.takes = takes
-        told = Touches(store, name="CAS")
-        async with trio.open_nursery() as nursery:
-            nursery.start_soon(told.run)
-            await trio.testing.wait_all_tasks_blocked()
-            for number in range(40):
-                told.add(str(number))
-                told.tell_soon()
-                await trio.sleep(0.05)
-            nursery.cancel_scope.cancel()
-        times = [when for when, _ in store.trips]
-        assert times[1] - times[0] == pytest.approx(pause, abs=0.06)
-
-
-async def test_uses_that_wait_are_bounded_and_told_in_parts(monkeypatch, autojump_clock):
-    monkeypatch.setattr(touches, "MAX_TOUCHES", 5)
-    monkeypatch.setattr(touches, "MAX_PER_TRIP", 2)
-    store = Told()
-    told = Touches(store, name="CAS")
-    async with trio.open_nursery() as nursery:
-        nursery.start_soon(told.run)
-        await trio.testing.wait_all_tasks_blocked()
-        for name in "abcdefg":
-            told.add(name)
-        await trio.sleep(5)
-        assert [keys for _, keys in store.trips] == [["a", "b"], ["c", "d"], ["e"]]
-        nursery.cancel_scope.cancel()
-
-
-async def test_a_store_that_cannot_be_told_loses_the_uses_and_is_told_the_next_ones(autojump_clock, caplog):
-    store = Told()
-    store.error = UnavailableError("away")
-    told = Touches(store, name="CAS")
-    with caplog.at_level(logging.INFO):
-        async with trio.open_nursery() as nursery:
-            nursery.start_soon(told.run)
-            await trio.testing.wait_all_tasks_blocked()
-            told.add("a")
-            await trio.sleep(5)
-            store.error = None
-            told.add("b")
-            await trio.sleep(5)
-            nursery.cancel_scope.cancel()
-    assert [keys for _, keys in store.trips] == [["a"], ["b"]]
-    assert [record.getMessage() for record in caplog.records] == [
-        "CAS: the slow store was not told what is used: UnavailableError('away')"
-    ]
-
-
-async def test_the_last_uses_are_told_for_seconds_and_not_for_ever(autojump_clock):
-    for takes in (4.5, 1000):
-        store = Told()
-        store.takes = takes
-        told = Touches(store, name="CAS")
-        async with trio.open_nursery() as nursery:
-            nursery.start_soon(told.run)
-            await trio.testing.wait_all_tasks_blocked()
-            told.add("a")
-            began = trio.current_time()
-            nursery.cancel_scope.cancel()
-        assert trio.current_time() - began == pytest.approx(min(takes, 5))
 
 
 # --- the ring
@@ -488,13 +365,22 @@ def test_it_deletes_where_every_side_that_is_read_can():
 
 
 async def test_a_use_is_told_to_both_sides_and_trouble_of_the_fast_one_stays_there():
-    class Both(Told):
-        pass
+    class Touched(MemoryStore):
+        error = None
 
-    fast, slow = Both(), Both()
+        def __init__(self):
+            super().__init__(MemoryOptions(), BareContext())
+            self.trips = []
+
+        async def touch(self, keys):
+            self.trips.append(list(keys))
+            if self.error:
+                raise self.error
+
+    fast, slow = Touched(), Touched()
     store = make(fast, slow)
     await store.touch(["a"])
-    assert [keys for _, keys in fast.trips] == [keys for _, keys in slow.trips] == [["a"]]
+    assert fast.trips == slow.trips == [["a"]]
     fast.error = UnavailableError("away")
     await store.touch(["a"])
     assert store.statistics()["fast_failures"] == 1
