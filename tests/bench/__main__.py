@@ -3,7 +3,8 @@ filesystem stores, or any REAPI endpoint with `--endpoint HOST:PORT --pid PID`. 
 own servers what TLS costs beside.
 
 `--against CHECKOUT` starts the servers of another checkout, too, and compares each row burst by burst (pairs.py).
-`./dev bench hostile` measures a well-behaved client beside hostile ones: see hostile.py.
+`./dev bench hostile` measures a well-behaved client beside hostile ones: see hostile.py; `./dev bench stores` what each
+store kind costs over what lies below it: see stores.py.
 
 The figure to trust is the server's CPU time per operation; rates move with whatever else the machine does.
 """
@@ -26,7 +27,7 @@ from pathlib import Path
 
 import trio
 
-from tests.bench import hostile, pairs
+from tests.bench import hostile, pairs, stores
 from tests.bench.pairs import compare
 from tests.bench.servers import KINDS, TRANSPORTS, Running, full_stack, transport_server
 from tests.bench.workloads import ROWS, TRANSPORT_ROWS
@@ -174,6 +175,8 @@ def parts_of(options: argparse.Namespace) -> list[Part]:
 def main() -> int:
     if sys.argv[1:2] == ["hostile"]:
         return hostile.main(sys.argv[2:])
+    if sys.argv[1:2] == ["stores"]:
+        return stores.main(sys.argv[2:])
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--only", choices=["transport", *KINDS], action="append")
     parser.add_argument("--rows", default="", help="comma separated; default all")

@@ -68,3 +68,13 @@ def test_a_bystander_is_measured_beside_a_hostile_client(tmp_path: Path) -> None
     assert (nobody["kind"], nobody["connections"], nobody["errors"]) == ("nobody", 0, [])
     assert (flood["kind"], flood["errors"]) == ("ping_flood", [])
     assert flood["connections"] > 1, "it is cut off, and comes again"
+
+
+def test_every_store_kind_is_measured_beside_what_lies_below_it() -> None:
+    command = [sys.executable, "-m", "tests.bench", "stores", "--rounds", "1"]
+    run = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=600, check=False)
+    assert run.returncode == 0, run.stdout + run.stderr
+    rows = [line for line in run.stdout.splitlines() if "MiB" in line]
+    for kind in ("cache_metrics", "existence_cache", "fast_slow", "shard", "size_partitioning", "verify", "lz4", "zstd",
+                 "dedup", "S3"):
+        assert any(f"{kind}: " in row for row in rows), run.stdout
