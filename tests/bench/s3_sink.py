@@ -56,6 +56,12 @@ class Sink(BaseHTTPRequestHandler):
         for left in range(last + 1 - first, 0, -_PIECE):
             self.wfile.write(_ZEROS[:left])
 
+    def handle_expect_100(self) -> bool:
+        """The client waits for it, so it must not wait for more to be written."""
+        super().handle_expect_100()
+        self.wfile.flush()
+        return True
+
     def _take(self) -> None:
         left = int(self.headers.get("Content-Length", 0))
         while left and (got := self.rfile.read(min(left, _PIECE))):
