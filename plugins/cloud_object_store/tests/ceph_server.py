@@ -17,7 +17,8 @@ from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
-from cloud_support import KEY, S3, SECRET, free_port
+from cloud_support import KEY, S3, SECRET
+from server_process import free_port
 
 COMMANDS = ("ceph", "ceph-authtool", "ceph-mon", "ceph-osd", "monmaptool", "radosgw", "radosgw-admin")
 CONFIG = """

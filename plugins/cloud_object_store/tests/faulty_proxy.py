@@ -15,7 +15,9 @@ from dataclasses import dataclass, field
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Literal
 
-GCS_KINDS = {
+Kinds = dict[str, tuple[str, str]]
+"""Methods and forms of paths by what such requests are called here, the first that fits."""
+GCS_KINDS: Kinds = {
     "create": ("POST", r"uploadType=resumable"),
     "put": ("POST", r"uploadType=media"),
     "part": ("PUT", r"upload_id="),
@@ -25,7 +27,7 @@ GCS_KINDS = {
     "list": ("GET", r"/o\?"),
     "delete": ("DELETE", r""),
 }
-AZURE_KINDS = {
+AZURE_KINDS: Kinds = {
     "part": ("PUT", r"comp=block&"),
     "complete": ("PUT", r"comp=blocklist"),
     "list": ("GET", r"comp=list"),
@@ -34,7 +36,7 @@ AZURE_KINDS = {
     "put": ("PUT", r""),
     "delete": ("DELETE", r""),
 }
-KINDS = {
+KINDS: Kinds = {
     "create": ("POST", r"[?&]uploads"),
     "part": ("PUT", r"partNumber="),
     "complete": ("POST", r"uploadId="),
@@ -46,7 +48,6 @@ KINDS = {
     "put": ("PUT", r""),
     "delete": ("DELETE", r""),
 }
-"""What requests are called here, the first that fits."""
 
 
 @dataclass
@@ -85,7 +86,7 @@ class Fault:
 class FaultyProxy:
     target: int
     port: int = 0
-    kinds_of_requests: dict[str, tuple[str, str]] = field(default_factory=lambda: KINDS)
+    kinds_of_requests: Kinds = field(default_factory=lambda: KINDS)
     faults: list[Fault] = field(default_factory=list)
     requests: list[Request] = field(default_factory=list)
     busy: int = 0
@@ -116,7 +117,7 @@ class FaultyProxy:
         return None
 
 
-def kind_of(method: str, path: str, kinds: dict[str, tuple[str, str]]) -> str:
+def kind_of(method: str, path: str, kinds: Kinds) -> str:
     return next(kind for kind, (verb, form) in kinds.items() if verb == method and re.search(form, path))
 
 
@@ -225,7 +226,7 @@ class _Server(ThreadingHTTPServer):
 
 
 @contextmanager
-def faulty_proxy(target: int, kinds: dict[str, tuple[str, str]] = KINDS) -> Iterator[FaultyProxy]:
+def faulty_proxy(target: int, kinds: Kinds = KINDS) -> Iterator[FaultyProxy]:
     """A proxy for the server at port `target` of this machine."""
     with _Server(("127.0.0.1", 0), _Handler) as server:
         server.proxy = proxy = FaultyProxy(target, server.server_address[1], kinds)

@@ -17,6 +17,10 @@ from dataclasses import dataclass, field
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from urllib.parse import parse_qs, urlsplit
 
+from cloud_support import QUICK
+
+from nl_cloud_object_store import CloudObjectStoreOptions
+
 GRANULE = 256 * 1024
 
 
@@ -29,6 +33,13 @@ class Sessions:
     """The Content-Range of each request."""
     faults: list[str] = field(default_factory=list)
     """For the next requests with bytes: `lose answer`, `half`, `500`, `forget`, `pass`."""
+
+    def options(self, **more: object) -> CloudObjectStoreOptions:
+        """Options that lead there, without waiting long between retries."""
+        return CloudObjectStoreOptions(**{
+            "provider": "gcs", "bucket": "a-bucket", "endpoint": self.url, "insecure_allow_http": True,
+            "key_prefix": "cas/", "retry": QUICK, **more,
+        })
 
 
 class _Handler(BaseHTTPRequestHandler):

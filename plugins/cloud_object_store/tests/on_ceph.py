@@ -9,10 +9,10 @@ from collections.abc import Iterator
 import pytest
 import trio
 from ceph_server import CephServer, ceph_server, missing
-from cloud_support import QUICK, S3, options_for
+from cloud_support import QUICK, options_for
 from nl_cloud_object_store import CloudObjectStore
 from nl.plugin import RetryOptions
-from test_cloud_conformance import OverS3
+from test_cloud_conformance import OverServer
 
 from nl.plugin import ActionKey, BlobNotFoundError, digest_of, key_text
 from nl.testing import BareContext, PartsReader, drain, make_blob, read, split, started
@@ -31,14 +31,8 @@ def ceph(tmp_path_factory: pytest.TempPathFactory) -> Iterator[CephServer]:
         yield server
 
 
-@pytest.fixture(scope="class")
-def over_ceph(request: pytest.FixtureRequest, ceph: S3) -> None:
-    request.cls.server = ceph
-
-
-@pytest.mark.usefixtures("over_ceph")
-class TestOverCeph(OverS3):
-    pass
+class TestOverCeph(OverServer):
+    SERVER = "ceph"
 
 
 def running(server: CephServer, bucket: str, *, retry: RetryOptions = QUICK):

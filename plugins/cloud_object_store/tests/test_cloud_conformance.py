@@ -1,58 +1,59 @@
-"""The Store contract over real HTTP: moto, which keeps all in memory, rclone, which keeps objects as files, and the
-server that NL_TEST_S3 names: `NL_TEST_S3=http://127.0.0.1:8080,ACCESS_KEY,SECRET_KEY pytest test_cloud_conformance.py`.
+"""The Store contract over real HTTP: moto, which keeps all in memory, rclone, which keeps objects as files, Azurite,
+fake-gcs-server, and the S3 server that NL_TEST_S3 names:
+`NL_TEST_S3=http://127.0.0.1:8080,ACCESS_KEY,SECRET_KEY pytest test_cloud_conformance.py`.
 """
 
 import os
-from collections.abc import Collection
+from collections.abc import Collection, Iterator
 from pathlib import Path
 
 import pytest
-from cloud_support import S3, S3Server, moto, options_for, other_server, rclone  # noqa: F401
-from nl_cloud_object_store import CloudObjectStore
+from cloud_support import S3
+from server_process import Places
 
 from nl.plugin import Store
 from nl.testing import BareContext, DurableStoreConformance, StoreConformance
+from nl_cloud_object_store import CloudObjectStore
 
 
-class OverS3(DurableStoreConformance, StoreConformance):
-    server: S3
+@pytest.mark.usefixtures("over_server")
+class OverServer(DurableStoreConformance, StoreConformance):
+    """Whose fixture is called `SERVER`."""
+
+    SERVER = ""
+    server: Places
 
     def make_store(self, context: BareContext, folder: Path) -> Store:
-        bucket = self.server.bucket_of(folder)
-        return CloudObjectStore(options_for(bucket, self.server.url, **self.server.credentials), context)
+        return CloudObjectStore(self.server.options(self.server.bucket_of(folder)), context)
 
     def list_raw(self, folder: Path) -> Collection[str]:
         bucket = self.server.bucket_of(folder)
         return [*self.server.objects(bucket), *self.server.open_uploads(bucket)]
 
 
-@pytest.fixture(scope="class")
-def over_moto(request: pytest.FixtureRequest, moto: S3Server) -> None:  # noqa: F811
-    request.cls.server = moto
+class TestOverMoto(OverServer):
+    SERVER = "moto"
 
 
-@pytest.fixture(scope="class")
-def over_rclone(request: pytest.FixtureRequest, rclone: S3Server) -> None:  # noqa: F811
-    request.cls.server = rclone
+class TestOverRclone(OverServer):
+    SERVER = "rclone"
 
 
-@pytest.fixture(scope="class")
-def over_another(request: pytest.FixtureRequest, other_server: S3) -> None:  # noqa: F811
-    request.cls.server = other_server
+class TestOverAzurite(OverServer):
+    SERVER = "azurite"
 
 
-@pytest.mark.usefixtures("over_moto")
-class TestOverMoto(OverS3):
-    pass
-
-
-@pytest.mark.usefixtures("over_rclone")
-class TestOverRclone(OverS3):
-    pass
+class TestOverFakeGcs(OverServer):
+    SERVER = "fake_gcs"
 
 
 if "NL_TEST_S3" in os.environ:
 
-    @pytest.mark.usefixtures("over_another")
-    class TestOverAnotherServer(OverS3):
-        pass
+    @pytest.fixture(scope="session")
+    def other_server() -> Iterator[S3]:
+        server = S3(*os.environ["NL_TEST_S3"].split(","))
+        yield server
+        server.client.close()
+
+    class TestOverAnotherServer(OverServer):
+        SERVER = "other_server"

@@ -6,16 +6,16 @@ import logging
 import threading
 from collections.abc import Iterator
 from contextlib import asynccontextmanager
+from pathlib import Path
 
 import pytest
 import trio
-from cloud_support import KEY, QUICK, SECRET, S3Server, moto, options_for, rclone, s3_server  # noqa: F401
+from cloud_support import KEY, PATIENT, SECRET, KilledAtHalf, S3Server, options_for, refused, s3_server
 from faulty_proxy import Fault, FaultyProxy, faulty_proxy
 
 from nl.plugin import (
     ActionKey,
     BlobNotFoundError,
-    ConfigError,
     Deletes,
     Digest,
     ExhaustedError,
@@ -48,12 +48,12 @@ BODILESS = {"400 RequestTimeout", "answer cut"}
 
 
 @pytest.fixture
-def bucket(moto: S3Server) -> str:  # noqa: F811
+def bucket(moto: S3Server) -> str:
     return moto.bucket()
 
 
 @pytest.fixture
-def proxy(moto: S3Server) -> Iterator[FaultyProxy]:  # noqa: F811
+def proxy(moto: S3Server) -> Iterator[FaultyProxy]:
     with faulty_proxy(moto.port) as proxy:
         yield proxy
 
@@ -88,7 +88,7 @@ async def test_a_blob_is_written_found_and_read_although_each_first_request_fail
 
 @pytest.mark.parametrize("fault", TRANSIENT)
 async def test_a_multipart_upload_gets_through_although_each_first_request_fails(
-    bucket: str, proxy: FaultyProxy, moto: S3Server, fault: str  # noqa: F811
+    bucket: str, proxy: FaultyProxy, moto: S3Server, fault: str
 ) -> None:
     digest = digest_of(data := make_blob(17 * MIB))
     async with running(bucket, proxy.url, read_timeout_s=0.5 if fault == "silence" else 30) as store:
@@ -101,31 +101,6 @@ async def test_a_multipart_upload_gets_through_although_each_first_request_fails
     assert proxy.count("complete") >= 3
     if fault not in ("answer lost", "answer cut", "silence"):  # an upload whose id never came back cannot be aborted
         assert moto.open_uploads(bucket) == []
-
-
-async def test_a_complete_whose_answer_was_lost_is_found_to_have_worked(bucket: str, proxy: FaultyProxy) -> None:
-    digest = digest_of(data := make_blob(6 * MIB))
-    async with running(bucket, proxy.url) as store:
-        gone = Fault("complete", "status", status=404, code="NoSuchUpload", times=1)  # moto would answer as before
-        proxy.faults = [Fault("complete", "lose answer"), gone]
-        await store.put(digest, data)
-        assert proxy.kinds()[-3:] == ["complete", "complete", "head"]
-        assert await read(store, digest) == data
-
-
-async def test_a_download_goes_on_where_the_connection_broke(bucket: str, proxy: FaultyProxy) -> None:
-    digest = digest_of(data := make_blob(9 * MIB))
-    async with running(bucket, proxy.url) as store:
-        await store.put(digest, data)
-        proxy.requests.clear()
-        proxy.faults = [Fault("get", "cut answer", after=1_700_000, times=4)]
-        assert await read(store, digest) == data
-        gets = [request.headers for request in proxy.requests if request.kind == "get"]
-        starts = [int(headers["Range"].partition("=")[2].partition("-")[0]) for headers in gets[1:]]
-        assert len(gets) == 5
-        assert starts == sorted(starts)
-        assert starts[-1] > 3 * MIB
-        assert all("If-Match" in headers for headers in gets[1:])
 
 
 async def test_a_download_survives_resets(bucket: str, proxy: FaultyProxy) -> None:
@@ -150,7 +125,7 @@ async def test_a_connection_that_always_breaks_after_some_bytes_still_gets_throu
 
 
 async def test_a_blob_written_again_in_the_middle_of_a_download_is_read_on(
-    bucket: str, proxy: FaultyProxy, moto: S3Server  # noqa: F811
+    bucket: str, proxy: FaultyProxy, moto: S3Server
 ) -> None:
     digest = digest_of(data := make_blob(11 * MIB))
     async with running(bucket, proxy.url) as store:
@@ -160,19 +135,6 @@ async def test_a_blob_written_again_in_the_middle_of_a_download_is_read_on(
             first = b"".join(map(bytes, await reader.receive_parts(1000)))
             moto.client.put_object(Bucket=bucket, Key=f"cas/{key_text(digest)}", Body=data)  # other parts, other etag
             assert first + await drain(reader, taken=1000) == data
-
-
-async def test_a_value_replaced_in_the_middle_of_a_download_is_never_mixed(bucket: str, proxy: FaultyProxy) -> None:
-    key = ActionKey(*digest_of(b"an action"))
-    async with running(bucket, proxy.url) as store:
-        await store.put(key, make_blob(4 * MIB, seed=1))
-        proxy.faults = [Fault("get", "cut answer", after=2 * MIB)]
-        async with store.open(key) as reader:
-            await reader.receive_parts(1000)
-            await store.put(key, make_blob(4 * MIB, seed=2))
-            with pytest.raises(UnavailableError, match=r"PreconditionFailed|replaced"):
-                await drain(reader, taken=1000)
-        assert await read(store, key) == make_blob(4 * MIB, seed=2)
 
 
 async def test_a_reader_that_is_left_halfway_lets_its_connection_go(bucket: str, proxy: FaultyProxy) -> None:
@@ -286,52 +248,19 @@ large = make_blob(6 * MIB)
 # --------------------------------------------------------------------------------------------- killed and restarted
 
 
-async def test_a_server_killed_in_a_download_and_restarted_loses_nothing(tmp_path) -> None:
+async def test_a_server_killed_in_an_upload_that_comes_once_and_restarted_has_nothing_of_it(tmp_path: Path) -> None:
+    """rclone forgets the parts that it had. (What can be read again begins anew: `test_cloud_servers`.)"""
     digest = digest_of(data := make_blob(30 * MIB))
     with s3_server(tmp_path, "rclone") as server:
-        retry = RetryOptions(max_retries=12, delay=0.02)
-        async with running(server.bucket(), server.url, retry=retry) as store:
+        async with running(bucket := server.bucket(), server.url, retry=PATIENT) as store:
+            source = KilledAtHalf(server, data, rewindable=False)
+            with pytest.raises(UnavailableError) as caught:
+                await store.write(digest, source)
+            assert source.killed
+            assert caught.value.retryable
+            assert await store.has([digest]) == [None]
+            assert server.objects(bucket) == {}
             await store.put(digest, data)
-            async with store.open(digest) as reader:
-                first = b"".join(map(bytes, await reader.receive_parts(1000)))
-                server.kill()
-                async with trio.open_nursery() as nursery:
-                    nursery.start_soon(trio.to_thread.run_sync, server.start)
-                    assert first + await drain(reader, taken=1000) == data
-
-
-@pytest.mark.parametrize("rewindable", [True, False], ids=["what can be read again", "what comes once"])
-async def test_a_server_killed_in_an_upload_and_restarted_has_all_or_nothing(tmp_path, rewindable: bool) -> None:
-    """rclone forgets the parts that it had: the upload begins again where it can, or fails as a whole."""
-    digest = digest_of(data := make_blob(30 * MIB))
-    with s3_server(tmp_path, "rclone") as server:
-        retry = RetryOptions(max_retries=12, delay=0.02)
-        async with running(bucket := server.bucket(), server.url, retry=retry) as store:
-
-            class Source(PartsReader):
-                killed = False
-                can_rewind = rewindable
-
-                async def rewind(self) -> None:
-                    self._parts = split(data, 1_000_000)
-
-                async def receive_parts(self, max_bytes: int = 256 * 1024):
-                    if not self.killed and sum(map(len, self._parts)) < 15 * MIB:
-                        Source.killed = True
-                        await trio.to_thread.run_sync(server.kill)
-                        await trio.to_thread.run_sync(server.start)
-                    return await super().receive_parts(max_bytes)
-
-            if rewindable:
-                await store.write(digest, Source(split(data, 1_000_000)))
-            else:
-                with pytest.raises(UnavailableError) as caught:
-                    await store.write(digest, Source(split(data, 1_000_000)))
-                assert caught.value.retryable
-                assert await store.has([digest]) == [None]
-                assert server.objects(bucket) == {}
-                await store.put(digest, data)
-            assert Source.killed
             assert await read(store, digest) == data
             assert server.open_uploads(bucket) == []
 
@@ -357,36 +286,23 @@ async def test_a_server_that_cannot_be_reached_does_not_hold_up_the_start(
             assert await store.get("name") == b"value"
 
 
-async def test_wrong_credentials_and_buckets_are_one_line(moto: S3Server, rclone: S3Server, bucket: str) -> None:  # noqa: F811
-    assert "no-such-bucket" in await refused("bucket", "no-such-bucket", moto.url)
-    line = await refused("", rclone.bucket(), rclone.url, access_key_id="somebody-elses-key")
+async def test_wrong_credentials_and_buckets_are_one_line(moto: S3Server, rclone: S3Server, bucket: str) -> None:
+    assert "no-such-bucket" in await refused("bucket", options_for("no-such-bucket", moto.url))
+    line = await refused("", options_for(rclone.bucket(), rclone.url, access_key_id="somebody-elses-key"))
     assert "credentials are refused (InvalidAccessKeyId" in line
-    line = await refused("", rclone.bucket(), rclone.url, secret_access_key="another-secret-key")
+    line = await refused("", options_for(rclone.bucket(), rclone.url, secret_access_key="another-secret-key"))
     assert "credentials are refused (SignatureDoesNotMatch" in line
     assert "another-secret-key" not in line
-    assert "not a bucket name" in await refused("bucket", "not a bucket name", moto.url)
+    assert "not a bucket name" in await refused("bucket", options_for("not a bucket name", moto.url))
 
 
-async def test_missing_credentials_are_one_line(moto: S3Server, bucket: str, monkeypatch, tmp_path) -> None:  # noqa: F811
+async def test_missing_credentials_are_one_line(moto: S3Server, bucket: str, monkeypatch, tmp_path) -> None:
     for name in ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY", "AWS_PROFILE"):
         monkeypatch.delenv(name, raising=False)
     monkeypatch.setenv("AWS_EC2_METADATA_DISABLED", "true")
     monkeypatch.setenv("AWS_CONFIG_FILE", str(tmp_path / "config"))
     monkeypatch.setenv("AWS_SHARED_CREDENTIALS_FILE", str(tmp_path / "credentials"))
-    assert "no credentials" in await refused("", bucket, moto.url, access_key_id="", secret_access_key="")
-
-
-async def refused(option: str, bucket: str, url: str, **options: object) -> str:
-    """The line with which a store does not start."""
-    store = CloudObjectStore(options_for(bucket, url, **options), BareContext())
-    with pytest.RaisesGroup(pytest.RaisesExc(ConfigError)) as caught:
-        async with started(store):
-            pass
-    error = caught.value.exceptions[0]
-    assert isinstance(error, ConfigError)
-    assert error.path == option, error
-    assert "\n" not in error.problem
-    return error.problem
+    assert "no credentials" in await refused("", options_for(bucket, moto.url, access_key_id="", secret_access_key=""))
 
 
 # ---------------------------------------------------------------------------------------------------- many at once
@@ -431,14 +347,14 @@ async def test_what_was_there_is_not_asked_for_again_for_a_while(bucket: str, pr
         assert await store.has([there]) == [None]
 
 
-async def test_no_news_are_offered_of_what_others_delete(bucket: str, moto: S3Server) -> None:  # noqa: F811
+async def test_no_news_are_offered_of_what_others_delete(bucket: str, moto: S3Server) -> None:
     async with running(bucket, moto.url) as store:
         assert store.capability(Removals) is None, "a cache in front would believe for ever what it has learnt"
         assert store.capability(Deletes) is not None
 
 
 async def test_an_object_of_a_wrong_size_is_not_there_until_it_is_mended(
-    bucket: str, moto: S3Server  # noqa: F811
+    bucket: str, moto: S3Server
 ) -> None:
     digest = digest_of(data := make_blob(2 * MIB))
     for wrong in (data[:-1], data + b"x", b""):
@@ -455,7 +371,7 @@ async def test_an_object_of_a_wrong_size_is_not_there_until_it_is_mended(
             assert await read(store, digest) == data
 
 
-async def test_what_is_about_to_expire_counts_as_missing(bucket: str, moto: S3Server, monkeypatch) -> None:  # noqa: F811
+async def test_what_is_about_to_expire_counts_as_missing(bucket: str, moto: S3Server, monkeypatch) -> None:
     import time
 
     digest = digest_of(b"old")

@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from cloud_support import KEY, SECRET, S3Server, moto, options_for  # noqa: F401
+from cloud_support import KEY, SECRET, S3Server, options_for
 from faulty_proxy import FaultyProxy, faulty_proxy
 
 from nl.plugin import digest_of
@@ -26,14 +26,14 @@ SIGNED_FOR = {"aws": "eu-west-1", "r2": "auto", "oci": "eu-frankfurt-1", "ontap"
 
 
 @pytest.fixture
-def proxy(moto: S3Server) -> Iterator[FaultyProxy]:  # noqa: F811
+def proxy(moto: S3Server) -> Iterator[FaultyProxy]:
     with faulty_proxy(moto.port) as proxy:
         yield proxy
 
 
 @pytest.mark.parametrize("provider", OF_PROVIDER)
 async def test_a_provider_works_and_signs_for_its_region(
-    provider: str, proxy: FaultyProxy, moto: S3Server  # noqa: F811
+    provider: str, proxy: FaultyProxy, moto: S3Server
 ) -> None:
     options = options_for(moto.bucket(), proxy.url, provider=provider, **OF_PROVIDER[provider])
     async with started(CloudObjectStore(options, BareContext())) as store:

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 import trio
-from cloud_support import S3Server, moto, options_for, rclone  # noqa: F401
+from cloud_support import S3Server, options_for
 from faulty_proxy import Fault, FaultyProxy, faulty_proxy
 
 from nl.plugin import ActionKey, BytesReader, Digest, UnavailableError, UploadMismatchError, digest_of, key_text
@@ -26,12 +26,12 @@ MIB = 1024 * 1024
 
 
 @pytest.fixture
-def bucket(moto: S3Server) -> str:  # noqa: F811
+def bucket(moto: S3Server) -> str:
     return moto.bucket()
 
 
 @pytest.fixture
-def proxy(moto: S3Server) -> Iterator[FaultyProxy]:  # noqa: F811
+def proxy(moto: S3Server) -> Iterator[FaultyProxy]:
     with faulty_proxy(moto.port) as proxy:
         yield proxy
 
@@ -46,7 +46,7 @@ def running(bucket: str, url: str, **options: object):
 @pytest.mark.parametrize("size", [5 * MIB - 1, 5 * MIB, 5 * MIB + 1, 10 * MIB, 10 * MIB + 1])
 @pytest.mark.parametrize("known", [True, False], ids=["size known", "size unknown"])
 async def test_blobs_around_the_size_of_a_part_are_whole(
-    bucket: str, proxy: FaultyProxy, moto: S3Server, size: int, known: bool  # noqa: F811
+    bucket: str, proxy: FaultyProxy, moto: S3Server, size: int, known: bool
 ) -> None:
     data = make_blob(size)
     async with running(bucket, proxy.url) as store:
@@ -72,7 +72,7 @@ async def test_parts_are_as_large_as_the_config_says_and_equal(bucket: str, prox
 @pytest.mark.parametrize("delivered", [3 * MIB, 12 * MIB])
 @pytest.mark.parametrize("wrong", [-1, 1], ids=["too few bytes", "too many"])
 async def test_a_source_that_does_not_keep_its_promise_leaves_nothing(
-    bucket: str, moto: S3Server, delivered: int, wrong: int  # noqa: F811
+    bucket: str, moto: S3Server, delivered: int, wrong: int
 ) -> None:
     data = make_blob(delivered)
     digest = Digest(digest_of(data).hash, delivered - wrong)
@@ -90,7 +90,7 @@ async def test_a_source_that_does_not_keep_its_promise_leaves_nothing(
 # --------------------------------------------------------------------------------------------------- whole or nothing
 
 
-async def test_a_reader_that_breaks_off_leaves_no_open_upload(bucket: str, moto: S3Server) -> None:  # noqa: F811
+async def test_a_reader_that_breaks_off_leaves_no_open_upload(bucket: str, moto: S3Server) -> None:
     digest = digest_of(data := make_blob(18 * MIB))
     async with running(bucket, moto.url) as store:
         for delivered in (0, MIB, 6 * MIB, 17 * MIB):
@@ -105,7 +105,7 @@ async def test_a_reader_that_breaks_off_leaves_no_open_upload(bucket: str, moto:
 
 
 async def test_a_part_that_cannot_be_sent_ends_the_upload_and_aborts_it(
-    bucket: str, proxy: FaultyProxy, moto: S3Server  # noqa: F811
+    bucket: str, proxy: FaultyProxy, moto: S3Server
 ) -> None:
     digest = digest_of(data := make_blob(30 * MIB))
     for kind in ("part", "complete"):
@@ -121,7 +121,7 @@ async def test_a_part_that_cannot_be_sent_ends_the_upload_and_aborts_it(
 
 
 async def test_a_write_cancelled_at_any_call_of_its_reader_leaves_no_open_upload(
-    bucket: str, moto: S3Server  # noqa: F811
+    bucket: str, moto: S3Server
 ) -> None:
     async with running(bucket, moto.url) as store:
         for step in (0, 1, 3, 6, 10, 13, 14, 15, 16):
@@ -136,7 +136,7 @@ async def test_a_write_cancelled_at_any_call_of_its_reader_leaves_no_open_upload
 @pytest.mark.parametrize("kind", ["create", "part", "complete"])
 @pytest.mark.parametrize("when", ["as it is sent", "as it is answered"])
 async def test_a_write_cancelled_during_any_request_leaves_no_open_upload(
-    bucket: str, proxy: FaultyProxy, moto: S3Server, kind: str, when: str  # noqa: F811
+    bucket: str, proxy: FaultyProxy, moto: S3Server, kind: str, when: str
 ) -> None:
     token = trio.lowlevel.current_trio_token()
     async with running(bucket, proxy.url) as store:
@@ -187,7 +187,7 @@ class Held:
 
 
 async def test_an_upload_begun_too_late_is_aborted_by_the_sweeper_where_its_thread_could_not(
-    bucket: str, proxy: FaultyProxy, moto: S3Server, monkeypatch: pytest.MonkeyPatch  # noqa: F811
+    bucket: str, proxy: FaultyProxy, moto: S3Server, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     held = Held("create", proxy, monkeypatch)
     async with running(bucket, proxy.url) as store:
@@ -257,7 +257,7 @@ async def test_a_put_cancelled_during_its_request_is_whole_or_not_there(bucket: 
 
 
 async def test_what_an_abandoned_thread_still_sends_is_not_what_the_caller_writes_there_next(
-    bucket: str, moto: S3Server, monkeypatch: pytest.MonkeyPatch  # noqa: F811
+    bucket: str, moto: S3Server, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     token, sent, go_on, done = trio.lowlevel.current_trio_token(), [], threading.Event(), threading.Event()
     digest, buffer = digest_of(b"data"), bytearray(b"data")
@@ -307,7 +307,7 @@ def quiet(proxy: FaultyProxy) -> None:
 
 
 async def test_what_could_not_be_aborted_is_aborted_when_the_server_is_back(
-    bucket: str, proxy: FaultyProxy, moto: S3Server  # noqa: F811
+    bucket: str, proxy: FaultyProxy, moto: S3Server
 ) -> None:
     digest = digest_of(data := make_blob(11 * MIB))
     async with running(bucket, proxy.url) as store:
@@ -368,7 +368,7 @@ async def test_only_old_uploads_of_ours_that_were_there_at_the_last_look_are_abo
 
 
 async def test_open_uploads_are_listed_to_the_last_page(
-    rclone: S3Server, monkeypatch: pytest.MonkeyPatch  # noqa: F811
+    rclone: S3Server, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("nl_cloud_object_store.s3.PAGE", 2)
     bucket = rclone.bucket()
@@ -437,7 +437,7 @@ trio.run(main)
     (100 * MIB, 1, {"multipart_max_concurrent_uploads": 4}, 4 * 5 + 15),
     (30 * MIB, 12, {"max_upload_memory": 40 * MIB}, 40 + 25),
 ], ids=["one of 100 MiB, four parts at once", "twelve of 30 MiB, 40 MiB for all"])
-def test_memory_is_bounded(rclone: S3Server, size: int, count: int, options: dict, most: int) -> None:  # noqa: F811
+def test_memory_is_bounded(rclone: S3Server, size: int, count: int, options: dict, most: int) -> None:
     """Peak of resident memory over that of a small multipart upload, in a process of its own."""
     here = str(Path(__file__).parent)
     command = [sys.executable, "-c", MEMORY, here, rclone.bucket(), rclone.url, str(size), str(count), repr(options)]
@@ -448,7 +448,7 @@ def test_memory_is_bounded(rclone: S3Server, size: int, count: int, options: dic
     assert both <= most + 5, f"{both} MiB with reading"
 
 
-async def test_uploads_that_find_no_memory_wait_and_go_on(bucket: str, moto: S3Server) -> None:  # noqa: F811
+async def test_uploads_that_find_no_memory_wait_and_go_on(bucket: str, moto: S3Server) -> None:
     blobs = [make_blob(11 * MIB, seed=seed) for seed in range(6)]
     async with running(bucket, moto.url, max_upload_memory=12 * MIB, max_threads=2) as store:
         stalled = BlockingReader([b"x" * 1000], rest=make_blob(MIB))

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 import trio
-from cloud_support import KEY, QUICK, SECRET, S3Server, moto, rclone  # noqa: F401
+from cloud_support import KEY, QUICK, SECRET, S3Server
 from faulty_proxy import Fault, FaultyProxy, faulty_proxy
 from hypothesis import given, settings
 from hypothesis import strategies as st
