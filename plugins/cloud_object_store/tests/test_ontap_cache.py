@@ -24,12 +24,12 @@ from nl_cloud_object_store.ontap_cache import OntapBackend
 
 
 @pytest.fixture
-def bucket(moto: S3Server) -> str:  # noqa: F811
+def bucket(moto: S3Server) -> str:
     return moto.bucket()
 
 
 @pytest.fixture
-def proxy(moto: S3Server) -> Iterator[FaultyProxy]:  # noqa: F811
+def proxy(moto: S3Server) -> Iterator[FaultyProxy]:
     with faulty_proxy(moto.port) as proxy:
         yield proxy
 
@@ -52,20 +52,16 @@ async def until_listed(store: Store, times: int = 1) -> None:
             await trio.sleep(0.01)
 
 
-def put(moto: S3Server, bucket: str, *values: bytes) -> list[Digest]:  # noqa: F811
+def put(moto: S3Server, bucket: str, *values: bytes) -> list[Digest]:
     """As another server would."""
     for value in values:
         moto.client.put_object(Bucket=bucket, Key=f"cas/{key_text(digest_of(value))}", Body=value)
     return [digest_of(value) for value in values]
 
 
-@pytest.fixture(scope="class")
-def over_rclone(request: pytest.FixtureRequest, rclone: S3Server) -> None:  # noqa: F811
-    request.cls.server = rclone
-
-
-@pytest.mark.usefixtures("over_rclone")
+@pytest.mark.usefixtures("over_server")
 class TestConformance(DurableStoreConformance, StoreConformance):
+    SERVER = "rclone"
     server: S3Server
 
     def make_store(self, context: BareContext, folder: Path) -> Store:
@@ -77,7 +73,7 @@ class TestConformance(DurableStoreConformance, StoreConformance):
 
 
 async def test_what_the_bucket_had_when_it_was_listed_is_answered_without_a_request(
-    bucket: str, proxy: FaultyProxy, moto: S3Server  # noqa: F811
+    bucket: str, proxy: FaultyProxy, moto: S3Server
 ) -> None:
     there, missing = put(moto, bucket, *(b"%d" % number for number in range(30))), digest_of(b"missing")
     async with started(cache(bucket, proxy.url)) as store:
@@ -93,7 +89,7 @@ async def test_what_the_bucket_had_when_it_was_listed_is_answered_without_a_requ
 
 
 async def test_what_another_server_has_written_since_is_asked_for_once(
-    bucket: str, proxy: FaultyProxy, moto: S3Server  # noqa: F811
+    bucket: str, proxy: FaultyProxy, moto: S3Server
 ) -> None:
     async with started(cache(bucket, proxy.url)) as store:
         await until_listed(store)
@@ -104,7 +100,7 @@ async def test_what_another_server_has_written_since_is_asked_for_once(
         assert proxy.kinds() == ["head"]
 
 
-async def test_what_has_gone_is_noticed_when_it_is_read(bucket: str, moto: S3Server) -> None:  # noqa: F811
+async def test_what_has_gone_is_noticed_when_it_is_read(bucket: str, moto: S3Server) -> None:
     digests = put(moto, bucket, b"one", b"two", b"three")
     async with started(cache(bucket, moto.url)) as store:
         await until_listed(store)
@@ -122,7 +118,7 @@ async def test_what_has_gone_is_noticed_when_it_is_read(bucket: str, moto: S3Ser
 
 
 async def test_the_next_listing_forgets_what_has_gone_and_finds_what_is_new(
-    bucket: str, proxy: FaultyProxy, moto: S3Server  # noqa: F811
+    bucket: str, proxy: FaultyProxy, moto: S3Server
 ) -> None:
     (old,) = put(moto, bucket, b"old")
     async with started(cache(bucket, proxy.url, interval=1)) as store:
@@ -136,7 +132,7 @@ async def test_the_next_listing_forgets_what_has_gone_and_finds_what_is_new(
 
 
 async def test_what_is_deleted_and_written_during_a_listing_is_known_after_it(
-    bucket: str, proxy: FaultyProxy, moto: S3Server, monkeypatch: pytest.MonkeyPatch  # noqa: F811
+    bucket: str, proxy: FaultyProxy, moto: S3Server, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     gone, kept, new = [*put(moto, bucket, b"gone", b"kept"), digest_of(b"new")]
     async with started(store := cache(bucket, proxy.url)) as _:
@@ -157,7 +153,7 @@ async def test_what_is_deleted_and_written_during_a_listing_is_known_after_it(
 
 
 async def test_a_bucket_of_many_pages_is_listed_whole_but_for_what_is_no_blob(
-    bucket: str, moto: S3Server, monkeypatch: pytest.MonkeyPatch  # noqa: F811
+    bucket: str, moto: S3Server, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("nl_cloud_object_store.store.LIST_MOST", 10)
     digests = put(moto, bucket, *(b"%d" % number for number in range(65)))
@@ -170,7 +166,7 @@ async def test_a_bucket_of_many_pages_is_listed_whole_but_for_what_is_no_blob(
         assert await store.has([*digests, wrong]) == [each.size for each in digests] + [None]
 
 
-async def test_no_more_is_kept_than_the_config_allows(bucket: str, moto: S3Server) -> None:  # noqa: F811
+async def test_no_more_is_kept_than_the_config_allows(bucket: str, moto: S3Server) -> None:
     digests = put(moto, bucket, *(b"%d" % number for number in range(20)))
     async with started(cache(bucket, moto.url, most=7)) as store:
         await until_listed(store)
@@ -180,7 +176,7 @@ async def test_no_more_is_kept_than_the_config_allows(bucket: str, moto: S3Serve
 
 
 async def test_what_may_expire_before_the_next_listing_is_asked_for(
-    bucket: str, proxy: FaultyProxy, moto: S3Server  # noqa: F811
+    bucket: str, proxy: FaultyProxy, moto: S3Server
 ) -> None:
     (digest,) = put(moto, bucket, b"data")
     for expire, requests in ((3 * 3600, []), (3600, ["head"])):
@@ -192,7 +188,7 @@ async def test_what_may_expire_before_the_next_listing_is_asked_for(
 
 
 async def test_the_file_spares_the_listing_after_a_restart_unless_it_is_too_old(
-    bucket: str, proxy: FaultyProxy, moto: S3Server, tmp_path: Path  # noqa: F811
+    bucket: str, proxy: FaultyProxy, moto: S3Server, tmp_path: Path
 ) -> None:
     path = tmp_path / "folder" / "index.json"
     digests = [*put(moto, bucket, b"one", b"two"), digest_of(b"three", DigestFunction.BLAKE3)]
@@ -218,7 +214,7 @@ async def test_the_file_spares_the_listing_after_a_restart_unless_it_is_too_old(
 
 
 async def test_what_was_deleted_after_the_listing_is_not_found_again_after_a_restart(
-    bucket: str, moto: S3Server, tmp_path: Path  # noqa: F811
+    bucket: str, moto: S3Server, tmp_path: Path
 ) -> None:
     """Here, since the file of before goes at once: a process that is killed then has left none."""
     path = tmp_path / "index.json"
@@ -252,7 +248,7 @@ async def until_written(path: Path) -> None:
 
 
 async def test_a_file_that_cannot_be_written_is_a_warning(
-    bucket: str, moto: S3Server, tmp_path: Path, caplog: pytest.LogCaptureFixture  # noqa: F811
+    bucket: str, moto: S3Server, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     (tmp_path / "index.json").mkdir()
     async with started(cache(bucket, moto.url, index_path=tmp_path / "index.json")) as store:
@@ -264,7 +260,7 @@ async def test_a_file_that_cannot_be_written_is_a_warning(
 
 
 async def test_a_listing_that_fails_is_a_warning_and_tried_again(
-    bucket: str, proxy: FaultyProxy, moto: S3Server, caplog: pytest.LogCaptureFixture, monkeypatch  # noqa: F811
+    bucket: str, proxy: FaultyProxy, moto: S3Server, caplog: pytest.LogCaptureFixture, monkeypatch
 ) -> None:
     monkeypatch.setattr(ontap_cache, "AGAIN_S", 0.01)
     (digest,) = put(moto, bucket, b"data")
@@ -278,7 +274,7 @@ async def test_a_listing_that_fails_is_a_warning_and_tried_again(
 
 @pytest.mark.parametrize(("wrong", "path"), [({"bucket": "no-such-bucket"}, "backend.bucket")])
 async def test_what_is_wrong_with_the_bucket_ends_the_start_with_its_place(
-    wrong: dict[str, object], path: str, moto: S3Server  # noqa: F811
+    wrong: dict[str, object], path: str, moto: S3Server
 ) -> None:
     with pytest.RaisesGroup(pytest.RaisesExc(ConfigError)) as caught:
         async with started(cache(**{"bucket": "", "url": moto.url, **wrong})):
@@ -317,7 +313,7 @@ def test_the_set_does_what_a_set_does(steps: list[tuple[bool, Digest]]) -> None:
 
 
 async def test_a_file_is_believed_no_longer_than_the_listing_that_it_is_of(
-    bucket: str, moto: S3Server, tmp_path: Path  # noqa: F811
+    bucket: str, moto: S3Server, tmp_path: Path
 ) -> None:
     path = tmp_path / "index.json"
     async with started(cache(bucket, moto.url, index_path=path)) as store:
