@@ -397,8 +397,12 @@ class WholeBody(MessageBody):
 
     async def receive_parts(self, max_bytes: int = CHUNK) -> Sequence[Buffer]:
         """Views, until the end."""
-        view, self._view = self._view[:max_bytes], self._view[max_bytes:]
-        return (view,) if len(view) else ()
+        view = self._view[:max_bytes]
+        if not len(view):
+            self._view = memoryview(b"")  # an empty view would keep the whole message, too
+            return ()
+        self._view = self._view[max_bytes:]
+        return (view,)
 
 
 def encoder_of(message: Any) -> Sequence[Buffer]:

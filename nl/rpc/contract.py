@@ -79,6 +79,11 @@ class ServerStream(Protocol, Generic[Req, Rep]):
         nothing else than that `receive_body` is to be asked.
         """
 
+    def pin(self, count: int) -> None:
+        """So many bytes of what the client has sent are kept by the handler now: for the bound of what all clients make
+        the listener hold (`max_held`). Each call replaces the count of the one before; the end of the handler ends it.
+        """
+
     async def send_initial_metadata(self, *, metadata: Any = None) -> None: ...
 
     async def send_message(self, message: Rep) -> None:

@@ -17,7 +17,7 @@ from typing import Any
 import grpclib.const
 import trio
 
-from nl.blob.reader import Buffer, read_all
+from nl.blob.reader import Buffer, Reader
 from nl.blob.verify import VerifyingReader, check_bytes
 from nl.errors import InternalError, InvalidRequestError, RangeError
 from nl.model.access import Right
@@ -154,7 +154,9 @@ class ByteStreamService:
             if first.size != digest.size or not first.finish or first.offset:
                 await self._store_session(instance, _key(stream, name), name, messages=messages, first=first)
             elif digest.size <= SMALL:
-                await _store_small(instance.store, name, first)
+                data = await _receive_small(first, digest.size, messages)
+                check_bytes(data, digest)
+                await instance.store.put(digest, data)
             else:
                 await self._store_message(instance.store, name, messages=messages, message=first)
         await stream.send_parts((write_reply(digest.size),))
@@ -167,7 +169,8 @@ class ByteStreamService:
             return -1
         source = PackedUpload(digest, messages, first)
         if first.finish and digest.size <= SMALL and first.size <= SMALL:
-            await self._packing.store(instance.packed, digest, await read_all(source))
+            data = await _receive_small(source, first.size, messages)
+            await self._packing.store(instance.packed, digest, data)
             return source.committed
         upload = SingleWrite(messages)
         await self._slots.take(upload)
@@ -270,17 +273,16 @@ async def _is_surely_there(store: Store, digest: Digest) -> bool:
     return store.traits.authoritative and (await store.has([digest]))[0] is not None
 
 
-async def _store_small(store: Store, name: WriteName, message: WriteMessage) -> None:
-    """Stores a blob that came in one message and is small: whole."""
-    digest = name.digest
+async def _receive_small(source: Reader, size: int, messages: WriteMessages) -> Buffer:
+    """All `size` bytes of an upload that comes in one message and is small; without a copy if they are in one piece."""
     data: Buffer = b""
-    while parts := await message.receive_parts(SMALL):
-        if len(parts) == 1 and len(parts[0]) == digest.size:
-            data = parts[0]
-            break
+    while parts := await source.receive_parts(SMALL):
+        if len(parts) == 1 and len(parts[0]) == size:
+            return parts[0]
         data = b"".join((data, *parts))
-    check_bytes(data, digest)
-    await store.put(digest, data)
+        if len(data) < size:
+            messages.pin(len(data))
+    return data
 
 
 def _check_range(name: ReadName, *, offset: int, limit: int) -> None:

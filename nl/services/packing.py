@@ -197,6 +197,7 @@ class PackedUpload(Reader):
         message = self._message
         while True:
             if message is None:
+                self._message = None  # and what it has of the client's bytes, while the next is waited for
                 message = self._message = await self._messages.receive_message()
                 if message is None:
                     raise InvalidRequestError(

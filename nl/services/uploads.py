@@ -203,11 +203,11 @@ class UploadSession(Reader):
     async def receive_parts(self, max_bytes: int = CHUNK) -> Sequence[Buffer]:
         """The next bytes that have not been handed out yet. Called by the store, in the session's task."""
         while True:
+            self._handed_out.clear()  # being asked for more means that they are no longer in use
             if self.state is State.FED and (parts := await self._receive_from_call(max_bytes)) is not None:
                 self.committed += sum(map(len, parts))
                 self._handed_out = parts if type(parts) is list else list(parts)
                 return self._handed_out
-            # Being asked for more means that the buffers handed out last are no longer in use.
             self._let_go(State.PARKED)
             await self._wait_for_call()
 
@@ -236,6 +236,7 @@ class UploadSession(Reader):
         while True:
             try:
                 if message is None:
+                    call.message = None  # what it has of the client's bytes is not kept while the next is waited for
                     message = call.message = await call.messages.receive_message()
                     if message is None:
                         return () if self.committed == self.size else None

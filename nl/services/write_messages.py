@@ -4,6 +4,8 @@ A WriteRequest's data field comes last on the wire, as every known client writes
 views of what the connection received, without being joined. A message that is written in another order is taken in
 whole and decoded: the same meaning, at the price of a copy.
 
+What is copied of a message whose rest is still to come is pinned: it counts as held for the client.
+
 Each wait for the client has an end: a client that sends nothing for `idle_s` is taken for gone, whatever its connection
 says, because an upload under way holds a file. The server's own work (a slow disk) does not count.
 """
@@ -17,7 +19,7 @@ from typing import Any, TypeVar
 
 import trio
 
-from nl.blob.reader import CHUNK, Buffer, Reader, read_all, split_parts
+from nl.blob.reader import CHUNK, Buffer, Reader, split_parts
 from nl.errors import DeadlineError, ExhaustedError, InvalidRequestError
 from nl.pb import bytestream
 from nl.pb.codec import DecodeError, decode
@@ -64,7 +66,7 @@ class WriteStoppedError(Exception):  # an event rather than an error: whoever st
 class WriteMessages:
     """The messages of a call, in order. Each must be read to its end before the next is asked for."""
 
-    __slots__ = ("_is_stopped", "_name", "_reason", "_scope", "_stream", "idle_s", "waiting_since")
+    __slots__ = ("_is_stopped", "_name", "_pinned", "_reason", "_scope", "_stream", "idle_s", "waiting_since")
 
     def __init__(self, stream: ServerStream[Any, Any], *, idle_s: float) -> None:
         self.waiting_since = inf
@@ -72,6 +74,7 @@ class WriteMessages:
         self._stream = stream
         self.idle_s = idle_s
         self._name = ""
+        self._pinned = 0
         self._scope: trio.CancelScope | None = None
         self._is_stopped = False
         self._reason: Exception | None = None
@@ -108,6 +111,12 @@ class WriteMessages:
             f"the upload made no progress for {self.idle_s:g} s (idle_upload_timeout_s of the bytestream service)"
         )
 
+    def pin(self, count: int) -> None:
+        """So many bytes of the upload are in memory of our own until the next message is here, or the call's end."""
+        if count != self._pinned:
+            self._pinned = count
+            self._stream.pin(count)
+
     async def receive_message(self) -> WriteMessage | None:
         """The next message, None when the client has half-closed.
 
@@ -115,7 +124,11 @@ class WriteMessages:
         the first did; the first must name one.
         """
         data = None if self._is_stopped else self._stream.take_body(_COPIED_BYTES)
-        message = await self.wait_for(self._receive) if data is None else _read_whole(data, self)
+        if data is None:
+            message = await self.wait_for(self._receive)
+        else:
+            self.pin(0)
+            message = _read_whole(data, self)
         if message is None:
             return None
         name = message.resource_name
@@ -131,6 +144,7 @@ class WriteMessages:
 
     async def _receive(self) -> WriteMessage | None:
         body = await self._stream.receive_body()
+        self.pin(0)  # not before: whoever has been given the last message's bytes may have kept them until now
         return None if body is None else await _read_message(body, self)
 
 
@@ -163,6 +177,7 @@ async def _read_message(body: MessageBody, messages: WriteMessages) -> WriteMess
         while (head := parse_write_head(first, size)) is None:
             # The head came in pieces. What is kept over a receive is copied: its buffer is reused.
             first = b"".join((first, *rest))
+            messages.pin(len(first))
             rest = await body.receive_parts()
     except DecodeError as exc:
         raise _malformed(exc) from exc
@@ -171,11 +186,21 @@ async def _read_message(body: MessageBody, messages: WriteMessages) -> WriteMess
             raise ExhaustedError(
                 f"a WriteRequest of {size} bytes whose data does not come last is too large"
             ) from None
-        whole = b"".join((first, *rest))  # before more is received: that may overwrite what these are views of
-        return _read_reordered(whole + await read_all(body), messages)
+        return _read_reordered(await _join((first, *rest), body, messages), messages)
     data = memoryview(first)[head.data_start :]
     parts = [data, *rest] if len(data) else rest
     return WriteMessage(head, messages, size=head.data_length, first=parts, rest=body)
+
+
+async def _join(parts: Sequence[Buffer], body: MessageBody, messages: WriteMessages) -> bytearray:
+    """A message in one piece. Its parts are copied before more is received, which may overwrite them."""
+    whole = bytearray()
+    while parts:
+        for part in parts:
+            whole += part
+        messages.pin(len(whole))
+        parts = await body.receive_parts()
+    return whole
 
 
 def _read_whole(data: bytes, messages: WriteMessages) -> WriteMessage:
@@ -191,7 +216,7 @@ def _read_whole(data: bytes, messages: WriteMessages) -> WriteMessage:
     return WriteMessage(head, messages, size=len(payload), first=(payload,) if payload else (), rest=None)
 
 
-def _read_reordered(whole: bytes, messages: WriteMessages) -> WriteMessage:
+def _read_reordered(whole: Buffer, messages: WriteMessages) -> WriteMessage:
     """Decodes a message whose data does not come last."""
     try:
         message = decode(bytestream.WriteRequest, whole)

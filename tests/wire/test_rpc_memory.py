@@ -6,12 +6,18 @@ import pytest
 import trio
 from trio.testing import wait_all_tasks_blocked
 
+from nl.pb import bytestream
+from nl.pb.codec import encode, varint
 from nl.rpc import frames as fr
+from nl.rpc import hpack
 from nl.rpc.arena import ARENA_SIZE
 from nl.rpc.frames import ErrorCode, Setting
 from nl.rpc.options import ServerOptions
 from nl.rpc.server_connection import CALL_COST, TASK_COST
-from tests.wire.raw_h2 import RawClient, headers, message
+from nl.services.bytestream import ByteStreamInstance, ByteStreamService
+from nl.storage.contract import SMALL
+from tests.support.serving import memory_store
+from tests.wire.raw_h2 import GRPC, RawClient, headers, message
 from tests.wire.rpc_hosting import serving
 from tests.wire.rpc_service import RawService
 
@@ -94,6 +100,36 @@ class Watch(trio.abc.Instrument):
 
     def after_io_wait(self, timeout):
         self.most = max(self.most, self.server.statistics()["held_bytes"])
+
+
+async def begin_write(client, sid, encoded, *, missing):
+    path = hpack.encode_path(b"/google.bytestream.ByteStream/Write")
+    block = hpack.METHOD_POST + hpack.SCHEME_HTTP + path + GRPC
+    body = (fr.PREFIX.pack(0, len(encoded)) + encoded)[:-missing]
+    await client.send(fr.frame(fr.HEADERS, fr.END_HEADERS, sid, block), data_frames(sid, body))
+
+
+@pytest.mark.parametrize(("what", "size"), [("data first", MIB), ("small", SMALL)])
+async def test_uploads_that_are_here_in_part_are_held_although_their_bytes_are_copied(service, what, size):
+    """A message whose data comes first is taken whole, and so is a small blob; their credit has gone back by then."""
+    name = encode(bytestream.WriteRequest(resource_name=f"uploads/u/blobs/{'a' * 64}/{size}", finish_write=True))
+    data = b"\x52" + varint(size) + bytes(size)
+    encoded = data + name if what == "data first" else name + data
+    async with serving(ByteStreamService({"": ByteStreamInstance(memory_store())})) as (server, port):
+        client = await RawClient.connect(port)
+        for sid in (1, 3, 5, 7):
+            await begin_write(client, sid, encoded, missing=1)
+        await client.settled()
+        await wait_all_tasks_blocked()
+        held = server.statistics()["held_bytes"]
+        assert 4 * size < held < 4 * (size + CALL_COST + TASK_COST) + 3 * ARENA_SIZE
+        for sid in (1, 3, 5, 7):
+            await client.send(fr.frame(fr.DATA, fr.END_STREAM, sid, encoded[-1:]))
+        for _ in range(4):
+            await client.until(fr.HEADERS)
+        await client.settled()
+        await wait_all_tasks_blocked()
+        assert server.statistics()["held_bytes"] < ARENA_SIZE
 
 
 async def test_the_bound_is_kept_at_all_times_not_only_when_somebody_looks(service):

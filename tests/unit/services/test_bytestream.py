@@ -356,6 +356,9 @@ class InPieces(Writes):
         self._pieces = [encoded[at : at + count] for at in range(0, len(encoded), count)]
         self._is_taken = False
 
+    def pin(self, count):
+        """Of no interest here."""
+
     async def receive_body(self):
         was_taken, self._is_taken = self._is_taken, True
         return None if was_taken else self

@@ -1,5 +1,6 @@
 """What a session tells the call that feeds it, when the two do not end together."""
 
+import array
 import gc
 import hashlib
 import weakref
@@ -464,3 +465,28 @@ async def test_a_call_that_waits_for_its_client_is_told_that_another_has_taken_o
         assert ends == [(Code.ABORTED, began)], "at once, and not when the other has ended"
         await session.feed(Silence(), Message(DATA[6:], 6))
     assert store.stored == DATA
+
+
+class Passing:
+    """Takes everything and keeps nothing."""
+
+    async def write(self, digest, reader):
+        while await reader.receive_parts():
+            pass
+
+
+async def test_nothing_of_a_message_is_kept_while_the_next_one_is_waited_for():
+    owner = array.array("B", DATA[:4])
+    kept, session, messages = weakref.ref(owner), new_session(), Silence()
+    first = Message(memoryview(owner))
+    first.finish = False
+    del owner
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(session.run, Passing())
+        nursery.start_soon(session.feed, messages, first)
+        del first
+        await trio.testing.wait_all_tasks_blocked()
+        assert (session.state, session.committed, messages.waiting_since < inf) == (State.FED, 4, True)
+        gc.collect()
+        assert kept() is None
+        nursery.cancel_scope.cancel()
