@@ -16,7 +16,7 @@ from nl.plugin import EMPTY_DIGESTS, ActionKey, Digest, DigestFunction, Key
 from nl.stores.filesystem.clock import Clock
 from nl.stores.filesystem.layout import Folder
 from nl.stores.filesystem.mirror import Mirror
-from nl.stores.filesystem.names import IndexKey, index_key, legacy_action_key
+from nl.stores.filesystem.names import IndexKey, index_key, legacy_action_key, unmarked_key
 from nl.stores.filesystem.oserrors import translate
 from nl.stores.filesystem.unmarked import UnmarkedBlobs
 
@@ -124,24 +124,43 @@ class Presence:
         places = [self._layout.locate(key) for key in keys]
         # Uses are told before it is looked: whoever evicts then either has done so, or knows better.
         self._index.tell_keys([key for _, _, key in places], time.monotonic())
-        if len(places) <= _INLINE_STATS:
-            sizes = self._stat_all(keys, places)
-        else:
-            sizes = await trio.to_thread.run_sync(self._stat_all, keys, places)
+        sizes = await self._look_at(keys, places)
         now = time.monotonic()
         index = self._index
         changed = self._mirror.changed_during_scan or ()
+        others: list[int] = []
         for number, (folder, name, key) in enumerate(places):
             size = sizes[number]
             if size is None:
                 sizes[number] = self._size_under_another_name(keys[number], now)
+                if sizes[number] is not None and keys[number] not in EMPTY_DIGESTS:
+                    others.append(number)
                 continue
             slot = index.slots.get(key)
             if slot is None and (folder, name) not in changed:
                 slot = self._mirror.add(folder, key, size)
             if slot is not None:
                 index.touch(slot, now)
+        if others:  # as far as the index knows, which may be wrong of them as well
+            asked = [keys[number] for number in others]
+            found = await self._look_at(asked, list(map(self._other_place, asked)))
+            for number, size in zip(others, found, strict=True):
+                sizes[number] = size
         return sizes
+
+    def _other_place(self, key: Key) -> tuple[Folder, str, IndexKey]:
+        """Where others keep what is asked for."""
+        other = legacy_action_key(key) if isinstance(key, ActionKey) else unmarked_key(cast("Digest", key))
+        assert other is not None
+        folder, name = self._layout.place_of(other, cast("Digest | ActionKey", key).size)
+        return folder, name, other
+
+    async def _look_at(
+        self, keys: Sequence[Key], places: Sequence[tuple[Folder, str, IndexKey]]
+    ) -> list[int | None]:
+        if len(places) <= _INLINE_STATS:
+            return self._stat_all(keys, places)
+        return await trio.to_thread.run_sync(self._stat_all, keys, places)
 
     def _stat_all(
         self, keys: Sequence[Key], places: Sequence[tuple[Folder, str, IndexKey]]

@@ -76,6 +76,17 @@ async def test_without_inotify_few_files_are_looked_at_at_once_and_many_in_a_thr
     assert hops.count("_stat_all") == threads
 
 
+@pytest.mark.parametrize("times", [1, 40])
+async def test_what_lies_under_the_name_that_others_give_it_is_there_until_it_is_gone(place, watched, times):
+    action, blake3 = ActionKey("ab" * 32, 3), digest_of(b"blake3", DigestFunction.BLAKE3)
+    paths = [place.lay(Digest("ab" * 32, 3), b"a result"), place.lay(Digest(*blake3[:2]), b"blake3")]
+    async with place.running() as store:
+        assert await store.has([action, blake3] * times) == [8, 6] * times
+        for path in paths:
+            path.unlink()
+        assert await store.has([action, blake3, *EMPTY_DIGESTS] * times) == [None, None, 0, 0] * times
+
+
 async def test_what_is_no_file_of_that_size_is_not_there(place, watched):
     digests = [digest_of(b"%d" % number) for number in range(4)]
     place.file(digests[0]).parent.mkdir(parents=True)
