@@ -161,15 +161,18 @@ class Opener:
 
     async def _set_wrong_size_aside(self, digest: Digest) -> None:
         """A blob is asked for whose file has another size than its name says: cut short or written to by somebody."""
+        folder, name = self._layout.blobs, name_of(digest)
         try:
-            fd = os.open(name_of(digest), _READ_FLAGS, dir_fd=self._layout.blobs.fd)
+            fd = os.open(name, _READ_FLAGS, dir_fd=folder.fd)
+            try:
+                if os.fstat(fd).st_size != digest.size:
+                    await self._quarantine.set_aside(folder, digest, fd)
+            finally:
+                os.close(fd)
         except FileNotFoundError:
             return
-        try:
-            if os.fstat(fd).st_size != digest.size:
-                await self._quarantine.set_aside(self._layout.blobs, digest, fd)
-        finally:
-            os.close(fd)
+        except OSError as error:
+            raise self._translated(error, folder, name, "check") from error
 
     def _missing(self, key: Key) -> BlobNotFoundError:
         self.misses += 1

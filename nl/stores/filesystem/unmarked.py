@@ -12,7 +12,9 @@ import time
 
 from nl.plugin import Digest, DigestFunction
 from nl.stores.filesystem.commit import Committer
+from nl.stores.filesystem.layout import Folder
 from nl.stores.filesystem.names import index_key, name_of, unmarked_key
+from nl.stores.filesystem.oserrors import translate
 from nl.stores.filesystem.quarantine import Quarantine
 from nl.stores.filesystem.verify import Verifier
 
@@ -38,11 +40,19 @@ class UnmarkedBlobs:
         return digest.size
 
     async def mark(self, digest: Digest) -> bool:
-        """Gives the blob its full name if it is there without; whether that was so. Raises OSError."""
+        """Gives the blob its full name if it is there without; whether that was so. Raises UnavailableError and such.
+        """
         if self.size_of(digest) is None:
             return False
-        folder = self._committer.mirror.layout.blobs
+        layout = self._committer.mirror.layout
         other = Digest(digest.hash, digest.size, DigestFunction.SHA256)
+        try:
+            return await self._mark(layout.blobs, other, digest)
+        except OSError as error:
+            path = f"{layout.blobs.path}/{name_of(other)}"
+            raise translate(error, store=layout.name, path=path, doing="check") from error
+
+    async def _mark(self, folder: Folder, other: Digest, digest: Digest) -> bool:
         try:
             fd = os.open(name_of(other), _READ_FLAGS, dir_fd=folder.fd)
         except FileNotFoundError:
