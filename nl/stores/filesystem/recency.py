@@ -88,7 +88,7 @@ class Recency:
         since, self._last = self._last, time.monotonic()
         left = _BATCH
         for slots in self._mirror.index.order.used_since(since):
-            await self._write(slots[:left])
+            await self._write(slots[-left:])
             left -= len(slots)
             if left <= 0:
                 break
