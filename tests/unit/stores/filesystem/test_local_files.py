@@ -1,7 +1,9 @@
 """Hard links out, files taken in, and what may go wrong between."""
 
 import errno
+import fcntl
 import os
+import signal
 import stat
 import subprocess
 import sys
@@ -22,6 +24,7 @@ from nl.plugin import (
 )
 from nl.stores.filesystem import adopting, links
 from nl.stores.filesystem.copying import copy_bytes, copy_to_path
+from nl.stores.filesystem.leases import nobody_writes_to
 from nl.testing import find, make_blob
 
 from .conftest import put
@@ -209,6 +212,31 @@ async def test_an_output_that_somebody_has_open_for_writing_is_copied(place, whe
                 file.write(b"OUTPUT")
         assert await find(store, digest) == b"output"
         assert store.statistics()["corrupt_blobs"] == 0
+
+
+def test_who_opens_a_file_for_writing_while_that_is_asked_ends_nobody(tmp_path, monkeypatch):
+    """The kernel tells the holder of a lease by a signal, and its usual one ends a process that does not expect it."""
+    path, real, signals = tmp_path / "out", fcntl.fcntl, []
+    path.write_bytes(b"output")
+
+    def open_meanwhile(fd, command, argument):
+        if argument == fcntl.F_UNLCK:
+            with pytest.raises(BlockingIOError):
+                os.open(path, os.O_WRONLY | os.O_NONBLOCK)
+        return real(fd, command, argument)
+
+    usual = signal.signal(signal.SIGIO, lambda number, frame: signals.append(number))
+    try:
+        with path.open("rb") as file:
+            with monkeypatch.context() as patched:
+                patched.setattr(fcntl, "fcntl", open_meanwhile)
+                assert nobody_writes_to(file.fileno())
+            assert fcntl.fcntl(file, fcntl.F_GETLEASE) == fcntl.F_UNLCK
+            with path.open("r+b"):
+                assert not nobody_writes_to(file.fileno())
+    finally:
+        signal.signal(signal.SIGIO, usual)
+    assert signals == []
 
 
 async def test_an_output_changed_after_it_was_hashed_is_refused_and_put_back(place):

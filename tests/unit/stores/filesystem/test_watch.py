@@ -1,8 +1,11 @@
 """inotify, and what happens where there is none."""
 
+import ctypes
 import errno
 import os
 import shutil
+import sys
+from types import SimpleNamespace
 
 import pytest
 import trio
@@ -11,9 +14,15 @@ from trio.testing import assert_no_checkpoints
 from nl.blob.hashing import digest_of
 from nl.plugin import BlobNotFoundError, NlError, Removals
 from nl.stores.filesystem import FilesystemStore, mirror
+from nl.stores.filesystem import watch as watch_module
 from nl.stores.filesystem.watch import (
+    IN_CLOSE_WRITE,
     IN_CREATE,
     IN_DELETE,
+    IN_DELETE_SELF,
+    IN_MODIFY,
+    IN_MOVE_SELF,
+    IN_MOVED_FROM,
     IN_MOVED_TO,
     Watch,
     WatchUnavailableError,
@@ -38,6 +47,92 @@ def test_every_change_can_be_read_at_once(tmp_path):
     kinds = [(event.mask, event.name) for event in watch.read()]
     assert (IN_MOVED_TO, "other") in kinds and kinds[-1] == (IN_DELETE, "other")
     watch.close()
+
+
+def test_whatever_may_change_a_file_or_take_the_folder_away_is_reported_while_it_happens(tmp_path):
+    folder, elsewhere = tmp_path / "folder", tmp_path / "elsewhere"
+    folder.mkdir()
+    (folder / "file").write_bytes(b"x")
+    watch = Watch()
+    number = watch.add(str(folder))
+    with (folder / "file").open("r+b", buffering=0) as file:
+        file.truncate(0)
+        assert watch.read() == [(number, IN_MODIFY, "file")], "though it is still being written"
+    assert watch.read() == [(number, IN_CLOSE_WRITE, "file")]
+    os.rename(folder / "file", tmp_path / "file")
+    assert watch.read() == [(number, IN_MOVED_FROM, "file")]
+    os.rename(folder, elsewhere)
+    assert watch.read() == [(number, IN_MOVE_SELF, "")]
+    os.rmdir(elsewhere)
+    assert watch.read()[0] == (number, IN_DELETE_SELF, "")
+    watch.close()
+
+
+def test_events_are_handed_out_some_hundred_at_a_time_and_in_order(tmp_path):
+    """So that who is far behind goes on in steps, between which others run."""
+    watch = Watch()
+    watch.add(str(tmp_path))
+    names = [f"{number:064x}-{number}" for number in range(1000, 2000)]
+    for name in names:
+        os.close(os.open(tmp_path / name, os.O_CREAT | os.O_RDONLY))
+    got = []
+    while events := watch.read():
+        assert 100 < len(events) < 200 or len(got) + len(events) == 1000
+        got += [event.name for event in events]
+    assert got == names
+    watch.close()
+
+
+def test_a_watch_is_not_handed_on_to_commands_and_never_waits():
+    watch = Watch()
+    assert not os.get_inheritable(watch.fd)
+    assert not os.get_blocking(watch.fd)
+    assert watch.pending() == 0 and not watch.read()
+    watch.close()
+
+
+@pytest.mark.parametrize(
+    ("number", "advice"),
+    [
+        (errno.EMFILE, "fs.inotify.max_user_instances or ulimit -n"), (errno.ENOSPC, "fs.inotify.max_user_watches"),
+        (errno.EACCES, "Permission denied"),
+    ],
+)  # fmt: skip
+def test_why_nothing_can_be_watched_is_said_with_what_to_change(monkeypatch, number, advice):
+    def refuse(*args):
+        ctypes.set_errno(number)
+        return -1
+
+    watch = Watch()
+    monkeypatch.setattr(watch_module, "_libc", SimpleNamespace(inotify_init1=refuse, inotify_add_watch=refuse))
+    with pytest.raises(WatchUnavailableError, match=advice):
+        Watch()
+    with pytest.raises(WatchUnavailableError, match=f"^/the/folder: .*{advice}"):
+        watch.add("/the/folder")
+    watch.close()
+
+
+@pytest.mark.parametrize(
+    ("number", "name"),
+    [
+        (0x6969, "nfs"), (0xFF534D42, "cifs"), (0xFE534D42, "smb2"), (0x65735546, "fuse"), (0x01021997, "9p"),
+        (0x00C36400, "ceph"), (0x0BD00BD0, "lustre"), (0xEF53, None), (0x01021994, None), (0x58465342, None),
+    ],
+)  # fmt: skip
+def test_network_file_systems_are_known_by_their_number(monkeypatch, number, name):
+    """As `man 2 statfs` has them; the last ones are ext4, tmpfs and XFS."""
+
+    def statfs(path, buffer):
+        assert path == b"/the/folder"
+        buffer[:8] = number.to_bytes(8, sys.byteorder)
+        return 0
+
+    monkeypatch.setattr(watch_module, "_libc", SimpleNamespace(statfs=statfs))
+    assert remote_file_system("/the/folder") == name
+
+
+def test_a_folder_that_cannot_be_asked_counts_as_local():
+    assert remote_file_system("/no/such/folder") is None
 
 
 def test_a_folder_that_is_not_there_cannot_be_watched(tmp_path):

@@ -1,5 +1,6 @@
 """Files under way: room is reserved before it is written to, and writes move to threads when the disk is slow."""
 
+import ctypes
 import errno
 import fcntl
 import os
@@ -20,7 +21,7 @@ from nl.plugin import (
     UnavailableError,
     UploadMismatchError,
 )
-from nl.stores.filesystem import lock
+from nl.stores.filesystem import lock, reserving
 from nl.stores.filesystem.layout import Layout
 from nl.stores.filesystem.reserving import reserve
 from nl.stores.filesystem.writing import DiskPace, Gatherer, TempFile, seconds_waited
@@ -87,6 +88,26 @@ def test_a_file_system_that_cannot_reserve_is_no_error():
     finally:
         os.close(reading)
         os.close(writing)
+
+
+@pytest.mark.parametrize("number", [errno.ENOSPC, errno.EDQUOT, errno.EOPNOTSUPP, errno.EINTR, errno.EFBIG])
+def test_only_a_disk_or_a_quota_that_is_full_is_an_error_before_anything_is_written(monkeypatch, number):
+    def refuse(fd, mode, offset, count):
+        ctypes.set_errno(number)
+        return -1
+
+    monkeypatch.setattr(reserving, "_fallocate", refuse)
+    if number in (errno.ENOSPC, errno.EDQUOT):
+        with pytest.raises(OSError) as caught:
+            reserve(0, offset=0, count=MIB)
+        assert caught.value.errno == number and caught.value.strerror == os.strerror(number)
+    else:
+        assert reserve(0, offset=0, count=MIB) is False
+
+
+def test_where_the_c_library_has_no_such_call_nothing_is_reserved(monkeypatch):
+    monkeypatch.setattr(reserving, "_fallocate", None)
+    assert reserve(0, offset=0, count=MIB) is False
 
 
 def test_one_slow_write_turns_to_threads_and_many_fast_ones_turn_back():
