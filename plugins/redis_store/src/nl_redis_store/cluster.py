@@ -33,7 +33,6 @@ class Cluster(Topology):
         self._masters: tuple[Address, ...] = ()
         self._nursery: trio.Nursery | None = None
         self._outdated = trio.Event()
-        self._outdated.set()
         self._learnt = trio.Event()
         self._error: RedisError | None = None
 

@@ -61,7 +61,7 @@ class Watched(Single):
         return connection
 
     async def _find_master(self) -> Address:
-        """The first sentinel that knows it. Raises what the last of them said."""
+        """What the first sentinel says that knows it. Raises what one of them refused, else what the first one said."""
         error: RedisError | None = None
         for sentinel in self._dialer.addresses:
             try:
