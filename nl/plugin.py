@@ -9,7 +9,7 @@ class attribute `Options` names the former, registered under the entry-point gro
 and used in a config as `{ name: "X", my_kind: { ...options... } }`. Run `nl.testing.StoreConformance` against it.
 """
 
-from nl.blob.coding import CodingError, Decoder, DecodingReader, Encoder, EncodingReader, code
+from nl.blob.coding import BATCH, OUTPUT, CodingError, Decoder, DecodingReader, Encoder, EncodingReader, code
 from nl.blob.file import open_file
 from nl.blob.hashing import Hasher, digest_of, hash_bytes, new_hasher
 from nl.blob.promised import PromisedSource
@@ -67,6 +67,7 @@ from nl.storage.capabilities import (
     ScanPage,
     Scans,
 )
+from nl.storage.coder_memory import CoderMemory
 from nl.storage.concurrent import for_each
 from nl.storage.context import StoreContext
 from nl.storage.contract import MAX_WHOLE, SMALL, Store, Traits
@@ -79,16 +80,17 @@ from nl.storage.wrapper import StoreWrapper
 from nl.storage.writes import Writes
 
 __all__ = [
-    "ActionKey", "Alias", "BlobNotFoundError", "BlobSizeLimit", "Buffer", "BytesReader", "CHUNK", "ChecksCompleteness",
-    "CodingError", "ConfigError", "CorruptBlobError", "Count", "DeadlineError", "Decoder", "DecodingReader", "Deletes",
-    "Digest", "DigestFunction", "Discards", "Duration", "EMPTY_DIGESTS", "EncodedBlobs", "EncodedReader", "Encoder",
-    "Encoding", "EncodingReader", "ErrorName", "EvictionPolicy", "ExhaustedError", "Flag", "ForeignKey",
-    "ForwardsHeaders", "Hasher", "InternalError", "InvalidRequestError", "Key", "Link", "LocalFiles", "LruIndex",
-    "MAX_WHOLE", "NlError", "NotFoundError", "Opened", "Options", "PartitionedStore", "PermissionDeniedError", "Pins",
-    "PromisedSource", "RangeError", "Reader", "RemovalFeed", "RemovalFeeds", "Removals", "RetryOptions", "RetryPauses",
-    "SMALL", "ScanPage", "Scans", "SecretText", "ServerAddress", "Size", "SliceReader", "SpoolingReader", "Store",
-    "StoreContext", "StoreName", "StoreSpec", "StoreWrapper", "Tee", "Text", "TooLargeError", "Traits",
-    "UnavailableError", "UploadMismatchError", "Uses", "VerifyingReader", "Writes", "ZstdDecoder", "ZstdEncoder",
-    "caller_headers", "check_bytes", "clamp", "code", "digest_of", "for_each", "hash_bytes", "key_of_text", "key_text",
-    "new_hasher", "open_file", "read_all", "slice_bytes", "split_parts",
+    "ActionKey", "Alias", "BATCH", "BlobNotFoundError", "BlobSizeLimit", "Buffer", "BytesReader", "CHUNK",
+    "ChecksCompleteness", "CoderMemory", "CodingError", "ConfigError", "CorruptBlobError", "Count", "DeadlineError",
+    "Decoder", "DecodingReader", "Deletes", "Digest", "DigestFunction", "Discards", "Duration", "EMPTY_DIGESTS",
+    "EncodedBlobs", "EncodedReader", "Encoder", "Encoding", "EncodingReader", "ErrorName", "EvictionPolicy",
+    "ExhaustedError", "Flag", "ForeignKey", "ForwardsHeaders", "Hasher", "InternalError", "InvalidRequestError",
+    "Key", "Link", "LocalFiles", "LruIndex", "MAX_WHOLE", "NlError", "NotFoundError", "OUTPUT", "Opened", "Options",
+    "PartitionedStore", "PermissionDeniedError", "Pins", "PromisedSource", "RangeError", "Reader", "RemovalFeed",
+    "RemovalFeeds", "Removals", "RetryOptions", "RetryPauses", "SMALL", "ScanPage", "Scans", "SecretText",
+    "ServerAddress", "Size", "SliceReader", "SpoolingReader", "Store", "StoreContext", "StoreName", "StoreSpec",
+    "StoreWrapper", "Tee", "Text", "TooLargeError", "Traits", "UnavailableError", "UploadMismatchError", "Uses",
+    "VerifyingReader", "Writes", "ZstdDecoder", "ZstdEncoder", "caller_headers", "check_bytes", "clamp", "code",
+    "digest_of", "for_each", "hash_bytes", "key_of_text", "key_text", "new_hasher", "open_file", "read_all",
+    "slice_bytes", "split_parts",
 ]

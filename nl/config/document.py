@@ -74,17 +74,28 @@ def _named(raw: Raw, path: str, conversion: Conversion) -> list[tuple[str, Raw]]
 _MAP_FORM = Entries(_named, 'also the older { "<name>": { <kind>: { ... } } }')
 
 
+LEAST_CODER_MEMORY = 16 * 1024 * 1024
+
+
 class GlobalOptions(Options):
     """What concerns the whole process."""
 
     max_open_files: Annotated[Count, ZeroMeansDefault()] = 24576
     """How many files may be open at once; the process's own limit is raised to it where that is allowed."""
+    max_coder_memory: Size = 1024 * 1024 * 1024
+    """How much memory blobs that are compressed, unpacked or cut into chunks while they are streamed may take together.
+    Beyond it they wait for each other; uploads that wait for their clients make room."""
     default_digest_hash_function: Annotated[
         Literal["sha256", "blake3"], Unsupported("requests that name no digest function mean sha256")] = "sha256"
     """The digest function of requests that name none."""
     default_digest_size_health_check: Annotated[
         Size, ZeroMeansDefault(), Ignored("health checks write no blobs")] = 1024 * 1024
     """The size of the blob with which health checks try a store."""
+
+    def check(self) -> None:
+        """Refuses memory in which hardly anything can be coded."""
+        if self.max_coder_memory < LEAST_CODER_MEMORY:
+            raise ConfigError("max_coder_memory", f"{self.max_coder_memory}; expected at least {LEAST_CODER_MEMORY}")
 
 
 class Config(Options):

@@ -20,6 +20,7 @@ from nl.server.status import StatusPage, routes
 from nl.services.health import HealthRegistry
 from nl.storage.builder import StoreGraph, build_stores
 from nl.storage.capabilities import ForwardsHeaders
+from nl.storage.coder_memory import CoderMemory
 from nl.web.server import HttpServer
 
 
@@ -61,7 +62,7 @@ def compose(config: Config, bound: Sequence[Bound], *, slots: Slots) -> Composit
     Raises ConfigError for what the config names and cannot be used: files of TLS, of tokens.
     """
     doors = Doors(config)
-    graph = build_stores(config.stores)
+    graph = build_stores(config.stores, coder_memory=CoderMemory(config.global_.max_coder_memory))
     checks = CompletenessChecks(config, graph)
     schedulers = build_schedulers(config, graph, checks)
     health = HealthRegistry()

@@ -152,7 +152,8 @@ def _bytestream(entries: Sequence[cfg.ByteStreamService], site: Site) -> Iterabl
         return []
     most = _open_files(len([each for each in site.config.servers if each.services.bytestream]))
     return [
-        ByteStreamService(instances, any_name=site.any_name, max_open_reads=most, max_open_writes=most)
+        ByteStreamService(instances, any_name=site.any_name, max_open_reads=most, max_open_writes=most,
+                          coder_memory=site.graph.coder_memory)
     ]
 
 

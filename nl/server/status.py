@@ -58,6 +58,7 @@ class StatusPage:
                 "tasks": trio.lowlevel.current_statistics().tasks_living,
                 "listeners": {", ".join(each.addresses): each.statistics() for each in self._listeners},
                 "stores": {built.name: {"kind": built.kind, **built.store.statistics()} for built in self._graph},
+                "coder_memory": self._graph.coder_memory.statistics(),
                 "auth": self._doors.statistics(),
             }
         return Response(

@@ -27,12 +27,13 @@ from nl.pb import bytestream
 from nl.pb.hot import write_reply
 from nl.rpc.contract import ServerStream
 from nl.services.packed_reads import PackedReadSender
-from nl.services.packing import COMPRESSOR, PackedTarget, PackedUpload, Packing
+from nl.services.packing import COMPRESSOR, PackedTarget, PackedUpload, Packing, unpacking_bytes
 from nl.services.reads import ReadSender, response_head
 from nl.services.requests import Instances, receive_request, refuse_strangers
 from nl.services.upload_bounds import SessionKey, SingleWrite, UploadSessions, UploadSlots
 from nl.services.uploads import UploadSession, check_offset
 from nl.services.write_messages import WriteMessage, WriteMessages
+from nl.storage.coder_memory import CoderMemory
 from nl.storage.contract import SMALL, Store
 
 MAX_PARKED = 64
@@ -70,12 +71,14 @@ class ByteStreamService:
         max_parked_bytes: int = MAX_PARKED_BYTES,
         max_open_reads: int = MAX_OPEN,
         max_open_writes: int = MAX_OPEN,
+        coder_memory: CoderMemory | None = None,
     ) -> None:
         self._instances = Instances(instances, any_name=any_name)
         self._sessions = UploadSessions(max_parked=max_parked, max_parked_bytes=max_parked_bytes)
         self._slots = UploadSlots(max_open_writes)
         self._sender = ReadSender(max_open_reads)
         self._packing = Packing()
+        self._coder_memory = coder_memory or CoderMemory()
         self._packed = PackedReadSender(self._sender, self._packing)
         self._unpackers = UploadSlots(min(MAX_UNPACKING, max_open_writes))
         self._nursery: trio.Nursery | None = None
@@ -177,7 +180,8 @@ class ByteStreamService:
         try:
             await self._unpackers.take(upload)
             try:
-                await self._packing.write(instance.packed, digest, source)
+                async with self._coder_memory.uploading((unpacking_bytes(digest),)) as held:
+                    await self._packing.write(instance.packed, digest, held.watched(source))
             finally:
                 self._unpackers.release(upload)
         finally:

@@ -18,7 +18,7 @@ from nl.blob.coding import INLINE, OUTPUT, CodingError, DecodingReader, code, ga
 from nl.blob.hashing import new_hasher
 from nl.blob.reader import CHUNK, Buffer, BytesReader, Reader, read_all
 from nl.blob.verify import VerifyingReader, check_bytes
-from nl.blob.zstd import ZstdDecoder, compress, decompress
+from nl.blob.zstd import WINDOW_LOG, ZstdDecoder, compress, decompress
 from nl.errors import InvalidRequestError, NlError, UploadMismatchError
 from nl.model.digest import Digest
 from nl.model.encoding import Encoding
@@ -34,6 +34,11 @@ LEAST_PACKED: Final = 256
 _UNPACKED_AT_ONCE: Final = 8 * OUTPUT
 """How much is unpacked in one stay in a thread: some milliseconds, after which a cancelled caller is let go."""
 _THREADS: Final = 4
+
+
+def unpacking_bytes(digest: Digest) -> int:
+    """What an upload takes that is unpacked: its history, whatever it sends, and what goes in and comes out."""
+    return min(1 << WINDOW_LOG, digest.size) + 2 * OUTPUT
 
 
 class Packing:
@@ -68,7 +73,7 @@ class Packing:
             await target.store.put(digest, blob)
 
     async def write(self, target: PackedTarget, digest: Digest, upload: Reader) -> None:
-        """Stores a blob whose packed form comes in pieces."""
+        """Stores a blob whose packed form comes in pieces. Takes `unpacking_bytes` of memory meanwhile."""
         if target.encoded is not None:
             await target.encoded.write_encoded(
                 digest, CheckedUpload(upload, digest, threads=self.threads), Encoding.ZSTD

@@ -16,6 +16,7 @@ from nl.config.fields import child_specs, join
 from nl.config.registry import StoreKind, StoreKinds, first_line
 from nl.config.types import StoreSpec
 from nl.errors import ConfigError, InternalError, PluginError
+from nl.storage.coder_memory import CoderMemory
 from nl.storage.context import StoreContext
 from nl.storage.contract import Store
 
@@ -36,8 +37,10 @@ class StoreGraph:
     is referred to by name before what refers to it.
     """
 
-    def __init__(self, stores: Sequence[BuiltStore]) -> None:
+    def __init__(self, stores: Sequence[BuiltStore], coder_memory: CoderMemory | None = None) -> None:
         self.stores = tuple(stores)
+        self.coder_memory = coder_memory or CoderMemory()
+        """What the coders of all of them share."""
         self._by_name = {built.name: built.store for built in stores}
 
     def __getitem__(self, name: str) -> Store:
@@ -56,12 +59,14 @@ class StoreGraph:
         return f"<StoreGraph {', '.join(f'{built.name}: {built.kind}' for built in self.stores)}>"
 
 
-def build_stores(named: Sequence[NamedStore], *, kinds: StoreKinds | None = None) -> StoreGraph:
+def build_stores(
+    named: Sequence[NamedStore], *, kinds: StoreKinds | None = None, coder_memory: CoderMemory | None = None
+) -> StoreGraph:
     """Builds every store of a checked config (names unique, no dangling names, no circles).
 
     Raises ConfigError if a store refuses its options, PluginError if a kind cannot be built at all.
     """
-    builder = _Builder(kinds if kinds is not None else StoreKinds(), named)
+    builder = _Builder(kinds if kinds is not None else StoreKinds(), named, coder_memory or CoderMemory())
     for entry in in_order(named):
         builder.build(entry.spec, entry.name)
     return builder.finish()
@@ -88,8 +93,9 @@ def in_order(named: Sequence[NamedStore]) -> list[NamedStore]:
 
 
 class _Builder:
-    def __init__(self, kinds: StoreKinds, named: Sequence[NamedStore]) -> None:
+    def __init__(self, kinds: StoreKinds, named: Sequence[NamedStore], coder_memory: CoderMemory) -> None:
         self.kinds = kinds
+        self.coder_memory = coder_memory
         self.names = {entry.name for entry in named}
         self.built: list[BuiltStore] = []
         self.graph: StoreGraph | None = None
@@ -103,7 +109,7 @@ class _Builder:
 
     def finish(self) -> StoreGraph:
         """From here on contexts answer `lookup`, and no store can be added."""
-        self.graph = StoreGraph(self.built)
+        self.graph = StoreGraph(self.built, self.coder_memory)
         return self.graph
 
     def _construct(self, kind: StoreKind, spec: StoreSpec, name: str) -> Store:
@@ -130,6 +136,7 @@ class _Context(StoreContext):
 
     def __init__(self, builder: _Builder, spec: StoreSpec, name: str) -> None:
         self.name = name
+        self.coder_memory = builder.coder_memory
         self._builder = builder
         self._specs = {id(child): f"{name}.{path}" for path, child in child_specs(spec.options)}
         self._children: dict[int, Store] = {}

@@ -5,6 +5,7 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from typing import TYPE_CHECKING
 
+from nl.storage.coder_memory import CoderMemory
 from nl.storage.contract import Store
 
 if TYPE_CHECKING:
@@ -18,6 +19,8 @@ class StoreContext(ABC):
     """
 
     name: str
+    coder_memory: CoderMemory
+    """The process's: whoever codes blobs that are streamed holds a part of it."""
 
     @abstractmethod
     def child(self, spec: StoreSpec) -> Store:

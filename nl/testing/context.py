@@ -7,14 +7,17 @@ from contextlib import asynccontextmanager
 
 import trio
 
-from nl.plugin import ConfigError, Options, Store, StoreContext, StoreSpec
+from nl.plugin import CoderMemory, ConfigError, Options, Store, StoreContext, StoreSpec
 
 
 class BareContext(StoreContext):
     """A StoreContext for tests: `spec(store)` is what a child field of the options takes, `named[...]` is looked up."""
 
-    def __init__(self, name: str = "TEST", *, named: dict[str, Store] | None = None) -> None:
+    def __init__(
+        self, name: str = "TEST", *, named: dict[str, Store] | None = None, coder_memory: CoderMemory | None = None
+    ) -> None:
         self.name = name
+        self.coder_memory = coder_memory or CoderMemory()
         self.named = named or {}
         self.children: list[Store] = []
 

@@ -6,12 +6,14 @@ A form knows no key and no backend. What is wrong with an object is a CodingErro
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import ClassVar, Final
 
 import trio
 
 from nl.plugin import (
+    BATCH,
+    OUTPUT,
     Buffer,
     CodingError,
     Decoder,
@@ -34,6 +36,12 @@ _CROWDED_BLOCK: Final = 64 * 1024
 _CROWDED_LEVEL: Final = 1
 """What one upload among very many is packed with: two thirds of a MiB."""
 _MIB: Final = 1024 * 1024
+_BATCHES: Final = BATCH + OUTPUT
+"""What a reader that codes holds of what goes in and comes out."""
+_ZSTD_WINDOW: Final = 8 * _MIB
+_ZSTD_PER_BYTE: Final = 20
+"""What an encoder takes at most for each byte of a small blob: its window, and two tables of 32 bits with up to two
+entries for each byte of that."""
 _ZSTD_MIB: Final = ((4, 3), (8, 6), (12, 41), (19, 82))
 """Up to which level an encoder takes how much memory for a large blob, as measured (zstd 1.5)."""
 
@@ -45,8 +53,14 @@ class Form(ABC):
     """What keys in the backend end in."""
     tail_bytes: ClassVar[int]
     """So many bytes at the end of an object tell the decoded size."""
-    encoder_bytes: int
-    """The most that one `encoding` holds, roughly."""
+
+    @abstractmethod
+    def encoder_bytes(self, size: int) -> Sequence[int]:
+        """The most that one `encoding` of `size` bytes (-1: not known) holds, roughly, and what a crowded one does."""
+
+    @abstractmethod
+    def decoder_bytes(self, size: int) -> int:
+        """The most that one `decoding` of a blob of `size` bytes (-1: not known) holds, roughly."""
 
     @abstractmethod
     def encode(self, data: Buffer) -> bytes:
@@ -86,8 +100,15 @@ class Lz4Form(Form):
 
     def __init__(self, options: Lz4Options) -> None:
         self._block_size = options.block_size
-        self.encoder_bytes = 2 * options.block_size
         self._max_block_size = options.max_decode_block_size or options.block_size
+
+    def encoder_bytes(self, size: int) -> Sequence[int]:
+        block = self._block_size if size < 0 else min(self._block_size, size)
+        return (2 * block + _BATCHES, 2 * min(block, _CROWDED_BLOCK) + _BATCHES)
+
+    def decoder_bytes(self, size: int) -> int:
+        block = self._max_block_size if size < 0 else min(self._max_block_size, size)
+        return 2 * block + _BATCHES
 
     def encode(self, data: Buffer) -> bytes:
         encoder = Lz4Encoder(self._block_size, size=len(data))
@@ -139,7 +160,15 @@ class ZstdForm(Form):
 
     def __init__(self, level: int) -> None:
         self._level = level
-        self.encoder_bytes = next(mib for most, mib in _ZSTD_MIB if level <= most) * _MIB
+        self._encoder_bytes = next(mib for most, mib in _ZSTD_MIB if level <= most) * _MIB
+
+    def encoder_bytes(self, size: int) -> Sequence[int]:
+        least = _MIB + _BATCHES
+        most = self._encoder_bytes + _BATCHES
+        return (most if size < 0 else max(min(most, least + _ZSTD_PER_BYTE * size), least), least)
+
+    def decoder_bytes(self, size: int) -> int:
+        return (_ZSTD_WINDOW if size < 0 else min(_ZSTD_WINDOW, size)) + _BATCHES
 
     def encode(self, data: Buffer) -> bytes:
         encoder = ZstdEncoder(self._level, size=len(data))

@@ -36,7 +36,8 @@ class ZstdOptions(Options):
     """Zstandard: compresses better. What clients send and take compressed passes through as it is."""
 
     level: Count = 3
-    """1 (fast) to 19 (small). From 9 on an upload takes 40 to 80 MiB; beyond 1 GiB in all, level 1 is used."""
+    """1 (fast) to 19 (small). From 9 on an upload takes 40 to 80 MiB; where half of `global.max_coder_memory` is taken,
+    level 1 is used."""
 
     def check(self) -> None:
         """Refuses levels whose frames not every reader takes."""

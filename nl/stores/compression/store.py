@@ -59,9 +59,6 @@ from nl.stores.compression.sealing import SealingReader, UnsealingReader, seal
 
 C = TypeVar("C")
 THREADS = 4
-ENCODERS_BYTES = 1024 * 1024 * 1024
-"""Memory for uploads that are packed while they come. Uploads beyond it are packed with little: they wait for their
-clients, so that no upload can wait for one of them."""
 _CLEAN_UP_S = 10.0
 _SHA256 = DigestFunction.SHA256
 _NOWHERE = ForeignKey("0" * 64, 0)
@@ -88,8 +85,7 @@ class CompressionStore(StoreWrapper):
         self._form: Form = Lz4Form(lz4) if lz4 is not None else ZstdForm(zstd.level if zstd is not None else 3)
         self._finds_foreign = lz4 is not None and lz4.find_nativelink_blobs
         self._threads = trio.CapacityLimiter(THREADS)
-        self._max_encoding = ENCODERS_BYTES // self._form.encoder_bytes
-        self._encoding = 0
+        self._memory = context.coder_memory
         self._spoiled: dict[Key, None] = {}
         self._writes = Writes()
         self._stored = 0
@@ -207,7 +203,8 @@ class CompressionStore(StoreWrapper):
         if digest is not None and digest.size <= SMALL:
             yield slice_bytes(await self.get(key), offset=offset, length=length)
             return
-        async with self._reading(key) as source:
+        size = digest.size if digest is not None else -1
+        async with self._memory.reading(self._form.decoder_bytes(size)), self._reading(key) as source:
             reader = self._form.decoding(
                 source.reader, digest, stored_size=source.size, failure=source.failure, threads=self._threads
             )
@@ -270,16 +267,13 @@ class CompressionStore(StoreWrapper):
         elif 0 <= reader.size <= SMALL:
             await self.put(key, await read_all(reader))
         else:
-            place = self._key_of(key)
-            crowded = self._encoding >= self._max_encoding
-            self._encoding += not crowded
-            try:
-                encoded = self._form.encoding(reader, size=reader.size, crowded=crowded, threads=self._threads)
-                async with self._writes.under_way((place,)):
-                    await self._backend.write(place, encoded)
-                    self._has_stored(place)
-            finally:
-                self._encoding -= not crowded
+            place, liked = self._key_of(key), self._form.encoder_bytes(reader.size)
+            async with self._memory.uploading(liked) as held, self._writes.under_way((place,)):
+                encoded = self._form.encoding(
+                    held.watched(reader), size=reader.size, crowded=held.count < liked[0], threads=self._threads
+                )
+                await self._backend.write(place, encoded)
+                self._has_stored(place)
 
     # -- capabilities
 

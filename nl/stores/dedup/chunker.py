@@ -16,14 +16,23 @@ BATCH: Final = 2 * 1024 * 1024
 Chunk = tuple[Digest, memoryview]
 
 
+def buffer_bytes(max_size: int, *, batch: int, size: int = -1) -> int:
+    """How much a Chunker of a blob of `size` bytes (-1: not known) holds."""
+    full = max(2 * max_size, batch)
+    return (min(full, size + 1) if size >= 0 else full) + CHUNK
+
+
 class Chunker:
     """Cuts one blob, which is fed into a buffer: `feed` until it is full or the blob ends, `cut`, `drop`, and again."""
 
-    def __init__(self, *, min_size: int, normal_size: int, max_size: int, batch: int = BATCH) -> None:
+    def __init__(
+        self, *, min_size: int, normal_size: int, max_size: int, batch: int = BATCH, size: int = -1
+    ) -> None:
         self._max_size = max_size
         self._fastcdc = _library().FastCDC(avg_size=normal_size, min_size=min_size, max_size=max_size)
-        self._full = max(2 * max_size, batch)
-        self._buffer = memoryview(bytearray(self._full + CHUNK))
+        room = buffer_bytes(max_size, batch=batch, size=size)
+        self._full = room - CHUNK
+        self._buffer = memoryview(bytearray(room))
         self._start = 0
         self._end = 0
 

@@ -54,8 +54,8 @@ from nl.plugin import (
 )
 from nl.stores.dedup.ahead import Ahead
 from nl.stores.dedup.chunk_index import ChunkIndex
-from nl.stores.dedup.chunk_reader import ChunkReader
-from nl.stores.dedup.chunker import Chunk, Chunker
+from nl.stores.dedup.chunk_reader import WINDOW_BYTES, ChunkReader
+from nl.stores.dedup.chunker import BATCH, Chunk, Chunker, buffer_bytes
 from nl.stores.dedup.options import DedupOptions
 
 C = TypeVar("C")
@@ -83,6 +83,7 @@ class DedupStore(Store):
         self._options = options
         self._threads = trio.CapacityLimiter(THREADS)
         self._ahead = Ahead()
+        self._memory = context.coder_memory
         self._known: LruIndex[Digest, ChunkIndex] = LruIndex(EvictionPolicy(max_bytes=REMEMBERED_BYTES))
         self._spoiled: dict[Digest, None] = {}
         self._writes = Writes()
@@ -188,11 +189,12 @@ class DedupStore(Store):
             index, partial(self._fetch, key), offset=offset, size=size,
             at_once=self._options.max_concurrent_fetch_per_get, ahead=self._ahead,
         )  # fmt: skip
-        try:
-            await reader.begin()  # what is not all there is noticed here, as far as can be
-            yield reader
-        finally:
-            reader.close()
+        async with self._memory.reading(min(size, 2 * WINDOW_BYTES)):
+            try:
+                await reader.begin()  # what is not all there is noticed here, as far as can be
+                yield reader
+            finally:
+                reader.close()
 
     async def _index_of(self, key: Key) -> ChunkIndex:
         """The list of a blob that is there: all its chunks are. Raises BlobNotFoundError."""
@@ -265,11 +267,19 @@ class DedupStore(Store):
             while await reader.receive_parts():
                 pass
             return
+        liked, least = (
+            buffer_bytes(self._options.max_size, batch=batch, size=reader.size) for batch in (BATCH, 0)
+        )  # fmt: skip
+        async with self._memory.uploading((liked, least)) as held:
+            await self._write(key, held.watched(reader), batch=BATCH if held.count >= liked else 0)
+
+    async def _write(self, key: Key, reader: Reader, *, batch: int) -> None:
         found_wrong = self._corrupt_chunks
         options = self._options
         chunker = Chunker(
-            min_size=options.min_size, normal_size=options.normal_size, max_size=options.max_size
-        )
+            min_size=options.min_size, normal_size=options.normal_size, max_size=options.max_size,
+            batch=batch, size=reader.size,
+        )  # fmt: skip
         digests: list[Digest] = []
         batches = 0
         while True:

@@ -57,6 +57,7 @@ class FastSlowStore(Store):
         self._name = context.name
         self.fast = context.child(options.fast)
         self.slow = context.child(options.slow)
+        self._coder_memory = context.coder_memory
         self.uploads = Uploads()
         self._stale = Stale(context.name)
         self._trouble = FastTrouble(context.name)
@@ -88,6 +89,7 @@ class FastSlowStore(Store):
         return Writing(
             self.routes, fast=self.fast, slow=self.slow, source=self._source, fetches=self.fetches,
             uploads=self.uploads, stale=self._stale, uses=self._uses, trouble=self._trouble,
+            coder_memory=self._coder_memory,
         )
 
     async def run(self, *, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> None:

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 import trio
 
-from nl.plugin import CHUNK, Buffer, Deletes, Digest, Key, NlError, Reader, Store, Tee, Uses
+from nl.plugin import CHUNK, Buffer, CoderMemory, Deletes, Digest, Key, NlError, Reader, Store, Tee, Uses
 from nl.stores.fast_slow.fetches import Fetches
 from nl.stores.fast_slow.options import Routes
 from nl.stores.fast_slow.source import Source
@@ -21,7 +21,7 @@ class Writing:
 
     def __init__(
         self, routes: Routes, *, fast: Store, slow: Store, source: Source, fetches: Fetches, uploads: Uploads,
-        stale: Stale, uses: Uses, trouble: FastTrouble,
+        stale: Stale, uses: Uses, trouble: FastTrouble, coder_memory: CoderMemory,
     ) -> None:
         self._routes = routes
         self._fast = fast
@@ -32,6 +32,7 @@ class Writing:
         self._stale = stale
         self._uses = uses
         self._trouble = trouble
+        self._coder_memory = coder_memory
 
     async def put(self, key: Key, data: Buffer) -> None:
         """See `Store.put`."""
@@ -106,7 +107,8 @@ class Writing:
     async def _write(self, key: Key, reader: Reader) -> None:
         routes = self._routes
         if routes.writes_slow and routes.writes_fast:
-            error = await _write_both(key, reader, slow=self._slow, fast=self._fast)
+            with self._coder_memory.together():  # neither can go on without the other
+                error = await _write_both(key, reader, slow=self._slow, fast=self._fast)
             if error is None:
                 self._stale.discard(key)
             else:

@@ -47,6 +47,7 @@ async def test_whoever_administers_everything_sees_everything(serving, status, t
         found, body = await answer(identity, serving=serving)
         assert found is status
         assert body.pop("tasks") > 0
+        assert body.pop("coder_memory")["max_bytes"] == 1024**3
         assert body.pop("stores")["CAS"]["kind"] == "memory"
         assert body == {
             "status": text, "services": {"": serving, "a.Service": serving},

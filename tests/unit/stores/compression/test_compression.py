@@ -14,6 +14,7 @@ from nl.plugin import (
     ActionKey,
     BlobNotFoundError,
     BytesReader,
+    CoderMemory,
     CorruptBlobError,
     Deletes,
     Digest,
@@ -24,6 +25,7 @@ from nl.plugin import (
     digest_of,
     key_text,
 )
+from nl.stores.compression.formats import ZstdForm
 from nl.stores.compression.options import CompressionAlgorithm, Lz4Options, ZstdOptions
 from nl.stores.filesystem import FilesystemOptions, FilesystemStore
 from nl.stores.memory import MemoryOptions, MemoryStore
@@ -40,7 +42,7 @@ from nl.testing import (
     started,
 )
 from nl.testing.observing import same
-from tests.unit.stores.compression.kinds import make_store
+from tests.unit.stores.compression.kinds import ALGORITHMS, make_store
 
 
 async def test_deleting_leaves_a_blob_that_is_not_compressed_where_it_is(tmp_path):
@@ -364,32 +366,48 @@ async def test_uploads_beyond_the_memory_for_packing_are_packed_with_little(monk
             super().__init__(level, size=size)
 
     monkeypatch.setattr("nl.stores.compression.formats.ZstdEncoder", Noted)
-    monkeypatch.setattr("nl.stores.compression.store.ENCODERS_BYTES", 2 * 82 * 1024 * 1024)
-    store = make_store(CompressionAlgorithm(zstd=ZstdOptions(level=19)), BareContext())
     data = compressible(2 * CHUNK)
     digest = digest_of(data)
+    liked, least = ZstdForm(19).encoder_bytes(len(data))
+    memory = CoderMemory(2 * (2 * liked))
+    store = make_store(CompressionAlgorithm(zstd=ZstdOptions(level=19)), BareContext(coder_memory=memory))
     async with trio.open_nursery() as nursery:
         for _ in range(4):
             nursery.start_soon(store.write, digest, BlockingReader([data[:10]], rest=data[10:]))
         await trio.testing.wait_all_tasks_blocked()
         assert levels == [19, 19, 1, 1]
+        assert memory.used == 2 * liked + 2 * least
         await store.write(digest, BytesReader(data))
         assert levels.pop() == 1
         assert await read(store, digest) == data
         nursery.cancel_scope.cancel()
     await store.write(digest, BytesReader(data))
     assert levels.pop() == 19, "those that were given up have let go"
+    assert memory.used == 0
 
 
-async def test_lz4_uploads_beyond_it_have_small_blocks(monkeypatch):
-    monkeypatch.setattr("nl.stores.compression.store.ENCODERS_BYTES", 0)
-    context, backend = BareContext(), MemoryStore(MemoryOptions(), BareContext())
+async def test_lz4_uploads_beyond_it_have_small_blocks():
+    memory = CoderMemory(3 * 1024 * 1024)
+    context, backend = BareContext(coder_memory=memory), MemoryStore(MemoryOptions(), BareContext())
     store = make_store(CompressionAlgorithm(lz4=Lz4Options(block_size=1024 * 1024)), context, backend)
     data = compressible(3 * CHUNK)
     await store.write(digest_of(data), BytesReader(data))
     stored = bytes(await backend.get(f"{digest_of(data)}.lz4"))
     assert int.from_bytes(stored[1:5], "little") == 64 * 1024
     assert await read(store, digest_of(data)) == data
+
+
+@pytest.mark.parametrize("name", list(ALGORITHMS))
+async def test_blobs_that_are_unpacked_take_their_part_of_the_memory_until_they_are_closed(name):
+    memory = CoderMemory()
+    store = make_store(name, BareContext(coder_memory=memory))
+    data = compressible(3 * CHUNK)
+    await store.write(digest_of(data), BytesReader(data))
+    assert memory.used == 0
+    async with store.open(digest_of(data)) as reader:
+        assert memory.used >= len(data) // 4
+        await reader.receive_parts()
+    assert memory.used == 0
 
 
 class Held(MemoryStore):
