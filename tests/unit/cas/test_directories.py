@@ -8,13 +8,13 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from nl.blob.hashing import digest_of
-from nl.cas.directories import child_digests, decode_directory, walk
-from nl.errors import BlobNotFoundError, ExhaustedError, InvalidRequestError
+from nl.cas.directories import MAX_DIRECTORIES, child_digests, decode_directory, walk
+from nl.errors import BlobNotFoundError, ExhaustedError, InvalidRequestError, UnavailableError
 from nl.model.digest import EMPTY, Digest, DigestFunction
 from nl.pb import reapi
 from nl.pb.codec import DecodeError, decode, encode
 from nl.stores.memory import MemoryOptions, MemoryStore
-from nl.testing import BareContext
+from nl.testing import BareContext, FaultyStore, away
 
 H = "0" * 64
 
@@ -60,8 +60,10 @@ def test_a_name_that_occurs_twice_is_refused_also_across_kinds():
         decode_directory(digest_of(encoded), encoded)
 
 
-def test_a_child_without_digest_is_refused():
-    encoded = encode(reapi.Directory(files=[reapi.FileNode(name="a")]))
+@pytest.mark.parametrize("nodes", [{"files": [reapi.FileNode(name="a")]},
+                                   {"directories": [reapi.DirectoryNode(name="a")]}])
+def test_a_child_without_digest_is_refused(nodes):
+    encoded = encode(reapi.Directory(**nodes))
     with pytest.raises(InvalidRequestError, match="'a' has no digest"):
         decode_directory(digest_of(encoded), encoded)
 
@@ -108,6 +110,7 @@ async def test_a_walk_over_too_many_directories_ends(store):
     assert len(await walked(store, root, limit=12)) == 12
     with pytest.raises(ExhaustedError, match="more than 11"):
         await walked(store, root, limit=11)
+    assert MAX_DIRECTORIES == 250_000, "some 25 MB where nobody says less"
 
 
 async def test_more_children_than_are_asked_for_at_once_keep_their_order(store):
@@ -137,3 +140,79 @@ def test_children_are_found_between_files_and_what_nobody_knows():
             assert len(child_digests(digest_of(encoded), encoded[:length])) <= 2
     with pytest.raises(InvalidRequestError, match="the digest is not set"):
         child_digests(digest_of(b""), encode(reapi.Directory(directories=[reapi.DirectoryNode(name="a")])))
+
+
+class Asked(FaultyStore):
+    """Notes which directories are asked for in each trip."""
+
+    def __init__(self):
+        super().__init__(MemoryStore(MemoryOptions(), BareContext()))
+        self.trips = []
+
+    async def get_many(self, keys):
+        self.trips.append(list(keys))
+        return await super().get_many(keys)
+
+
+async def test_a_level_of_a_tree_is_one_trip():
+    store = Asked()
+    leaf = EMPTY[DigestFunction.SHA256]
+    root = await put(store, a=await put(store, x=leaf), b=await put(store, y=leaf))
+    assert len(await walked(store, root)) == 4
+    assert [len(trip) for trip in store.trips] == [1, 2, 1]
+
+
+async def test_how_much_of_a_tree_is_in_memory_at_once_is_bounded_by_number_and_bytes():
+    store = Asked()
+    many = {f"d{at:03}": await put(store, **{f"x{at}": EMPTY[DigestFunction.SHA256]}) for at in range(300)}
+    await walked(store, await put(store, **many))
+    assert [len(trip) for trip in store.trips] == [1, 256, 44, 1]
+    store.trips.clear()
+    large = {}
+    for at in range(5):
+        encoded = encode(reapi.Directory(files=[file(f"{at}" + "x" * 1_500_000)]))
+        large[f"d{at}"] = digest_of(encoded)
+        await store.put(digest_of(encoded), encoded)
+    await walked(store, await put(store, **large))
+    assert [len(trip) for trip in store.trips] == [1, 2, 2, 1]
+    store.trips.clear()
+    huge = Digest(H, 100 * 1024 * 1024)  # alone, however large
+    await walked(store, await put(store, a=huge, b=huge, c=Digest("1" * 64, huge.size)))
+    assert [len(trip) for trip in store.trips] == [1, 1, 1]
+
+
+async def test_a_store_that_is_away_is_no_missing_directory():
+    store = Asked()
+    root = await put(store, a=await put(store, x=EMPTY[DigestFunction.SHA256]))
+    store.plan("get", None, away())
+    with pytest.raises(UnavailableError):
+        await walked(store, root)
+
+
+@pytest.mark.parametrize("function", list(DigestFunction))
+async def test_what_a_directory_names_are_digests_of_its_own_function(store, function):
+    leaf = digest_of(encoded_leaf := encode(reapi.Directory(files=[file("a")])), function)
+    encoded = encode(reapi.Directory(directories=[node("sub", leaf)]))
+    root = digest_of(encoded, function)
+    await store.put(leaf, encoded_leaf)
+    await store.put(root, encoded)
+    assert await walked(store, root) == [root, leaf]
+
+
+async def test_a_walk_ends_at_what_is_no_directory_and_names_it(store):
+    await store.put(wrong := digest_of(b"\x12\xff"), b"\x12\xff")
+    with pytest.raises(InvalidRequestError, match=f"^{wrong} is not a Directory"):
+        await walked(store, await put(store, a=wrong))
+    encoded = encode(reapi.Directory(directories=[reapi.DirectoryNode(name="b", digest=reapi.Digest(hash="xx"))]))
+    with pytest.raises(InvalidRequestError, match=f"^directory {digest_of(encoded)}: 'b': invalid digest hash 'xx'"):
+        child_digests(digest_of(encoded), encoded)
+
+
+async def test_a_walk_is_told_with_each_directory_what_it_is_and_what_it_names(store):
+    leaf = EMPTY[DigestFunction.SHA256]
+    root = await put(store, a=leaf, b=leaf)
+    async with aclosing(walk(store, root)) as walking:
+        loaded = [each async for each in walking]
+    assert [(each.digest, bytes(each.encoded), list(each.children)) for each in loaded] == [
+        (root, bytes(await store.get(root)), [leaf, leaf]), (leaf, b"", []),
+    ]  # fmt: skip

@@ -155,3 +155,47 @@ def test_packing_and_unpacking_give_the_same_digests():
         packed = PackedDigests.of(digests, function)
         assert list(packed) == digests
         assert len(packed) == 6
+
+
+@pytest.mark.parametrize("function", list(DigestFunction))
+def test_files_and_subdirectories_have_the_digest_function_of_what_names_them(function):
+    nodes = [reapi.FileNode(name="a", digest=d("a")), reapi.FileNode(name="b", digest=d("b"), node_properties=(
+        reapi.NodeProperties(properties=[reapi.NodeProperty(name="c", value="d")])))]  # the short way and the long one
+    directory = reapi.Directory(files=nodes, directories=[reapi.DirectoryNode(name="s", digest=d("s"))])
+    for encoded, is_tree in ((encode(directory), False), (encode(reapi.Tree(children=[directory])), True)):
+        files = FileDigests(digest_of(encoded, function), is_tree=is_tree)
+        files.feed(encoded)
+        expected = [Digest(d(name).hash, 1, function) for name in "abs"]
+        assert list(files.finish()) == expected[:2]
+        assert files.directories == ([] if is_tree else expected[2:])
+
+
+@pytest.mark.parametrize(("is_tree", "kind"), [(True, "Tree"), (False, "Directory")])
+def test_an_error_names_what_is_wrong_and_what_it_should_have_been(is_tree, kind):
+    digest = digest_of(b"x")
+    for encoded, problem in (
+        (b"\xff" * 20, f"^{digest} is not a {kind}: "), (b"\x0a\x05a", f"^{digest} is not a {kind}: truncated"),
+    ):  # fmt: skip
+        files = FileDigests(digest, is_tree=is_tree)
+        with pytest.raises(InvalidRequestError, match=problem):
+            files.feed(encoded)
+            files.finish()
+    bad = encode(reapi.Directory(files=[reapi.FileNode(name="f", digest=reapi.Digest(hash="A" * 64, size_bytes=1))]))
+    files = FileDigests(digest, is_tree=is_tree)
+    with pytest.raises(InvalidRequestError, match=f"^{kind.lower()} {digest}: 'f': invalid digest hash"):
+        files.feed(field(0x0A, bad) if is_tree else bad)
+
+
+@pytest.mark.parametrize(("room", "is_taken"), [(0, True), (1, False)])
+def test_a_single_field_may_have_a_mebibyte(room, is_taken):
+    """A record, its head and what the part brings besides: so much is gathered, and not a byte more."""
+    node = field(0x0A, field(0x0A, b"n" * (1 << 20)) + field(0x12, encode(d("a"))))
+    most = 1 << 20
+    files = FileDigests(digest_of(node), is_tree=False)
+    if is_taken:
+        files.feed(node[:most])
+        files.feed(node[most:])
+        assert list(files.finish()) == [own(d("a"))]
+    else:
+        with pytest.raises(InvalidRequestError, match=f"has a field of more than {most} bytes"):
+            files.feed(node[: most + room])

@@ -1,9 +1,11 @@
 """What takes long is done beside the loop, with the same meaning."""
 
+import threading
+
 import pytest
 import trio
 
-from nl.cas.large import IN_PLACE_BYTES, off_loop_if_large
+from nl.cas.large import IN_PLACE_BYTES, MANY, off_loop_if, off_loop_if_large
 from nl.pb import reapi
 from nl.pb.codec import DecodeError, encode
 from nl.pb.find_missing import FindMissingRequest
@@ -42,3 +44,33 @@ async def test_what_is_small_is_done_in_place():
 async def test_errors_are_the_same_either_way(size):
     with pytest.raises(DecodeError):
         await off_loop_if_large(FindMissingRequest.decode, b"\xff" * size)
+
+
+async def test_what_takes_long_by_another_measure_is_done_in_a_thread_and_else_in_place():
+    def place(*args):
+        return trio.lowlevel.in_trio_run(), args
+
+    assert await off_loop_if(False, place, 1, 2) == (True, (1, 2))
+    assert await off_loop_if(True, place, 1, 2) == (False, (1, 2))
+    assert (IN_PLACE_BYTES, MANY) == (1024 * 1024, 1000), "ten milliseconds either way"
+
+
+@pytest.mark.parametrize("way", ["large", "long"])
+async def test_nobody_who_gives_up_waits_for_the_thread(way):
+    begun, go_on, ended = threading.Event(), threading.Event(), threading.Event()
+
+    def work(data):
+        begun.set()
+        go_on.wait(10)
+        ended.set()
+
+    async with trio.open_nursery() as nursery:
+        data = bytes(IN_PLACE_BYTES + 1)
+        if way == "large":
+            nursery.start_soon(off_loop_if_large, work, data)
+        else:
+            nursery.start_soon(off_loop_if, True, work, data)
+        await trio.to_thread.run_sync(begun.wait, 60)
+        nursery.cancel_scope.cancel()
+    assert begun.is_set() and not ended.is_set()
+    go_on.set()
