@@ -44,3 +44,27 @@ def test_buffers_are_cut_at_a_byte(parts, count):
     head, rest = (b"".join(map(bytes, side)) for side in split_parts(parts, count))
     whole = b"".join(parts)
     assert (head, rest) == (whole[:count], whole[count:])
+
+
+@pytest.mark.parametrize("size", [200, -1])
+async def test_it_begins_again_also_after_its_end(size):
+    source = PromisedSource(BytesReader(DATA), size, "x")
+    for _ in range(2):
+        assert bytes(await source.take(bytearray(150))) == DATA[:150] and source.taken == 150 and not source.ended
+        assert bytes(await source.take(bytearray(150))) == DATA[150:] and source.taken == 200 and source.ended
+        assert await source.start_again()
+        assert (source.taken, source.ended) == (0, False)
+
+
+async def test_a_promise_of_nothing_is_kept_by_an_empty_reader_only():
+    source = PromisedSource(BytesReader(b""), 0, "x")
+    assert await source.take(bytearray(5)) == b"" and source.ended
+    with pytest.raises(UploadMismatchError, match="^x: the upload has more than the 0 bytes promised"):
+        await PromisedSource(BytesReader(b"a"), 0, "x").take(bytearray(5))
+
+
+async def test_a_buffer_of_the_caller_is_filled_in_place_and_only_cut_at_the_end():
+    source = PromisedSource(PartsReader(split(DATA, 7)), 200, "x")
+    buffer = bytearray(150)
+    assert await source.take(buffer) is buffer and len(buffer) == 150
+    assert await source.take(buffer) is buffer and len(buffer) == 50

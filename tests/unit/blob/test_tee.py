@@ -158,3 +158,77 @@ async def test_a_follower_reads_on_when_the_leader_has_left():
         assert bytes((await tee.follower.receive_parts(2))[0]) == b"ab"
     tee.leader.close()
     assert await drain(tee.follower, taken=2) == b"cdef"
+
+
+async def test_a_follower_that_gave_up_waiting_and_comes_again_has_missed_nothing():
+    data = os.urandom(100)
+    source = PartsReader(split(data, 10))
+    tee = Tee(source)
+    got = []
+    async with trio.open_nursery() as nursery:
+        with trio.CancelScope() as scope:
+            nursery.start_soon(lambda: _after_all_wait(scope.cancel))
+            await tee.follower.receive_parts()
+        nursery.start_soon(_drained, tee.leader, got)
+        await trio.testing.wait_all_tasks_blocked()
+        assert source.calls == 0
+        nursery.start_soon(_drained, tee.follower, got)
+    assert got == [data, data]
+
+
+async def _after_all_wait(act):
+    await trio.testing.wait_all_tasks_blocked()
+    act()
+
+
+async def _drained(side, got):
+    got.append(await drain(side))
+    side.close()
+
+
+async def test_what_is_pulled_is_no_more_than_either_side_asked_for():
+    for leader, follower in ((5, 9), (9, 5)):
+        tee = Tee(BytesReader(bytes(100)))
+        got = {}
+
+        async def take(name, side, most):
+            got[name] = sum(map(len, await side.receive_parts(most)))  # noqa: B023
+
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(take, "follower", tee.follower, follower)
+            nursery.start_soon(take, "leader", tee.leader, leader)
+        assert got == {"leader": 5, "follower": 5}
+        tee.follower.close()
+        await take("leader", tee.leader, leader)
+        assert got["leader"] == leader, "whoever has left asks for nothing"
+
+
+@pytest.mark.parametrize("size", [-1, 3])
+async def test_both_sides_know_what_the_source_knows_of_its_size_and_of_their_end(size):
+    tee = Tee(PartsReader([b"abc"], size=size))
+    assert tee.leader.size == tee.follower.size == size
+    got = []
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(_drained, tee.follower, got)
+        nursery.start_soon(_drained, tee.leader, got)
+    assert tee.ended and tee.error is None
+    assert tee.leader.closed and tee.follower.closed
+
+
+async def test_a_follower_that_left_while_bytes_were_on_their_way_keeps_none_of_them():
+    source = BlockingReader([], rest=b"abc")
+    tee = Tee(source)
+    async with trio.open_nursery() as nursery:
+        with trio.CancelScope() as scope:
+            nursery.start_soon(tee.leader.receive_parts)
+            nursery.start_soon(lambda: _when(source.blocked, scope.cancel))
+            await tee.follower.receive_parts()
+        tee.follower.close()
+        source.go_on.set()
+    assert tee.follower._parts is None
+    assert await tee.leader.receive_parts() == []
+
+
+async def _when(event, act):
+    await event.wait()
+    act()

@@ -170,6 +170,26 @@ async def test_a_store_is_never_asked_about_more_than_a_slice_at_once(cas, askin
         assert len(cas.asked) <= 4, "and no more trips than that takes"
 
 
+async def test_of_many_trees_few_are_held_until_the_store_is_asked(cas, asking):
+    """However many a client names: each has up to 40 bytes a file in memory."""
+    nodes = [file(f"{n}", await cas.add(b"%d" % n)) for n in range(1500)]
+    directories = []
+    for number in range(10):
+        tree = encode(reapi.Tree(root=reapi.Directory(files=[*nodes, file("its own", await cas.add(b"%d" % number))])))
+        digest = await cas.add(tree + b"\x12\0" * number)
+        directories.append(reapi.OutputDirectory(path=f"{number}", tree_digest=digest))
+    read_before = []
+
+    async def has(keys):
+        read_before.append(len(cas.read))
+        return await Cas.has(cas, keys)
+
+    cas.has = has
+    await asking.require(ActionKey("ab" * 32, 7), encode(reapi.ActionResult(output_directories=directories)))
+    assert len(cas.read) == 10
+    assert max(now - before for before, now in zip([0, *read_before], [*read_before, 10], strict=True)) <= 2
+
+
 async def test_a_value_that_is_too_large_to_be_remembered_is_looked_at_each_time(cas, monkeypatch):
     monkeypatch.setattr(completeness, "REMEMBERED_BYTES", 2000)
     asking = Completeness(cas, name="AC")
@@ -178,6 +198,14 @@ async def test_a_value_that_is_too_large_to_be_remembered_is_looked_at_each_time
         await asking.require(ActionKey("ab" * 32, printed), value)
         assert asking.statistics()["remembered_results"] == remembered
         assert 0 < asking.statistics()["remembered_bytes"] <= 2000
+
+
+@pytest.mark.parametrize(("count", "each"), [(100, 320), (101, 40)])
+async def test_what_is_remembered_is_counted_with_its_references(cas, asking, count, each):
+    files = [reapi.OutputFile(path=f"{n}", digest=await cas.add(b"%d" % n)) for n in range(count)]
+    value = encode(reapi.ActionResult(output_files=files))
+    await asking.require(ActionKey("ab" * 32, 7), value)
+    assert 0 <= asking.statistics()["remembered_bytes"] - len(value) - count * each < 1000
 
 
 async def test_another_value_under_the_same_action_is_looked_at_anew_and_equal_bytes_are_not(cas, asking, monkeypatch):
