@@ -73,9 +73,9 @@ async def _run(built: BuiltStore, place: str, *, task_status: trio.TaskStatus[No
     status = _Status(task_status)
     try:
         await built.store.run(task_status=status)
-    except ConfigError:
-        raise
-    except Exception as error:  # noqa: BLE001  foreign code: whatever it raises is reported with its place
+    except Exception as error:  # foreign code: whatever it raises is reported with its place
+        if isinstance(error, ConfigError) and not status.is_started:
+            raise
         _fail(built, place, error, started=status.is_started)
     except BaseExceptionGroup as group:  # errors beside a cancellation: that goes on
         errors, rest = group.split(Exception)
@@ -137,6 +137,8 @@ def close_down(store: Store, reason: str) -> None:
         for name in _ASYNC_OFFERS:
             if hasattr(offered, name):
                 setattr(offered, name, refuse)
+        if hasattr(offered, "open_encoded"):
+            offered.open_encoded = refuse_to_open
     for name in _OPERATIONS:
         setattr(store, name, refuse)
     store.open = refuse_to_open  # type: ignore[method-assign]

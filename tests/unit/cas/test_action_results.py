@@ -76,6 +76,10 @@ def test_values_that_others_wrote_are_taken_if_they_decode():
         unseal(RESULT[:-1])
     with pytest.raises(CorruptBlobError, match="empty"):
         unseal(b"")
+    assert unseal(b"\x7d\0\0\0\0") == b"\x7d\0\0\0\0", "a field that only later versions know"
+    for tag in (0x0A, 0x0F, 0x80):
+        with pytest.raises(CorruptBlobError, match="starts with a field of no ActionResult"):
+            unseal(bytes([tag]) + b"\0" * 5)
 
 
 async def test_an_empty_result_is_stored_and_loaded():

@@ -3,6 +3,7 @@
 import logging
 
 import pytest
+import trio
 
 from nl.blob.hashing import digest_of
 from nl.cas import completeness
@@ -188,6 +189,31 @@ async def test_of_many_trees_few_are_held_until_the_store_is_asked(cas, asking):
     await asking.require(ActionKey("ab" * 32, 7), encode(reapi.ActionResult(output_directories=directories)))
     assert len(cas.read) == 10
     assert max(now - before for before, now in zip([0, *read_before], [*read_before, 10], strict=True)) <= 2
+
+
+async def test_others_have_their_turns_while_a_large_tree_is_read(cas, asking):
+    nodes = [file(f"{n}", await cas.add(b"x")) for n in range(10_000)]
+    tree = await cas.add(encode(reapi.Tree(root=reapi.Directory(files=nodes))))
+    turns = 0
+    before_asking = []
+
+    async def count():
+        nonlocal turns
+        while True:
+            await trio.lowlevel.checkpoint()
+            turns += 1
+
+    async def has(keys):
+        before_asking.append(turns)
+        return await Cas.has(cas, keys)
+
+    cas.has = has
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(count)
+        result = reapi.ActionResult(output_directories=[reapi.OutputDirectory(path="t", tree_digest=tree)])
+        await asking.require(ActionKey("ab" * 32, 7), encode(result))
+        nursery.cancel_scope.cancel()
+    assert before_asking[0] >= tree.size_bytes // (64 * 1024), "one for each part, of a millisecond"
 
 
 async def test_a_value_that_is_too_large_to_be_remembered_is_looked_at_each_time(cas, monkeypatch):

@@ -72,8 +72,9 @@ def test_bytes_that_are_no_directory_are_refused_with_their_digest():
     digest = digest_of(b"\x0a\xff")
     with pytest.raises(InvalidRequestError, match=f"{digest} is not a Directory"):
         decode_directory(digest, b"\x0a\xff")
-    with pytest.raises(InvalidRequestError, match=f"{digest} is not a Directory"):
-        child_digests(digest, b"\x0a\xff")
+    for wrong in (b"\x0a\xff", b"\xff" * 20, b"\x0b", b"\x12\x01\xff"):
+        with pytest.raises(InvalidRequestError, match=f"{digest} is not a Directory"):
+            child_digests(digest, wrong)
 
 
 def test_the_empty_blob_is_the_empty_directory():

@@ -199,3 +199,24 @@ def test_a_single_field_may_have_a_mebibyte(room, is_taken):
     else:
         with pytest.raises(InvalidRequestError, match=f"has a field of more than {most} bytes"):
             files.feed(node[: most + room])
+
+
+def test_empty_directories_hide_nothing_wherever_they_stand():
+    empty, full = reapi.Directory(), reapi.Directory(files=[reapi.FileNode(name="a", digest=d("a"))])
+    for children in ([empty, full], [full, empty], [empty, empty, full, empty, full]):
+        for root in (None, empty, full):
+            expected = [own(d("a"))] * (children.count(full) + (root is full))
+            for step in (1, 5, 1000):
+                assert read(encode(reapi.Tree(root=root, children=children)), step=step) == expected
+
+
+def test_nodes_of_any_length_are_read_either_way():
+    """Lengths have one byte up to 127: both ways of reading a node have to know that."""
+    for length in (*range(1, 260), 16_200, 16_384, 17_000):
+        node = reapi.FileNode(name="n" * length, digest=d("a"))
+        odd = field(0x0A, encode(node) + b"\xfa\x01\0")  # an unknown field, which the quick way leaves to the other
+        directory = field(0x0A, encode(node)) + odd
+        assert read(directory + UNKNOWN, is_tree=False) == ([own(d("a"))] * 2, [])
+        sub = encode(reapi.Directory(directories=[reapi.DirectoryNode(name="n" * length, digest=d("b"))]))
+        assert read(sub + directory, is_tree=False) == ([own(d("a"))] * 2, [own(d("b"))])
+        assert read(field(0x0A, directory) + field(0x12, sub)) == [own(d("a"))] * 2

@@ -87,3 +87,18 @@ class Impostor:
 
     def __init__(self, options: PlainOptions, context: StoreContext) -> None:
         pass
+
+
+class Lazy(Plain):
+    """Asks for none of its children."""
+
+    Options = PairOptions
+
+    def __init__(self, options: PairOptions, context: StoreContext) -> None:
+        super().__init__(PlainOptions(), context)
+        self.options = options
+
+
+class Vague(Plain):
+    def __init__(self, options: PlainOptions, context: StoreContext) -> None:
+        raise ConfigError("", "is no good")

@@ -16,7 +16,8 @@ HELLO = Digest("2cf24dba5fb0a30e26e83b2ac5b9e29e1b161e5c1fa7425e73043362938b9824
 
 
 def kinds():
-    names = ("Plain", "Pair", "Several", "Link", "Eager", "Refusing", "Crashing", "Impostor")
+    names = ("Plain", "Pair", "Several", "Link", "Eager", "Refusing", "Crashing", "Impostor", "Lazy",
+             "Vague")
     return StoreKinds(metadata.EntryPoint(name.lower(), f"{classes.__name__}:{name}", GROUP) for name in names)
 
 
@@ -70,6 +71,7 @@ def test_a_context_answers_only_for_its_own_children_and_in_time():
 @pytest.mark.parametrize(("spec", "kind", "message"), [
     ({"refusing": {"limit": 3}}, ConfigError,
      "stores[0].pair.left.refusing.limit: 3 is too little; expected at least 5"),
+    ({"vague": {}}, ConfigError, "stores[0].pair.left.vague: is no good"),
     ({"crashing": {}}, PluginError,
      "stores[0].pair.left.crashing: the store kind crashing from an unknown distribution (crashing = "
      "tests.unit.storage.kinds:Crashing) cannot be made: RuntimeError: boom"),
@@ -92,3 +94,15 @@ async def test_built_in_kinds_build_and_work():
     graph = build_stores(config.stores, kinds=found)
     await graph["A"].put(HELLO, b"hello")
     assert bytes(await graph["B"].get(HELLO)) == b"hello"
+
+
+def test_children_are_made_while_their_parents_are_and_never_later():
+    lazy = build(A={"lazy": {"left": {"plain": {}}, "right": {"plain": {}}}})["A"]
+    with pytest.raises(InternalError, match=r"^store A asked for A\.right after its constructor$"):
+        lazy.context.child(lazy.options.right)
+
+
+def test_what_nobody_refers_to_is_built_in_the_order_of_the_config():
+    graph = build(**{name: {"plain": {}} for name in "BAC"})
+    assert [built.name for built in graph.stores] == ["B", "A", "C"]
+    assert repr(graph["A"].context) == "<StoreContext of A>"

@@ -7,7 +7,7 @@ import trio
 
 from nl.config.types import Options, StoreSpec
 from nl.errors import ConfigError, PluginError, UnavailableError
-from nl.plugin import Deletes, digest_of
+from nl.plugin import Deletes, EncodedBlobs, LocalFiles, Scans, digest_of
 from nl.storage.builder import BuiltStore, StoreGraph
 from nl.storage.running import running_stores
 from nl.stores.memory import MemoryOptions, MemoryStore
@@ -157,3 +157,74 @@ async def test_being_cancelled_ends_all():
             scope.cancel()
             await trio.sleep_forever()
     assert sorted(log) == ["A ends", "A starts", "B ends", "B starts"]
+
+
+class Offers(Living):
+    """Has the capabilities itself."""
+
+    def capability(self, kind):
+        return self if kind in (LocalFiles, Deletes, Scans, EncodedBlobs) else None
+
+    async def link_files(self, links):
+        return []
+
+    async def adopt_file(self, digest, path):
+        pass
+
+    async def scan(self, cursor="", *, limit=1000):
+        pass
+
+    async def write_encoded(self, key, reader, encoding):
+        pass
+
+    def open_encoded(self, key, accept, *, offset=0):
+        return self.open(key)
+
+
+@pytest.mark.parametrize("way", ["link_files", "adopt_file", "delete", "scan", "write_encoded", "open_encoded"])
+async def test_whatever_a_failed_store_offered_is_unavailable(way):
+    failing = Offers("A", [], after=OSError("gone"))
+    arguments = {
+        "link_files": ([],), "adopt_file": (BLOB, "/x"), "delete": ([BLOB],), "write_encoded": (BLOB, None, None),
+        "open_encoded": (BLOB, ()),
+    }  # fmt: skip
+
+    async def use():
+        using = getattr(failing, way)(*arguments.get(way, ()))
+        if way == "open_encoded":
+            async with using:
+                pass
+        else:
+            await using
+
+    async with running_stores(graph(failing)):
+        await failing.put(BLOB, b"blob")
+        await use()
+        failing.fail_now.set()
+        await trio.testing.wait_all_tasks_blocked()
+        with pytest.raises(UnavailableError, match=r"the store A has failed \(OSError: gone\); the server has to be"):
+            await use()
+
+
+async def test_what_is_wrong_with_an_option_as_a_whole_has_the_place_of_the_store():
+    for error, text in (
+        (ConfigError("", "makes no sense"), "stores[0].living: makes no sense"),
+        (PluginError("stores[0].living", "has no library"), "stores[0].living: has no library"),
+    ):
+        with pytest.raises(ConfigError) as caught:
+            async with running_stores(graph(Living("A", [], before=error))):
+                pytest.fail("it is not to be started")
+        assert str(caught.value) == text
+        assert type(caught.value) is type(error)
+
+
+async def test_what_is_found_wrong_with_the_options_once_a_store_runs_ends_that_store_only(caplog):
+    failing = Living("A", [], after=ConfigError("token_file", "is empty now; expected a token"))
+    async with running_stores(graph(failing)):
+        failing.fail_now.set()
+        await trio.testing.wait_all_tasks_blocked()
+        with pytest.raises(UnavailableError, match="store A has failed"):
+            await failing.get(BLOB)
+    [record] = caplog.records
+    assert "stores[0].living: the store A has failed" in record.getMessage()
+    assert "ConfigError: token_file: is empty now; expected a token" in record.getMessage()
