@@ -1,11 +1,11 @@
 """`retry` as configs have it: how long the pauses are, and what is not tried again."""
 
-from typing import NamedTuple
+from typing import NamedTuple, get_args
 
 import pytest
 
 from nl.errors import ConfigError
-from nl.storage.retrying import MAX_PAUSE_S, RetryOptions, RetryPauses
+from nl.storage.retrying import MAX_PAUSE_S, ErrorName, RetryOptions, RetryPauses
 
 
 class Failed(NamedTuple):
@@ -37,3 +37,28 @@ def test_the_config_says_after_which_errors():
 def test_negative_times_are_refused(name):
     with pytest.raises(ConfigError, match=f"{name}: -1 is negative"):
         RetryOptions(**{name: -1}).check()
+
+
+def test_what_may_pass_is_tried_again_by_default_and_what_is_a_word_of_the_server_is_not():
+    pauses = RetryOptions(max_retries=1, delay=1).policy(RetryPauses)
+    again = {name for name in get_args(ErrorName) if pauses.pause(1, Failed(name)) is not None}
+    assert again == {
+        "Cancelled", "Unknown", "DeadlineExceeded", "ResourceExhausted", "Aborted", "Internal", "Unavailable",
+        "DataLoss",
+    }  # fmt: skip
+    assert set(get_args(ErrorName)) - again == {
+        "InvalidArgument", "NotFound", "AlreadyExists", "PermissionDenied", "FailedPrecondition", "OutOfRange",
+        "Unimplemented", "Unauthenticated",
+    }  # fmt: skip
+
+
+def test_a_policy_is_of_the_kind_that_was_asked_for_with_all_that_the_config_says():
+    class Own(RetryPauses):
+        pass
+
+    policy = RetryOptions(max_retries=2, delay=0.5, jitter=1.0).policy(Own)
+    assert type(policy) is Own
+    assert 0.5 <= policy.pause(1, Failed()) < 1.5 and 1 <= policy.pause(2, Failed()) < 3
+    assert policy.pause(3, Failed()) is None
+    assert RetryOptions().policy(RetryPauses).pause(1, Failed()) is None, "none unless a config says so"
+    assert len({policy.pause(1, Failed()) for _ in range(50)}) > 10, "so that clients do not come back at once"

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import pytest
+import trio.testing
 
 from nl.blob.reader import BytesReader
+from nl.errors import BlobNotFoundError, ExhaustedError
 from nl.model.digest import EMPTY
 from nl.storage.capabilities import Deletes
 from nl.storage.contract import Store, Traits
@@ -74,6 +76,7 @@ class Least(Store):
     def __init__(self, *, tracks_use=True):
         self.tracks_use = tracks_use
         self.asked = []
+        self.under_way = self.most = 0
 
     @property
     def traits(self):
@@ -84,13 +87,23 @@ class Least(Store):
         return [None] * len(keys)
 
     async def get(self, key):
-        raise NotImplementedError
+        return await self.one(key)
 
     def open(self, key, *, offset=0, length=None):
         raise NotImplementedError
 
     async def put(self, key, data):
-        raise NotImplementedError
+        assert data == b"1"
+        await self.one(key)
+
+    async def one(self, key):
+        self.under_way += 1
+        self.most = max(self.most, self.under_way)
+        await trio.testing.wait_all_tasks_blocked()
+        self.under_way -= 1
+        if isinstance(key, Exception):
+            raise key
+        return key
 
     async def write(self, key, reader):
         raise NotImplementedError
@@ -109,3 +122,21 @@ async def test_what_a_store_does_not_say_is_the_usual():
     assert dict(store.statistics()) == {}
     await store.check()
     assert Traits() == Traits(authoritative=True, tracks_use=True)
+
+
+async def test_many_are_handled_a_few_at_once_each_with_an_outcome_of_its_own():
+    store = Least()
+    errors = [BlobNotFoundError("b"), ExhaustedError("full")]
+    keys = ["a", errors[0], "c", errors[1], *(f"{number}" for number in range(20))]
+    assert await store.get_many(keys) == keys
+    assert 2 <= store.most <= 8
+    outcomes = await store.put_many([(key, b"1") for key in keys])
+    assert outcomes == [None, errors[0], None, errors[1]] + [None] * 20
+    assert await store.get_many([]) == await store.put_many([]) == []
+
+
+async def test_what_is_a_bug_and_no_outcome_of_one_blob_is_raised():
+    with pytest.raises(ZeroDivisionError):
+        await Least().get_many(["a", ZeroDivisionError(), "b"])
+    with pytest.raises(ZeroDivisionError):
+        await Least().put_many([("a", b"1"), (ZeroDivisionError(), b"1")])

@@ -1,8 +1,6 @@
-"""The parts of a compression store by themselves: who writes what, ranges, news, bounds, what is counted."""
+"""The parts of a compression store by themselves: ranges, news, bounds, what is counted."""
 
 import pytest
-import trio
-import trio.testing
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -29,11 +27,9 @@ from nl.plugin import (
     Reader,
     Removals,
     TooLargeError,
-    Writes,
     digest_of,
     key_text,
 )
-from nl.storage import writes as writing
 from nl.stores.compression import store as module
 from nl.stores.compression.options import MAX_BLOCK, CompressionAlgorithm, Lz4Options, ZstdOptions
 from nl.stores.compression.ranges import open_range
@@ -69,56 +65,6 @@ class Backend(MemoryStore):
     async def delete(self, keys):
         self.deleted += keys
         await super().delete(keys)
-
-
-# --- who writes, who deletes
-
-
-async def test_a_write_is_known_for_as_long_as_one_of_them_lasts_and_ends_whatever_happens():
-    writes = Writes()
-    assert writes.may_delete("a")
-    async with writes.under_way(["a", "b", "a"]):
-        async with writes.under_way(["a"]):
-            assert not writes.may_delete("a") and not writes.may_delete("b") and writes.may_delete("c")
-        assert not writes.may_delete("a")
-        assert not writes.replaced_since("b", 0)
-    with pytest.raises(ZeroDivisionError):
-        async with writes.under_way(["a"]):
-            raise ZeroDivisionError
-    assert writes.may_delete("a") and writes.may_delete("b") and not writes._under_way
-    assert writes.now == 5
-
-
-async def test_what_was_written_since_is_told_and_what_is_forgotten_is_told_to_be_safe(monkeypatch):
-    monkeypatch.setattr(writing, "MAX_RECENT", 2)
-    writes = Writes()
-    for place in "abac":
-        async with writes.under_way([place]):
-            began = writes.now
-            assert not writes.replaced_since(place, began)
-        assert writes.replaced_since(place, began)
-        assert not writes.replaced_since(place, writes.now)
-    assert list(writes._recent) == ["a", "c"]
-    assert writes.replaced_since("never", 1) and not writes.replaced_since("never", 2)
-
-
-async def test_a_write_waits_for_a_deletion_and_a_deletion_is_not_begun_twice():
-    writes, order = Writes(), []
-
-    async def write():
-        async with writes.under_way(["b", "a"]):
-            order.append("written")
-
-    async with trio.open_nursery() as nursery:
-        with writes.deleting("a"):
-            assert not writes.may_delete("a") and writes.may_delete("b")
-            nursery.start_soon(write)
-            await trio.testing.wait_all_tasks_blocked()
-            order.append("deleted")
-    assert order == ["deleted", "written"]
-    with pytest.raises(ZeroDivisionError), writes.deleting("a"):
-        raise ZeroDivisionError
-    assert writes.may_delete("a")
 
 
 # --- ranges
