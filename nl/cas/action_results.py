@@ -18,7 +18,7 @@ import hashlib
 from typing import Final
 
 from nl.blob.reader import Buffer
-from nl.cas.large import IN_PLACE_BYTES, off_loop_if_large
+from nl.cas.large import READ_IN_PLACE_BYTES, off_loop_if_large
 from nl.errors import CorruptBlobError, TooLargeError
 from nl.model.digest import ActionKey, Digest
 from nl.pb import reapi
@@ -77,7 +77,7 @@ async def load_action_result(store: Store, action: Digest | ActionKey) -> bytes:
     """
     try:
         value = await read_value(store, ActionKey(*action))
-        return unseal(value) if len(value) <= IN_PLACE_BYTES else await off_loop_if_large(unseal, value)
+        return unseal(value) if len(value) <= READ_IN_PLACE_BYTES else await off_loop_if_large(unseal, value)
     except CorruptBlobError as exc:
         exc.add_note(f"action {action}")
         raise

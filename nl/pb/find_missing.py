@@ -69,6 +69,11 @@ class FindMissingRequest:
         whole = bytes(data)
         return _plain(whole) or _any(whole)
 
+    @classmethod
+    def plain(cls, data: Buffer) -> FindMissingRequest | None:
+        """The same at the speed of C, for what has the shape that every real client sends; else None."""
+        return _plain(bytes(data))
+
     def pairs(self) -> Iterator[Pair]:
         """The digests, in order. No list of them is made unless the caller needs one."""
         return zip(self.hashes, self.sizes, strict=True)

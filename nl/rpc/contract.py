@@ -2,8 +2,9 @@
 
 A service is an object with grpclib's `__mapping__() -> {"/pkg.Service/Method": grpclib.const.Handler}`; a handler's
 `func(stream)` gets one `ServerStream`. `request_type` and `reply_type` are betterproto2 message classes, or any class
-with `decode(data) -> Self` (request) and `encode_parts() -> list[Buffer]` (reply): see `nl.pb.codec`. A request class
-may have a `max_message_size`: its method takes messages of that size, if the server's own limit is lower.
+with `decode(data) -> Self` (request; called on the loop, so it does little) and `encode_parts() -> list[Buffer]`
+(reply): see `nl.pb.codec`. A request class may have a `max_message_size`: its method takes messages of that size, if
+the server's own limit is lower.
 
 A handler ends a call by returning (status OK) or by raising: `NlError` and `grpclib.GRPCError` become their status,
 anything else is INTERNAL, logged with its traceback, and never takes the connection down. It runs in a cancel scope

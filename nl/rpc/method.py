@@ -8,7 +8,7 @@ from typing import Any, Protocol
 import grpclib.const
 
 from nl.blob.reader import Buffer
-from nl.pb.codec import decoding
+from nl.pb.codec import decoding, is_generated
 
 
 class Service(Protocol):
@@ -20,7 +20,7 @@ class Service(Protocol):
 class Method:
     """One entry of a service's mapping, with what each call would otherwise look up."""
 
-    __slots__ = ("client_streaming", "decode", "func", "max_message_size", "name", "server_streaming")
+    __slots__ = ("client_streaming", "decode", "decodes_itself", "func", "max_message_size", "name", "server_streaming")
 
     def __init__(self, name: str, handler: grpclib.const.Handler) -> None:
         self.name = name
@@ -28,6 +28,8 @@ class Method:
         self.client_streaming = handler.cardinality.client_streaming
         self.server_streaming = handler.cardinality.server_streaming
         self.decode = decoder_for(handler.request_type)
+        self.decodes_itself = handler.request_type is bytes or not is_generated(handler.request_type)
+        """Whether the request's class has a `decode` of its own, which takes no time: the handler does the work."""
         self.max_message_size: int = getattr(handler.request_type, "max_message_size", 0)
         """What this method's requests may need beyond what the server allows for all of them."""
 

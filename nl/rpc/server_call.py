@@ -13,6 +13,7 @@ import trio
 from grpclib.metadata import Deadline
 from multidict import MultiDict
 
+from nl.blob.off_loop import off_loop
 from nl.blob.reader import Buffer
 from nl.errors import Code, InternalError, InvalidRequestError
 from nl.model.access import Identity
@@ -34,6 +35,9 @@ if TYPE_CHECKING:
 
 
 log = logging.getLogger(__name__)
+DECODED_IN_PLACE = 16 * 1024
+"""Requests of up to so many bytes are decoded where they are: no more than a few milliseconds, whatever is in them.
+Methods whose requests are often larger decode them themselves."""
 _HEAD_SIZE = len(hpack.RESPONSE)
 _TAIL_SIZE = len(hpack.TRAILERS_OK)
 _HEAD = struct.Struct(f">HBBBI{_HEAD_SIZE}sHBBBI")
@@ -136,7 +140,14 @@ class ServerCall(Call):
                 raise InvalidRequestError(f"{self.method}: the call has no request message")
             return None
         self._count_message()
-        return self.definition.decode(data)
+        definition = self.definition
+        if len(data) <= DECODED_IN_PLACE or definition.decodes_itself:
+            return definition.decode(data)
+        self.pin(len(data))
+        try:
+            return await off_loop(definition.decode, data)
+        finally:
+            self.pin(0)
 
     async def receive_body(self) -> Any:
         """The next request as a reader of its bytes."""

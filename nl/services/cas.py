@@ -37,8 +37,8 @@ from nl.services.bounded import (
     decode_batch_update,
     decode_few_reads,
     decode_few_updates,
-    decode_find_missing,
     receive_batch,
+    receive_find_missing,
 )
 from nl.services.limits import (
     BATCH_BYTES,
@@ -49,7 +49,7 @@ from nl.services.limits import (
     UNPACKED_BATCH_BYTES,
 )
 from nl.services.packing import PackedTarget, Packing
-from nl.services.requests import Instances, parse_function, receive_decoded, receive_request
+from nl.services.requests import Instances, parse_function, receive_request
 from nl.services.tree_pages import tree_pages
 from nl.storage.concurrent import for_each
 from nl.storage.contract import Store
@@ -89,7 +89,7 @@ class CasService:
         self, stream: ServerStream[EncodedFindMissing, reapi.FindMissingBlobsResponse]
     ) -> None:
         """The digests of the request that the store does not have, as they were written, in their order."""
-        request = await receive_decoded(stream, decode_find_missing)
+        request = await receive_find_missing(stream)
         store = self._instances.get(stream, request.instance_name, Right.READ_CAS).store
         function = parse_function(request.digest_function)
         triples = zip(request.hashes, request.sizes, repeat(function), strict=False)

@@ -10,6 +10,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import partial
 from typing import TypeVar
 
 import betterproto2
@@ -175,7 +176,7 @@ async def _checked(
 
 async def _load(cas: Store, digest: Digest, *, kind: type[M]) -> M | None:
     try:
-        return decode(kind, await cas.get(digest))
+        return await off_loop_if_large(partial(decode, kind), await cas.get(digest))
     except (BlobNotFoundError, CorruptBlobError):
         return None
     except ExhaustedError as exc:

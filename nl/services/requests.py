@@ -10,8 +10,9 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from typing import Any, ClassVar, Generic, Self, TypeVar
 
+from nl.blob.off_loop import off_loop
 from nl.blob.reader import Buffer
-from nl.cas.large import IN_PLACE_BYTES, off_loop_if_large
+from nl.cas.large import IN_PLACE_BYTES
 from nl.errors import InvalidRequestError, NotFoundError
 from nl.model.access import ANY_RIGHT, EVERYONE, Right
 from nl.model.digest import DigestFunction
@@ -97,7 +98,16 @@ async def receive_decoded(stream: ServerStream[Any, Any], decode: Callable[[Buff
     """As `receive_request`, for a request that comes encoded. Raises what `decode` raises."""
     request: EncodedRequest = await receive_request(stream)
     data = request.data
-    return decode(data) if len(data) <= IN_PLACE_BYTES else await off_loop_if_large(decode, data)
+    return decode(data) if len(data) <= IN_PLACE_BYTES else await decode_off_loop(stream, decode, data)
+
+
+async def decode_off_loop(stream: ServerStream[Any, Any], decode: Callable[[Buffer], T], data: Buffer) -> T:
+    """`decode(data)` in a thread. There are few of these, and what waits for one is held for its client meanwhile."""
+    stream.pin(len(data))
+    try:
+        return await off_loop(decode, data)
+    finally:
+        stream.pin(0)
 
 
 async def receive_request(stream: ServerStream[Req, Rep]) -> Req:

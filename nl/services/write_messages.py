@@ -14,12 +14,14 @@ from __future__ import annotations
 
 import types
 from collections.abc import Callable, Coroutine, Generator, Sequence
+from functools import partial
 from math import inf
 from typing import Any, TypeVar
 
 import trio
 
 from nl.blob.reader import CHUNK, Buffer, Reader, split_parts
+from nl.cas.large import off_loop_if_large
 from nl.errors import DeadlineError, ExhaustedError, InvalidRequestError
 from nl.pb import bytestream
 from nl.pb.codec import DecodeError, decode
@@ -128,7 +130,7 @@ class WriteMessages:
             message = await self.wait_for(self._receive)
         else:
             self.pin(0)
-            message = _read_whole(data, self)
+            message = await _read_whole(data, self)
         if message is None:
             return None
         name = message.resource_name
@@ -186,7 +188,7 @@ async def _read_message(body: MessageBody, messages: WriteMessages) -> WriteMess
             raise ExhaustedError(
                 f"a WriteRequest of {size} bytes whose data does not come last is too large"
             ) from None
-        return _read_reordered(await _join((first, *rest), body, messages), messages)
+        return await _read_reordered(await _join((first, *rest), body, messages), messages)
     data = memoryview(first)[head.data_start :]
     parts = [data, *rest] if len(data) else rest
     return WriteMessage(head, messages, size=head.data_length, first=parts, rest=body)
@@ -203,23 +205,23 @@ async def _join(parts: Sequence[Buffer], body: MessageBody, messages: WriteMessa
     return whole
 
 
-def _read_whole(data: bytes, messages: WriteMessages) -> WriteMessage:
+async def _read_whole(data: bytes, messages: WriteMessages) -> WriteMessage:
     """Parses a message that is here as one piece."""
     try:
         head = parse_write_head(data, len(data))
     except DecodeError as exc:
         raise _malformed(exc) from exc
     except NotStreamableError:
-        return _read_reordered(data, messages)
+        return await _read_reordered(data, messages)
     assert head is not None  # of a whole message, nothing is missing
     payload = memoryview(data)[head.data_start :]
     return WriteMessage(head, messages, size=len(payload), first=(payload,) if payload else (), rest=None)
 
 
-def _read_reordered(whole: Buffer, messages: WriteMessages) -> WriteMessage:
+async def _read_reordered(whole: Buffer, messages: WriteMessages) -> WriteMessage:
     """Decodes a message whose data does not come last."""
     try:
-        message = decode(bytestream.WriteRequest, whole)
+        message = await off_loop_if_large(partial(decode, bytestream.WriteRequest), whole)
     except DecodeError as exc:
         raise _malformed(exc) from exc
     size = len(message.data)

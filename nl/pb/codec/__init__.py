@@ -28,7 +28,7 @@ from nl.pb.codec.decoder import Decode
 from nl.pb.codec.registry import check_views, decoder_of, encoder_of, has_views
 from nl.pb.codec.wire import MAX_DEPTH, Buffer, DecodeError, Levels, varint
 
-__all__ = ("Buffer", "DecodeError", "decode", "decoding", "encode", "encode_parts", "varint")
+__all__ = ("Buffer", "DecodeError", "decode", "decoding", "encode", "encode_parts", "is_generated", "varint")
 
 M = TypeVar("M")
 _COPY_BELOW = 1024
@@ -74,6 +74,11 @@ def decode(cls: type[M], data: Buffer, *, views: Collection[str] = ()) -> M:
         raise DecodeError(f"{cls.__name__}: {error.reason} in a string") from None
     except DecodeError as error:
         raise DecodeError(f"{cls.__name__}: {error}") from None
+
+
+def is_generated(cls: type) -> bool:
+    """Whether the codec decodes messages of this class, and not their own `decode`."""
+    return issubclass(cls, betterproto2.Message)
 
 
 def decoding(cls: type[M]) -> Callable[[Buffer], M]:

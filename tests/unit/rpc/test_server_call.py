@@ -1,15 +1,21 @@
 """What a handler holds: what it may read and send in which order, and how a reply shares windows with others."""
 
+from contextlib import AsyncExitStack
+
 import pytest
 import trio
-from grpclib.const import Cardinality, Status
+from grpclib.const import Cardinality, Handler, Status
 from trio.testing import wait_all_tasks_blocked
 
+from nl.blob.off_loop import THREADS, threads
 from nl.errors import InternalError, InvalidRequestError, NotFoundError
+from nl.pb import health
+from nl.pb.codec import varint
 from nl.rpc import frames as fr
 from nl.rpc.contract import TransportLost
 from nl.rpc.frames import ErrorCode, Setting
 from nl.rpc.options import ServerOptions
+from nl.rpc.server_call import DECODED_IN_PLACE
 from tests.unit.rpc.served import Handlers, nothing_is_left_of, served
 from tests.wire.raw_h2 import headers, message
 
@@ -481,3 +487,53 @@ async def test_headers_that_a_handler_sends_itself_leave_at_once():
         release.set()
         _, data, _ = await client.ending(1)
         assert data == framed(b"x")
+
+
+class Generated:
+    """A service whose requests are messages of generated code."""
+
+    def __init__(self, handler, request_type):
+        self.handler = Handler(handler, Cardinality.UNARY_UNARY, request_type, bytes)
+
+    def __mapping__(self):
+        return {"/t.S/M": self.handler}
+
+
+class Own:
+    """A request that decodes itself."""
+
+    @classmethod
+    def decode(cls, data):
+        return data
+
+
+@pytest.mark.parametrize(("kind", "beyond", "waits"), [
+    (health.HealthCheckRequest, 0, False), (health.HealthCheckRequest, 1, True), (Own, 1, False), (bytes, 1, False),
+])  # fmt: skip
+async def test_a_large_request_is_decoded_beside_the_loop_and_held_meanwhile(kind, beyond, waits):
+    """Three bytes can be a field: a megabyte of them would stop the loop for a quarter of a second."""
+    calls = []
+
+    async def handler(call):
+        calls.append(call)
+        await call.recv_message()
+        await call.send_message(b"")
+
+    size = DECODED_IN_PLACE + beyond
+    encoded = b"\x0a" + varint(size - 3) + bytes(size - 3)
+    async with served(Generated(handler, kind)) as (connection, client):
+        async with AsyncExitStack() as others:
+            for number in range(THREADS):
+                await threads().acquire_on_behalf_of(number)
+                others.callback(threads().release_on_behalf_of, number)
+            whole = fr.PREFIX.pack(0, size) + encoded
+            await client.send(headers(1, "M"), fr.frame(fr.DATA, 0, 1, whole[:9000]))
+            await client.send(fr.frame(fr.DATA, fr.END_STREAM, 1, whole[9000:]))
+            await client.settled()
+            await wait_all_tasks_blocked()
+            assert (calls[0].outcome is None, connection.pinned) == ((True, size) if waits else (False, 0))
+        if waits:
+            await client.ending(1)
+        assert calls[0].outcome.code == 0
+        await client.settled()
+        nothing_is_left_of(connection)

@@ -18,6 +18,7 @@ class MemoryStream:
         self.peer = "test:1"
         self.deadline = None
         self.identity = identity
+        self.pinned = 0
         self.metadata = MultiDict(metadata)
         self._handler = handler
         self._to_server, self._requests = trio.open_memory_channel(math.inf)
@@ -42,6 +43,9 @@ class MemoryStream:
     # the handler's end
     def header(self, name):
         return self.metadata.get(name)
+
+    def pin(self, count):
+        self.pinned = count
 
     async def recv_message(self):
         try:

@@ -4,6 +4,7 @@ import pytest
 import trio
 
 from nl.blob.reader import read_all
+from nl.cas.large import IN_PLACE_BYTES
 from nl.errors import DeadlineError, ExhaustedError, InvalidRequestError
 from nl.pb import bytestream
 from nl.pb.codec import encode, varint
@@ -191,3 +192,20 @@ async def test_a_head_that_comes_in_pieces_is_pinned_with_what_came_in_the_last_
     await read_all(await messages.receive_message())
     await messages.receive_message()
     assert stream.pins == [10, 20, len(encoded), 0]
+
+
+@pytest.mark.parametrize(("size", "in_loop"), [(IN_PLACE_BYTES, True), (IN_PLACE_BYTES + 1, False)])
+async def test_a_message_whose_data_comes_first_is_decoded_beside_the_loop_if_it_is_large(size, in_loop):
+    """It may be of any number of fields. Who is cancelled gets no thread."""
+    frame = len(reordered(bytes(size))) - size
+    encoded = reordered(bytes(size - frame))
+    assert len(encoded) == size
+
+    class AtHand(Stream):
+        def take_body(self, max_bytes):
+            return encoded
+
+    with trio.CancelScope() as scope:
+        scope.cancel()
+        assert (await WriteMessages(AtHand(), idle_s=10.0).receive_message()).size == size - frame
+    assert scope.cancelled_caught is (not in_loop)
