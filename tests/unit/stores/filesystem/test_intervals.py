@@ -89,16 +89,16 @@ async def test_uses_are_written_to_the_disk_every_five_seconds(place, mock_clock
 
 async def test_what_is_too_old_is_deleted_within_five_seconds(place, mock_clock):
     async with place.running(policy={"max_seconds": 100}) as store:
-        digest = await put(store, b"x")
+        old, young = [await put(store, b"%d" % number) for number in range(3)], await put(store, b"young")
         await passes(5.25, store, mock_clock)
         index, used = store._index, time.monotonic() - 101
-        slot = index.blob(digest)
-        index.used[slot] = used
-        index.order.add_found([(used, slot)])
+        for digest in old:
+            index.used[index.blob(digest)] = used
+        index.order.add_found([(used, index.blob(digest)) for digest in old])
         await passes(4.5, store, mock_clock)
-        assert place.file(digest).exists()
+        assert len(os.listdir(place.content / "d")) == 4
         await passes(0.75, store, mock_clock)
-        assert not place.file(digest).exists()
+        assert os.listdir(place.content / "d") == [str(young)]
 
 
 @pytest.mark.parametrize(

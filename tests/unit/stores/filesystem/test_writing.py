@@ -226,7 +226,7 @@ async def test_a_batch_fails_as_a_whole_when_a_process_stands_still_with_the_loc
     assert not place.temp_files()
 
 
-@pytest.mark.parametrize("goes", ["evicted", "deleted by somebody", "replaced by another", "not at all"])
+@pytest.mark.parametrize("goes", ["evicted", "deleted by somebody", "cut short", "replaced by another", "not at all"])
 async def test_a_blob_that_goes_while_it_is_uploaded_anew_is_not_acknowledged(place, goes):
     data = make_blob(10_000)
     digest = digest_of(data)
@@ -238,6 +238,9 @@ async def test_a_blob_that_goes_while_it_is_uploaded_anew_is_not_acknowledged(pl
                 await store._committer.evict_some()
             elif not parts and goes == "deleted by somebody":
                 place.file(digest).unlink()
+            elif not parts and goes == "cut short":
+                os.chmod(place.file(digest), 0o644)
+                os.truncate(place.file(digest), 9_999)
             elif not parts and goes == "replaced by another":
                 place.file(digest).unlink()
                 place.lay(digest, data)

@@ -1,0 +1,233 @@
+"""What the index has while files come and go, also between a listing and its being told, and where events are lost."""
+
+import os
+from contextlib import suppress
+
+import pytest
+import trio
+
+from nl.plugin import ActionKey, Deletes, Digest, Removals, digest_of
+from nl.stores.filesystem import scanning
+from nl.stores.filesystem.watch import IN_Q_OVERFLOW, Event, Watch, WatchUnavailableError
+from nl.testing import make_blob
+
+from .conftest import put, until
+from .test_evicting import watched as watched  # a fixture
+from .test_scanning import held_scan
+
+BLOCK = 4096
+
+
+def after_listing(monkeypatch, folder, change):
+    """`change` is made between the listing of a folder and its being told."""
+    real = scanning._list_piece
+
+    def list_piece(listed, items):
+        found = real(listed, items)
+        if listed.path.endswith(f"content/{folder}"):
+            change()
+        return found
+
+    monkeypatch.setattr(scanning, "_list_piece", list_piece)
+
+
+async def listed(store):
+    await until(lambda: store._scanner.scans > 0 and store._scanner.began_at < 0)
+
+
+async def test_what_others_do_between_listing_and_telling_is_known(place, monkeypatch):
+    gone, cut, come = digest_of(b"gone"), digest_of(b"cut short"), digest_of(b"come")
+    place.lay(gone, b"gone")
+    place.lay(cut, b"cut short")
+
+    def change():
+        place.file(gone).unlink(missing_ok=True)
+        os.truncate(place.file(cut), 3)
+        place.lay(come, b"come")
+
+    after_listing(monkeypatch, "d", change)
+    async with place.running() as store:
+        await listed(store)
+        assert store.statistics()["blobs"] == 2
+        assert await store.has([gone, cut, come]) == [None, None, 4]
+
+
+async def test_what_the_store_does_between_listing_and_telling_is_known(place, monkeypatch, watched):
+    async with place.running() as store:
+        gone, _ = await put(store, b"gone"), await store.put("name", b"value")
+    changes = []
+
+    async def change():
+        await store.put("name", b"a longer value")
+        await store.put("new", b"new")
+        await put(store, b"come")
+        if not changes:
+            await store.capability(Deletes).delete([gone])
+        changes.append(1)
+
+    after_listing(monkeypatch, "d", lambda: trio.from_thread.run(change))
+    after_listing(monkeypatch, "s", lambda: trio.from_thread.run(change))
+    async with place.running(scanned=False) as store:
+        await listed(store)
+        assert len(changes) == 2
+        assert await store.has([gone, digest_of(b"come"), "name", "new"]) == [None, 4, 14, 3]
+        assert store.statistics()["blobs"] == 3 and store.statistics()["bytes"] == place.used() == 3 * BLOCK
+
+
+async def test_a_listing_during_which_events_were_lost_is_not_the_last(place, monkeypatch):
+    calls, real = [], scanning._list_piece
+    monkeypatch.setattr(scanning, "_list_piece", lambda *args: calls.append(args) or real(*args))
+    with held_scan(monkeypatch) as go_on:
+        async with place.running(scanned=False) as store:
+            await until(lambda: store._scanner.began_at >= 0)
+            store._mirror._note(Event(-1, IN_Q_OVERFLOW, ""), {})
+            go_on()
+            await until(lambda: store.statistics()["state"] == "exact")
+            assert store._scanner.scans == 1 and len(calls) == 2 * 4
+
+
+async def test_only_regular_files_are_blobs_when_the_folder_is_listed(place, caplog):
+    digests = [Digest(f"{number:064x}", 1) for number in range(3)]
+    place.lay(digests[0], b"x")
+    place.file(digests[1]).symlink_to(place.file(digests[0]))
+    os.mkfifo(place.file(digests[2]))
+    (place.content / "d" / "stranger").write_bytes(b"x")
+    (place.content / "d" / "another").write_bytes(b"x")
+    async with place.running() as store:
+        assert store.statistics()["blobs"] == 1
+        assert await store.has(digests) == [1, None, None]
+        strangers = [record for record in caplog.records if "is not a file of this cache" in record.getMessage()]
+        assert len(strangers) == 1
+
+
+async def test_after_the_watching_began_anew_what_is_put_into_place_is_seen(place):
+    """Though an upload of the store's own had not been reported by then."""
+    async with place.running() as store:
+        digest = await put(store, b"x")
+        store._mirror.watch_anew()
+        await until(lambda: store._mirror.is_exact)
+        place.file(digest).unlink()
+        assert await store.has([digest]) == [None]
+        (place.root / "x").write_bytes(b"x")
+        os.rename(place.root / "x", place.file(digest))
+        assert await store.has([digest]) == [1]
+
+
+async def test_after_events_were_lost_what_is_put_into_place_is_seen(place):
+    async with place.running() as store:
+        digest = await put(store, b"x")
+        store._mirror._watch.read()  # the event of the upload is among them
+        store._mirror._note(Event(-1, IN_Q_OVERFLOW, ""), {})
+        assert store.statistics()["state"] != "exact"
+        await until(lambda: store._mirror.is_exact)
+        place.file(digest).unlink()
+        assert await store.has([digest]) == [None]
+        (place.root / "x").write_bytes(b"x")
+        os.rename(place.root / "x", place.file(digest))
+        assert await store.has([digest]) == [1]
+
+
+async def test_two_files_of_one_hash_are_both_counted_and_both_evicted(place):
+    async with place.running(policy={"max_count": 2}) as store:
+        right = digest_of(b"right")
+        other = Digest(right.hash, 6)
+        paths = [place.file(right), place.file(other)]
+        await store.put(right, b"right")
+        await store.put(other, b"other.")
+        assert all(path.exists() for path in paths)
+        assert await store.has([right, other]) == [None, 6]
+        assert store.statistics()["blobs"] == 2 and store.statistics()["bytes"] == 2 * BLOCK
+        await put(store, b"a")
+        assert [path.exists() for path in paths] == [False, True]
+        await put(store, b"b")
+        assert [path.exists() for path in paths] == [False, False]
+        assert store.statistics()["blobs"] == 2
+
+
+async def test_a_folder_that_was_moved_away_takes_its_files_out_of_the_index(place):
+    async with place.running() as store:
+        digest, action = await put(store, b"x"), ActionKey("ab" * 32, 3)
+        await store.put(action, b"result")
+        os.rename(place.content / "d", place.root / "elsewhere")
+        await until(lambda: (place.content / "d").exists() and store.statistics()["state"] == "exact")
+        assert store.statistics()["blobs"] == 1 and store.statistics()["bytes"] == BLOCK
+        await put(store, b"x")
+        assert await store.has([digest, action]) == [1, 6]
+        assert (place.root / "elsewhere" / str(digest)).exists()
+
+
+async def test_news_of_more_than_one_read_of_events_are_all_there(place):
+    async with place.running() as store:
+        digests = [await put(store, b"%d" % number) for number in range(400)]
+        feed = store.capability(Removals).watch_removals()
+        feed.take()
+        for digest in digests:
+            place.file(digest).unlink()
+        assert set(feed.take()) >= set(digests)
+
+
+@pytest.mark.parametrize("works_for", [0, 2])
+async def test_where_not_all_folders_can_be_watched_none_is_and_the_state_says_why(place, monkeypatch, works_for):
+    real, added = Watch.add, []
+
+    def add(self, path):
+        added.append(path)
+        if len(added) > works_for:
+            raise WatchUnavailableError("there are too many")
+        return real(self, path)
+
+    monkeypatch.setattr(Watch, "add", add)
+    async with place.running() as store:
+        descriptors = []
+        for fd in os.listdir("/proc/self/fd"):
+            with suppress(FileNotFoundError):  # what listed them is among them
+                descriptors.append(os.readlink(f"/proc/self/fd/{fd}"))
+        assert "anon_inode:inotify" not in descriptors
+        assert store.statistics()["state"] == "there are too many" and not store._mirror.is_watching
+        digest = await put(store, make_blob(10))
+        place.file(digest).unlink()
+        assert await store.has([digest]) == [None]
+
+
+async def test_who_is_far_behind_others_goes_on_without_pauses_in_the_end(place, monkeypatch):
+    """Else it might never catch up, while others change more and more."""
+
+    class Endless:
+        left = 1000
+
+        def read(self):
+            self.left -= 1
+            return [Event(-1, 0, "")] if self.left > 0 else []
+
+        def pending(self):
+            return self.left > 0
+
+    async with place.running(name="CAS") as store:
+        watch, turns = store._mirror._watch, 0
+        monkeypatch.setattr(store._mirror, "_watch", Endless())
+
+        async def count():
+            nonlocal turns
+            while True:
+                await trio.lowlevel.checkpoint()
+                turns += 1
+
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(count)
+            await store._mirror.catch_up()
+            assert store._mirror._watch.left <= 0
+            nursery.cancel_scope.cancel()
+        monkeypatch.setattr(store._mirror, "_watch", watch)
+    assert 150 < turns < 250
+
+
+async def test_variants_and_results_of_others_are_seen_and_forgotten(place):
+    async with place.running() as store:
+        digest = await put(store, b"tool")
+        variant = place.executables / str(digest)
+        variant.write_bytes(b"tool")
+        await store.has([])
+        assert (store.statistics()["executables"], store.statistics()["bytes"]) == (1, 2 * BLOCK)
+        variant.unlink()
+        await store.has([])
+        assert (store.statistics()["executables"], store.statistics()["bytes"]) == (0, BLOCK)

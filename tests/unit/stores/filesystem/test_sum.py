@@ -1,0 +1,283 @@
+"""The sum of bytes that processes on a folder keep together, where none of them sees all of it."""
+
+import fcntl
+import os
+
+import pytest
+import trio
+
+from nl.blob.hashing import digest_of
+from nl.plugin import BytesReader, Deletes, Digest, DigestFunction, Link, LocalFiles, TooLargeError
+from nl.stores.filesystem import mirror
+from nl.stores.filesystem.lock import Sum
+from nl.testing import PartsReader, split
+
+from .conftest import put, until
+from .test_scanning import held_scan
+
+BLOCK = 4096
+
+
+@pytest.fixture
+def unwatched(monkeypatch):
+    monkeypatch.setattr(mirror, "remote_file_system", lambda path: "nfs")
+
+
+def told(store):
+    """In blocks: what files take, and what ever came or went."""
+    found = store._committer.lock.read_sum()
+    return found.bytes // BLOCK, found.moved // BLOCK
+
+
+async def tell(store, blocks, moved):
+    await store._committer.lock.acquire()
+    store._committer.lock.write_sum(Sum(blocks * BLOCK, moved * BLOCK))
+    store._committer.lock.unlock()
+
+
+async def listed_anew(store):
+    before = store._scanner.scans
+    store._mirror.scan_wanted = True
+    store._scanner.asked.set()
+    await until(lambda: store._scanner.scans > before and store._scanner.began_at < 0)
+    await until(lambda: store._scanner.asked.statistics().tasks_waiting == 1)
+
+
+async def test_it_says_what_is_there_and_all_that_ever_came_or_went(place, unwatched):
+    async with place.running() as one, place.running() as two:
+        digests = [await put((one, two)[number % 2], b"%d" % number) for number in range(4)]
+        assert told(one) == (4, 4)
+        await one.capability(Deletes).delete(digests[:3])
+        assert told(two) == (1, 7)
+        await two.put("name", bytes(2 * BLOCK))
+        await one.put("name", bytes(BLOCK + 1))
+        await one.put("name", bytes(1))
+        assert told(two) == (2, 16) and place.used() == 2 * BLOCK
+
+
+@pytest.mark.parametrize("wrong", [0, 3, 7, 100])
+async def test_a_process_that_was_killed_between_deed_and_word_is_made_up_for_by_a_listing(place, unwatched, wrong):
+    async with place.running() as store:
+        for number in range(10):
+            await put(store, b"%d" % number)
+        await tell(store, wrong, 10)
+        await listed_anew(store)
+        assert told(store) == (10, 10)
+
+
+async def test_a_listing_that_differs_by_what_went_meanwhile_is_not_taken_for_better(place, unwatched):
+    async with place.running() as one, place.running() as two:
+        digests = [await put(one, b"%d" % number) for number in range(4)]
+        for gone, left in ((digests[:2], (2, 6)), (digests[2:3], (1, 7))):
+            moved = await one._committer.begin_listing()
+            await two.capability(Deletes).delete(gone)
+            await one._committer.settle(moved)
+            assert told(one) == left
+            await listed_anew(one)
+
+
+async def test_who_does_not_see_everything_tells_nobody_its_own_sum(place, unwatched):
+    async with place.running() as one, place.running() as two:
+        for number in range(3):
+            await put(two, b"%d" % number)
+        await one._committer.tell_sum()
+        assert told(two) == (3, 3)
+
+
+async def test_the_bound_holds_also_after_the_file_with_the_sum_was_deleted(place, unwatched):
+    async with place.running(policy={"max_bytes": 3 * BLOCK}) as store:
+        for number in range(3):
+            await put(store, b"%d" % number)
+        (place.content / ".lock").unlink()
+        await put(store, b"one more")
+        assert place.used() == 3 * BLOCK and told(store)[0] == 3
+
+
+async def test_the_sum_is_told_to_who_comes_where_inotify_knows_it(place):
+    async with place.running() as one:
+        for number in range(3):
+            await put(one, b"%d" % number)
+        async with place.running(scanned=False):
+            await until(lambda: told(one)[0] == 3 and not one._uses.is_alone)
+            await put(one, b"one more")
+            assert told(one)[0] == 4, "and each time it changes, for whoever lists the folder still"
+
+
+@pytest.mark.parametrize("who", ["watched", "alone", "tired", "not alone"])
+async def test_only_where_others_may_have_older_files_unseen_is_the_folder_listed_for_an_eviction(
+    place, monkeypatch, who
+):
+    """And where listing it again would not take much of the time."""
+    if who != "watched":
+        monkeypatch.setattr(mirror, "remote_file_system", lambda path: "nfs")
+    policy = {"max_bytes": 5 * BLOCK}
+    async with place.running(policy=policy) as store:
+        if who != "alone":
+            async with place.running(name="other") as other:
+                await until(lambda: not store._uses.is_alone)
+                await put(other, b"of another process")
+        await until(store._scanner.may_scan_again)
+        if who == "tired":
+            store._scanner._again_at = float("inf")
+        before = store._scanner.scans
+        for number in range(6):
+            await put(store, b"%d" % number)
+        assert (store._scanner.scans > before) is (who == "not alone")
+        assert place.used() <= 5 * BLOCK
+
+
+async def test_only_files_that_are_still_empty_and_written_by_nobody_are_deleted_as_such(place):
+    async with place.running() as store:
+        folder = store._layout.blobs
+        for name, data in (("empty", b""), ("full", b"x"), ("written", b"")):
+            (place.content / "d" / name).write_bytes(data)
+        (place.content / "d" / "link").symlink_to(place.content / "d" / "empty")
+        os.mkfifo(place.content / "d" / "FIFO")
+        before = len(os.listdir("/proc/self/fd"))
+        with (place.content / "d" / "written").open("ab"), trio.fail_after(60):
+            files = [(folder, name) for name in ("empty", "full", "gone", "written", "link")]
+            assert await store._committer.delete_empty(files) == 1
+        assert len(os.listdir("/proc/self/fd")) == before
+        assert sorted(os.listdir(place.content / "d")) == ["FIFO", "full", "link", "written"]
+
+
+async def test_a_variant_whose_blob_comes_back_while_the_lock_is_waited_for_stays(place):
+    async with place.running() as store:
+        digest = await put(store, b"tool")
+        await store.capability(LocalFiles).link_files([Link(digest, str(place.inputs / "tool"), True)])
+        place.file(digest).unlink()
+        assert await store.has([digest]) == [None]
+        with (place.content / ".lock").open("r+b") as file:
+            fcntl.flock(file, fcntl.LOCK_EX)
+            async with trio.open_nursery() as nursery:
+                nursery.start_soon(store._committer.delete_orphans)
+                await until(lambda: store._committer.lock.waits > 0)
+                place.lay(digest, b"tool")
+                fcntl.flock(file, fcntl.LOCK_UN)
+        assert len(os.listdir(place.executables)) == 1
+        place.file(digest).unlink()
+        assert await store.has([digest]) == [None]
+        await store._committer.delete_orphans()
+        assert os.listdir(place.executables) == []
+
+
+async def test_where_only_variants_are_left_they_make_room(place):
+    async with place.running(policy={"max_bytes": 4 * BLOCK}) as store:
+        digests = [await put(store, b"%d" % number) for number in range(2)]
+        links = [Link(digest, str(place.inputs / digest.hash), True) for digest in digests]
+        assert await store.capability(LocalFiles).link_files(links) == []
+        for digest in digests:
+            place.file(digest).unlink()
+        await store.put("name", bytes(3 * BLOCK))
+        assert place.used() == 4 * BLOCK and len(os.listdir(place.executables)) == 1
+        assert store.statistics()["bytes"] == 4 * BLOCK
+
+
+async def test_who_evicts_a_blob_deletes_also_the_variant_that_another_process_has_made_unseen(place, unwatched):
+    async with place.running() as one, place.running() as two:
+        digest = await put(one, b"tool")
+        await two.capability(LocalFiles).link_files([Link(digest, str(place.inputs / "tool"), True)])
+        assert told(one)[0] == 2 and len(os.listdir(place.executables)) == 1
+        assert await one._committer.evict_some(1)
+        assert os.listdir(place.executables) == [] and told(two)[0] == 0
+
+
+async def test_under_the_lock_the_index_has_what_others_have_done_until_then(place):
+    async with place.running() as store:
+        committer, digest = store._committer, digest_of(b"x")
+        await committer.lock.acquire()
+        place.lay(digest, b"x")
+        with committer.locked():
+            assert committer.sum == BLOCK and len(store._index) == 1
+
+
+async def test_before_the_folder_is_listed_nothing_is_deleted_to_keep_it_in_bounds(place, monkeypatch):
+    async with place.running() as store:
+        digests = [await put(store, b"%d" % number) for number in range(5)]
+    with held_scan(monkeypatch) as go_on:
+        async with place.running(scanned=False, policy={"max_bytes": 3 * BLOCK}) as store:
+            assert await store.has(digests) == [1] * 5
+            await store._committer.trim()
+            assert len(os.listdir(place.content / "d")) == 5
+            go_on()
+            await until(lambda: len(os.listdir(place.content / "d")) == 3)
+
+
+async def test_the_lock_is_free_again_if_the_section_under_it_cannot_begin_or_fails(place, monkeypatch):
+    async with place.running() as store:
+        committer = store._committer
+        await committer.lock.acquire()
+        with monkeypatch.context() as patched:
+            patched.setattr(store._mirror, "refresh", lambda: 1 // 0)
+            with pytest.raises(ZeroDivisionError), committer.locked():
+                raise AssertionError("not begun")
+        with (place.content / ".lock").open("r+b") as file:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        await committer.lock.acquire()
+        with pytest.raises(ZeroDivisionError), committer.locked():
+            raise ZeroDivisionError
+        with (place.content / ".lock").open("r+b") as file:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+
+
+async def test_an_upload_of_unknown_size_that_only_its_blocks_make_too_large_is_refused(place):
+    async with place.running(policy={"max_bytes": 10_000}) as store:
+        kept = await put(store, b"kept")
+        with pytest.raises(TooLargeError, match="9000 bytes never fit"):
+            await store.write("name", PartsReader(split(bytes(9000), 1000), size=-1))
+        assert await store.has([kept, "name"]) == [4, None] and place.temp_files() == []
+
+
+@pytest.mark.parametrize("way", ["has", "put", "write"])
+async def test_a_use_is_told_to_all_processes_before_it_is_looked_whether_the_file_is_there(
+    place, unwatched, monkeypatch, way
+):
+    """Whoever evicts then either has done so, or knows better."""
+    async with place.running() as one, place.running() as two:
+        await until(lambda: not one._uses.is_alone and not two._uses.is_alone)
+        digest, looks, real = await put(one, b"x"), [], os.stat
+        cell = one._uses.cell_of(digest.hash)
+
+        def stat(path, *args, **kwargs):
+            if path == str(digest):
+                looks.append(two._uses.times[cell] > 1.0)
+                two._uses.times[cell] = 1.0
+            return real(path, *args, **kwargs)
+
+        one._uses.times[cell] = 1.0
+        monkeypatch.setattr(os, "stat", stat)
+        if way == "has":
+            assert await one.has([digest]) == [1]
+        elif way == "put":
+            await one.put(digest, b"x")
+        else:
+            await one.write(digest, BytesReader(b"x"))
+        assert looks == [True] * (2 if way == "write" else 1)
+
+
+async def test_an_upload_of_what_is_there_is_a_use_at_its_end_too(place):
+    class Slow(BytesReader):
+        async def receive_parts(self, max_bytes=1 << 20):
+            for data in (b"e" * 10, b"f" * 10):
+                await store.put(digest_of(data), data)
+            return await super().receive_parts(max_bytes)
+
+    async with place.running(policy={"max_bytes": 40}, block_size=1) as store:
+        digests = {name: await put(store, name.encode() * 10) for name in "abcd"}
+        await store.write(digests["a"], Slow(b"a" * 10))
+        for name in "gh":
+            await put(store, name.encode() * 10)
+        assert place.file(digests["a"]).exists() and not place.file(digests["d"]).exists()
+
+
+@pytest.mark.parametrize("instead", ["nothing", "another"])
+async def test_a_file_that_was_replaced_while_it_was_hashed_does_not_hand_its_name_on(place, instead):
+    other, digest = Digest("ab" * 32, 1), Digest("ab" * 32, 1, DigestFunction.BLAKE3)
+    path = place.lay(other, b"x")
+    async with place.running() as store:
+        with path.open("rb") as file:
+            path.unlink()
+            if instead == "another":
+                path.write_bytes(b"y")
+            await store._committer.rename(file.fileno(), other, digest, key="b" + digest.hash)
+        assert os.listdir(place.content / "d") == ([path.name] if instead == "another" else [])
