@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import AsyncIterator, Mapping, Sequence
-from contextlib import asynccontextmanager
+from contextlib import AsyncExitStack, asynccontextmanager
 from time import perf_counter
 from typing import TypeVar
 
@@ -83,18 +83,20 @@ class CacheMetricsStore(StoreWrapper):
     @asynccontextmanager
     async def open(self, key: Key, *, offset: int = 0, length: int | None = None) -> AsyncIterator[Reader]:
         began = perf_counter()
-        try:
-            async with self.backend.open(key, offset=offset, length=length) as reader:
-                self._hits += 1
-                counting = _Counting(reader)
-                try:
-                    yield counting
-                finally:
-                    self._read_bytes += counting.bytes
-                    self._read_s += perf_counter() - began
-        except BlobNotFoundError as error:
-            self._count_read(error)
-            raise
+        async with AsyncExitStack() as opening:
+            try:
+                reader = await opening.enter_async_context(self.backend.open(key, offset=offset, length=length))
+            except NlError as error:
+                self._count_read(error)
+                raise
+            self._hits += 1
+            counting = _Counting(reader)
+            try:
+                yield counting
+            finally:
+                self._read_errors += counting.failed
+                self._read_bytes += counting.bytes
+                self._read_s += perf_counter() - began
 
     async def put(self, key: Key, data: Buffer) -> None:
         began = perf_counter()
@@ -162,14 +164,15 @@ class CacheMetricsStore(StoreWrapper):
 
 
 class _Counting(Reader):
-    """Counts the bytes of another reader."""
+    """Counts the bytes of another reader, and notes whether it failed."""
 
-    __slots__ = ("_reader", "bytes", "size")
+    __slots__ = ("_reader", "bytes", "failed", "size")
 
     def __init__(self, reader: Reader) -> None:
         self._reader = reader
         self.size = reader.size
         self.bytes = 0
+        self.failed = False
 
     @property
     def can_rewind(self) -> bool:
@@ -180,6 +183,10 @@ class _Counting(Reader):
         self.bytes = 0
 
     async def receive_parts(self, max_bytes: int = CHUNK) -> Sequence[Buffer]:
-        parts = await self._reader.receive_parts(max_bytes)
+        try:
+            parts = await self._reader.receive_parts(max_bytes)
+        except NlError:
+            self.failed = True
+            raise
         self.bytes += sum(map(len, parts))
         return parts

@@ -391,3 +391,18 @@ def test_raw_frames_cost_three_bytes_for_128_kib():
 def test_a_whole_blob_of_another_size_is_wrong(size, problem):
     with pytest.raises(CodingError, match=problem):
         decompress(compress(b"abc"), size)
+
+
+def test_a_bomb_is_not_unpacked_either_where_a_blob_comes_whole(monkeypatch):
+    made = []
+
+    class Noting(ZstdDecoder):
+        def decode(self, most):
+            decoded = super().decode(most)
+            made.append(sum(map(len, decoded)))
+            return decoded
+
+    monkeypatch.setattr("nl.blob.zstd.ZstdDecoder", Noting)
+    with pytest.raises(CodingError, match="more than 1000 bytes"):
+        decompress(compress(bytes(1 << 24)), 1000)
+    assert sum(made) <= 1001

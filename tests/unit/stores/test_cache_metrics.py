@@ -6,6 +6,7 @@ import trio
 from nl.plugin import (
     BlobNotFoundError,
     BytesReader,
+    CorruptBlobError,
     Deletes,
     EvictionPolicy,
     TooLargeError,
@@ -15,7 +16,7 @@ from nl.plugin import (
 from nl.stores.cache_metrics import CacheMetricsOptions, CacheMetricsStore
 from nl.stores.filesystem import FilesystemOptions, FilesystemStore
 from nl.stores.memory import MemoryOptions, MemoryStore
-from nl.testing import BareContext, LocalFilesConformance, StoreConformance, drain, read
+from nl.testing import BareContext, Fault, FaultyStore, LocalFilesConformance, StoreConformance, drain, read
 
 ONE, GONE = digest_of(b"one"), digest_of(b"gone")
 
@@ -176,3 +177,25 @@ async def test_questions_are_counted_by_digest(store):
 
 def test_what_the_backend_can_do_stays_possible(store):
     assert store.capability(Deletes) is store.backend.capability(Deletes)
+
+
+async def test_a_download_that_cannot_begin_or_breaks_is_a_failure_like_any_other():
+    context = BareContext()
+    backend = FaultyStore(MemoryStore(MemoryOptions(), context))
+    store = make(context, backend)
+    await backend.put(ONE, b"one")
+    backend.plan("open", Fault(UnavailableError("away")), Fault(CorruptBlobError("rotten"), after_bytes=2))
+    with pytest.raises(UnavailableError):
+        await read(store, ONE)
+    assert counted(store) == {"cache_type": "cas", "read_errors": 1}
+    with pytest.raises(CorruptBlobError):
+        await read(store, ONE)
+    assert counted(store) == {"cache_type": "cas", "read_errors": 2, "hits": 1, "read_bytes": 2}
+
+
+async def test_what_goes_wrong_with_the_reader_of_a_blob_is_not_told_of_its_store(store):
+    await store.put(ONE, b"one")
+    with pytest.raises(BlobNotFoundError):
+        async with store.open(ONE):
+            raise BlobNotFoundError("something else that was looked for meanwhile")
+    assert (store.statistics()["hits"], store.statistics()["misses"]) == (1, 0)

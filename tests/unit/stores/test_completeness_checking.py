@@ -5,7 +5,7 @@ import pytest
 import trio
 
 from nl.blob.hashing import digest_of
-from nl.cas.action_results import load_action_result, seal, store_action_result
+from nl.cas.action_results import MAX_ACTION_RESULT_BYTES, load_action_result, seal, store_action_result
 from nl.cas.packed import PackedDigests
 from nl.pb import reapi
 from nl.pb.codec import encode
@@ -13,9 +13,15 @@ from nl.plugin import (
     MAX_WHOLE,
     ActionKey,
     BlobNotFoundError,
+    BlobSizeLimit,
     BytesReader,
     ChecksCompleteness,
+    Deletes,
     EvictionPolicy,
+    LocalFiles,
+    RangeError,
+    Removals,
+    Traits,
     UnavailableError,
 )
 from nl.stores.completeness_checking import CompletenessCheckingOptions, CompletenessCheckingStore
@@ -406,3 +412,118 @@ async def test_what_is_missing_beside_a_large_tree_makes_it_a_miss(gone):
     assert await is_there(store)
     await cas.delete([digest_of(gone.encode())])
     assert not await is_there(store)
+
+
+class Trusted(MemoryStore):
+    """Says what can be relied on, and notes what it is asked."""
+
+    def __init__(self, traits=None):
+        super().__init__(MemoryOptions(eviction_policy=EvictionPolicy(max_bytes=2**30)), BareContext())
+        self.own_traits = traits or Traits()
+        self.many, self.asked = [], []
+
+    @property
+    def traits(self):
+        return self.own_traits
+
+    async def has(self, keys):
+        self.asked += keys
+        return await super().has(keys)
+
+    async def get_many(self, keys):
+        self.many.append(len(keys))
+        return await super().get_many(keys)
+
+
+def over(backend, cas):
+    context = BareContext("AC")
+    options = CompletenessCheckingOptions(backend=context.spec(backend), cas_store=context.spec(cas))
+    return CompletenessCheckingStore(options, context)
+
+
+def test_it_is_authoritative_if_both_are_and_tracks_use_as_the_action_cache_does():
+    both, vague, careless = Traits(), Traits(authoritative=False), Traits(tracks_use=False)
+    for backend, cas, expected in (
+        (both, both, both), (vague, both, vague), (both, vague, vague), (careless, both, careless),
+        (both, careless, both),
+    ):  # fmt: skip
+        assert over(Trusted(backend), Trusted(cas)).traits == expected
+
+
+def test_it_stands_in_for_what_does_not_get_past_the_check():
+    backend = Trusted()
+    store = over(backend, Trusted())
+    assert [store.capability(kind) for kind in (BlobSizeLimit, Deletes)] == [backend, backend]
+    assert store.capability(ChecksCompleteness) is store
+    assert store.capability(Removals) is None, "a result is also gone when one of its blobs is"
+    assert store.capability(LocalFiles) is None
+
+
+async def test_a_result_that_is_used_elsewhere_is_used_with_all_that_it_refers_to():
+    cas = Trusted()
+    store = over(Trusted(), cas)
+    await fill(cas)
+    await store_action_result(store, ACTION, encode(RESULT))
+    await store.touch([ACTION, ActionKey("cd" * 32, 1)])
+    assert {digest_of(data) for data in BLOBS.values()} <= set(cas.asked)
+
+
+async def test_of_many_results_a_bounded_number_is_in_memory_at_once():
+    backend, cas = Trusted(), Trusted()
+    store = over(backend, cas)
+    keys = [ActionKey(f"{number:064x}", 1) for number in range(130)]
+    for key in keys:
+        await store_action_result(store, key, encode(reapi.ActionResult(exit_code=1)))
+    assert None not in await store.has(keys)
+    assert backend.many == [64, 64, 2]
+
+
+async def test_a_value_that_is_larger_than_any_result_is_damaged_and_a_miss(caplog):
+    backend = Trusted()
+    store = over(backend, Trusted())
+    await backend.put(ACTION, bytes(MAX_ACTION_RESULT_BYTES + 100))
+    for attempt in (store.get_many([ACTION]), read(store, ACTION)):
+        try:
+            [outcome] = await attempt
+        except BlobNotFoundError as error:
+            outcome = error
+        assert isinstance(outcome, BlobNotFoundError) and outcome.key == ACTION
+        assert outcome.message.startswith(f"{ACTION}: the stored action result is larger than")
+    assert store.statistics()["damaged"] == 2
+    assert [record.getMessage().split(":")[:2] for record in caplog.records] == [
+        ["AC", f" the result of {ACTION} counts as a miss"]
+    ] * 2
+
+
+async def test_a_large_result_is_found_whole_and_in_ranges():
+    store = over(Trusted(), Trusted())
+    large = seal(encode(reapi.ActionResult(stdout_raw=random.Random(1).randbytes(MAX_WHOLE))))
+    await store.put(ACTION, large)
+    assert await store.get_many([ACTION]) == [large]
+    assert await store.has([ACTION]) == [len(large)]
+    assert await read(store, ACTION, offset=1000, length=7) == large[1000:1007]
+    with pytest.raises(RangeError):
+        await read(store, ACTION, offset=len(large) + 1)
+
+
+async def test_what_is_no_result_passes_unread():
+    backend = Trusted()
+    store = over(backend, Trusted())
+    for key in (digest_of(b"\xff"), "name"):
+        await store.put(key, b"\xff")
+        assert await store.has([key]) == [1]
+        assert await store.get(key) == b"\xff" and await read(store, key) == b"\xff"
+        assert await store.get_many([key]) == [b"\xff"]
+
+
+async def test_an_action_cache_that_is_away_for_one_of_many_is_no_miss():
+    class Away(Trusted):
+        async def get(self, key):
+            raise UnavailableError("away")
+
+    backend = Away()
+    store = over(backend, Trusted())
+    await store_action_result(store, ACTION, encode(reapi.ActionResult()))
+    assert isinstance((await store.get_many([ACTION]))[0], UnavailableError)
+    with pytest.raises(UnavailableError):
+        await store.has([ACTION])

@@ -7,6 +7,7 @@ import trio
 from trio.testing import wait_all_tasks_blocked
 
 from nl.plugin import (
+    MAX_WHOLE,
     ActionKey,
     BlobNotFoundError,
     BlobSizeLimit,
@@ -19,11 +20,19 @@ from nl.plugin import (
     Pins,
     Removals,
     Scans,
+    TooLargeError,
     Traits,
     UnavailableError,
     digest_of,
 )
-from nl.stores.existence_cache import ENTRY_BYTES, UNTOLD_S, ExistenceCacheOptions, ExistenceCacheStore
+from nl.stores.existence_cache import (
+    _MAX_GONE,
+    DEFAULT_MAX_COUNT,
+    ENTRY_BYTES,
+    UNTOLD_S,
+    ExistenceCacheOptions,
+    ExistenceCacheStore,
+)
 from nl.stores.memory import MemoryOptions, MemoryStore
 from nl.testing import BareContext, StoreConformance, drain, started
 
@@ -586,3 +595,57 @@ async def test_what_goes_during_the_very_first_operation_is_told_of_it():
     async with started(make(context, Fleeting(context)), context) as store:
         await store.put(ONE, b"1")
         assert await store.has([ONE]) == [None]
+
+
+async def test_without_news_and_without_a_policy_a_yes_is_believed_for_a_minute():
+    context, clock = BareContext(), Clock()
+    backend = Backend(context, tells=False)
+    store = make(context, backend, clock=clock)
+    await store.put(ONE, b"1")
+    clock.now += 60
+    assert await store.has([ONE]) == [1] and backend.asked == []
+    clock.now += 0.1
+    assert await store.has([ONE]) == [1] and backend.asked == [ONE]
+
+
+def test_what_is_remembered_by_default_is_a_million_digests_of_some_400_bytes():
+    assert (DEFAULT_MAX_COUNT, ENTRY_BYTES, _MAX_GONE) == (1_000_000, 400, 100_000)
+
+
+async def test_a_blob_that_is_too_large_to_be_had_whole_is_not_forgotten_for_it():
+    context = BareContext()
+    backend = Backend(context)
+    store = make(context, backend)
+    large = digest_of(data := bytes(MAX_WHOLE + 1))
+    await store.write(large, BytesReader(data))
+    with pytest.raises(TooLargeError):
+        await store.get(large)
+    [error] = await store.get_many([large])
+    assert isinstance(error, TooLargeError)
+    assert await store.has([large]) == [len(data)] and backend.asked == []
+
+
+async def test_a_backend_that_is_away_makes_nothing_forgotten():
+    context = BareContext()
+
+    class Away(Backend):
+        async def get(self, key):
+            raise UnavailableError("away")
+
+        def open(self, key, *, offset=0, length=None):
+            def find():
+                raise UnavailableError("away")
+
+            return Opened(find)
+
+    backend = Away(context)
+    store = make(context, backend)
+    await store.put(ONE, b"1")
+    with pytest.raises(UnavailableError):
+        await store.get(ONE)
+    with pytest.raises(UnavailableError):
+        async with store.open(ONE):
+            pass
+    assert isinstance((await store.get_many([ONE]))[0], UnavailableError)
+    assert await store.has([ONE]) == [1] and backend.asked == []
+    assert store.statistics()["withdrawn"] == 0

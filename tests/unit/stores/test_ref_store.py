@@ -35,3 +35,8 @@ async def test_both_names_see_one_content():
     store = RefStore(RefOptions(name="X"), BareContext(named={"X": target}))
     await target.put(digest_of(b"abc"), b"abc")
     assert await store.has([digest_of(b"abc")]) == [3]
+
+
+def test_it_says_which_store_it_means():
+    store = RefStore(RefOptions(name="X"), BareContext())
+    assert store.statistics() == {"name": "X"}
