@@ -180,6 +180,10 @@ async def test_how_much_of_a_tree_is_in_memory_at_once_is_bounded_by_number_and_
     huge = Digest(H, 100 * 1024 * 1024)  # alone, however large
     await walked(store, await put(store, a=huge, b=huge, c=Digest("1" * 64, huge.size)))
     assert [len(trip) for trip in store.trips] == [1, 1, 1]
+    store.trips.clear()
+    half = 2 * 1024 * 1024
+    await walked(store, await put(store, **{name: Digest(name * 64, half) for name in "abc"}))
+    assert [len(trip) for trip in store.trips] == [1, 2, 1]
 
 
 async def test_a_store_that_is_away_is_no_missing_directory():

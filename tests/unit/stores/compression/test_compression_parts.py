@@ -14,6 +14,7 @@ from nl.plugin import (
     BlobNotFoundError,
     BlobSizeLimit,
     BytesReader,
+    CodingError,
     CorruptBlobError,
     Deletes,
     Digest,
@@ -27,20 +28,24 @@ from nl.plugin import (
     Reader,
     Removals,
     TooLargeError,
+    UnavailableError,
     digest_of,
     key_text,
 )
 from nl.stores.compression import store as module
+from nl.stores.compression.formats import Lz4Form, ZstdForm
 from nl.stores.compression.options import MAX_BLOCK, CompressionAlgorithm, Lz4Options, ZstdOptions
 from nl.stores.compression.ranges import open_range
 from nl.stores.compression.removals import DecodedRemovals
+from nl.stores.compression.sealing import SEAL_BYTES, decoded_size, seal, unseal
 from nl.stores.memory import MemoryOptions, MemoryStore
-from nl.testing import BareContext, PartsReader, drain, read, split
+from nl.testing import BareContext, FaultyStore, PartsReader, away, drain, read, split
 
 from .kinds import make_store
 
 DATA = bytes(range(256)) * 20
 ONE = digest_of(DATA)
+MIB = 1024 * 1024
 both = pytest.mark.parametrize("name", ["lz4", "zstd"])
 
 
@@ -274,3 +279,150 @@ def test_the_bounds_of_the_options_are_exact(options, is_right):
     else:
         with pytest.raises(ConfigError):
             options.check()
+
+
+# --- what lies in stores
+
+
+def test_what_was_sealed_once_is_read_for_ever():
+    sealed = bytes.fromhex(
+        "6672616d6573 5e2a4d18 1c000000 6e6c3031 0600000000000000 b70dfb06f5b612310e9acc3d83c84e3f"
+    )
+    assert seal(b"frames", 6) == sealed
+    assert unseal(sealed) == (b"frames", 6)
+    assert decoded_size(sealed[-SEAL_BYTES:]) == 6 and SEAL_BYTES == 36
+
+
+@both
+async def test_objects_have_names_of_their_own_by_function_and_kind(name):
+    backend = Backend()
+    store = make_store(name, backend=backend)
+    suffix = {"lz4": ".lz4", "zstd": ".zst"}[name]
+    blake3 = digest_of(DATA, DigestFunction.BLAKE3)
+    for key in (ONE, blake3, ActionKey(*ONE), ActionKey(*blake3), "a name"):
+        await store.put(key, DATA)
+        assert await store.has([key]) == [len(DATA)]
+    assert list(backend._index) == [
+        f"{ONE}{suffix}", f"{blake3}.blake3{suffix}", f"{ONE}.ac{suffix}", f"{blake3}.blake3.ac{suffix}",
+        f"~a%20name{suffix}",
+    ]  # fmt: skip
+
+
+# --- forms
+
+
+BATCHES = 768 * 1024
+
+
+@pytest.mark.parametrize(("level", "mib"), [(1, 3), (4, 3), (5, 6), (8, 6), (9, 41), (12, 41), (13, 82), (19, 82)])
+def test_what_an_encoder_takes_depends_on_its_level_and_on_how_much_there_is(level, mib):
+    form = ZstdForm(level)
+    assert form.encoder_bytes(-1) == form.encoder_bytes(1 << 40) == (mib * MIB + BATCHES, MIB + BATCHES)
+    assert form.encoder_bytes(0) == (MIB + BATCHES, MIB + BATCHES)
+    assert form.encoder_bytes(10_000) == (MIB + BATCHES + 200_000, MIB + BATCHES)
+    assert [form.decoder_bytes(size) - BATCHES for size in (-1, 0, 10_000, 1 << 40)] == [8 * MIB, 0, 10_000, 8 * MIB]
+
+
+def test_an_lz4_coder_takes_a_block_on_either_side():
+    form = Lz4Form(Lz4Options(block_size=MIB, max_decode_block_size=2 * MIB))
+    for size, block, small, decoded in (
+        (-1, MIB, 65_536, 2 * MIB), (10 * MIB, MIB, 65_536, 2 * MIB), (100_000, 100_000, 65_536, 100_000),
+        (10, 10, 10, 10),
+    ):  # fmt: skip
+        assert form.encoder_bytes(size) == (2 * block + BATCHES, 2 * small + BATCHES)
+        assert form.decoder_bytes(size) == 2 * decoded + BATCHES
+
+
+@pytest.mark.parametrize("form", [Lz4Form(Lz4Options()), ZstdForm(3)], ids=["lz4", "zstd"])
+def test_a_value_without_a_digest_is_unpacked_up_to_a_size_and_its_tail_says_how_large_it_is(form):
+    packed = form.encode(DATA)
+    assert form.decode(packed, None, most=len(DATA)) == DATA
+    assert form.decode(packed, None, most=len(DATA) - 1) is None
+    assert form.decoded_size(packed[-form.tail_bytes :]) == len(DATA)
+    for tail in (packed[-form.tail_bytes + 1 :], b"", packed[-form.tail_bytes - 1 :], bytes(form.tail_bytes)):
+        with pytest.raises(CodingError):
+            form.decoded_size(tail)
+
+
+@pytest.mark.parametrize("form", [Lz4Form(Lz4Options()), ZstdForm(3)], ids=["lz4", "zstd"])
+@pytest.mark.parametrize("function", list(DigestFunction))
+def test_a_blob_is_compared_with_its_digest_by_its_own_function(form, function):
+    packed = form.encode(DATA)
+    assert form.decode(packed, digest_of(DATA, function), most=MAX_WHOLE) == DATA
+    for size in (len(DATA) - 1, len(DATA) + 1):
+        with pytest.raises(CodingError):
+            form.decode(packed, Digest("ab" * 32, size, function), most=MAX_WHOLE)
+    if form.suffix == ".lz4":  # the others' seal says that it was compared when it was written
+        with pytest.raises(CodingError, match=f"has the {function.name} hash {digest_of(DATA, function).hash}"):
+            form.decode(packed, Digest("ab" * 32, len(DATA), function), most=MAX_WHOLE)
+
+
+@both
+@pytest.mark.parametrize("function", list(DigestFunction))
+async def test_a_stream_is_compared_with_its_digest_by_its_own_function(name, function):
+    store = make_store(name)
+    data = DATA * 20
+    digest = digest_of(data, function)
+    await store.write(digest, PartsReader([data]))
+    assert await read(store, digest) == data
+    wrong = Digest("ab" * 32, len(data), function)
+    await store.backend.put(store._key_of(wrong), await store.backend.get(store._key_of(digest)))
+    if name == "lz4":
+        with pytest.raises(CorruptBlobError, match=f"{wrong}: .* {function.name} hash {digest.hash}"):
+            await read(store, wrong)
+
+
+# --- errors of the backend
+
+
+@both
+async def test_a_backend_that_is_away_is_neither_a_miss_nor_a_wrong_object(name):
+    backend = FaultyStore(MemoryStore(MemoryOptions(), BareContext()))
+    store = make_store(name, backend=backend)
+    large = DATA * 20
+    for key, data in ((ONE, DATA), (digest_of(large), large)):
+        await store.put(key, data)
+        backend.plan("get", away())
+        backend.plan("open", away())
+        with pytest.raises(UnavailableError):
+            await store.get(key)
+        backend.heal()
+        backend.plan("open", away(after_bytes=20))
+        backend.plan("get", away())
+        with pytest.raises(UnavailableError):
+            await read(store, key)
+        backend.heal()
+        backend.plan("get", away(), away())
+        assert isinstance((await store.get_many([key]))[0], UnavailableError)
+        backend.heal()
+        assert await store.has([key]) == [len(data)]
+        assert await read(store, key) == data
+    backend.plan("has", away())
+    with pytest.raises(UnavailableError):
+        await store.has([ONE])
+    assert store.statistics()["corrupt_blobs"] == 0
+
+
+@both
+async def test_an_upload_that_the_backend_refuses_is_not_counted_and_makes_nothing_right(name):
+    backend = FaultyStore(Backend(deletes=False))
+    store = make_store(name, backend=backend)
+    large = DATA * 20
+    for key, data in ((ONE, DATA), (digest_of(large), large)):
+        await backend.put(store._key_of(key), b"rubbish" * 10)
+        with pytest.raises(CorruptBlobError):
+            await read(store, key)
+        backend.plan("put", away(), away())
+        backend.plan("write", away())
+        with pytest.raises(UnavailableError):
+            await store.put(key, data)
+        assert isinstance((await store.put_many([(key, data)]))[0], UnavailableError)
+        backend.heal()
+        backend.plan("put", away())
+        backend.plan("write", away())
+        with pytest.raises(UnavailableError):
+            await store.write(key, BytesReader(data))
+        backend.heal()
+        assert store.statistics()["stored_blobs"] == 0
+        assert await store.has([key]) == [None], "it is as wrong as before"
+    assert store._writes.may_delete(store._key_of(ONE))

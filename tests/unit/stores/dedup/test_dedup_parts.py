@@ -17,9 +17,11 @@ from nl.plugin import (
     BlobNotFoundError,
     BytesReader,
     CodingError,
+    CorruptBlobError,
     Deletes,
     Digest,
     DigestFunction,
+    ExhaustedError,
     ForeignKey,
     LocalFiles,
     TooLargeError,
@@ -34,7 +36,7 @@ from nl.stores.dedup.chunk_index import ChunkIndex
 from nl.stores.dedup.chunk_reader import ChunkReader
 from nl.stores.dedup.chunker import Chunker
 from nl.stores.memory import MemoryOptions, MemoryStore
-from nl.testing import BareContext, PartsReader, drain, find, read, same, started
+from nl.testing import BareContext, FaultyStore, PartsReader, away, drain, find, read, same, started
 
 SIZES = {"min_size": 1024, "normal_size": 4096, "max_size": 16384}
 
@@ -400,3 +402,121 @@ async def test_a_list_that_nativelink_has_kept_is_deleted_too():
     assert same(await find(store, digest), data)
     await store.delete([digest])
     assert await find(store, digest) is None
+
+
+def test_a_list_that_was_written_once_is_read_for_ever():
+    encoded = bytes.fromhex(
+        "0200000000000000" + "ab" * 32 + "0500000000000000" + "01" * 32 + "0201000000000000"
+    )
+    chunks = (Digest("ab" * 32, 5, DigestFunction.BLAKE3), Digest("01" * 32, 258, DigestFunction.BLAKE3))
+    assert ChunkIndex(chunks).encode() == encoded
+    assert ChunkIndex.decode(encoded).chunks == chunks
+
+
+@pytest.mark.parametrize("function", list(DigestFunction))
+async def test_lists_have_names_of_their_own_and_chunks_the_names_of_what_they_are(function):
+    lists, content = Part(), Part()
+    dedup = make_store(lists, content)
+    data = blob(1000)
+    digest = digest_of(data, function)
+    suffix = "" if function is DigestFunction.SHA256 else ".blake3"
+    await dedup.put(digest, data)
+    await dedup.put(ActionKey(*digest), data)
+    assert list(lists._index) == [f"{digest}{suffix}.chunks", f"{digest}{suffix}.ac.chunks"]
+    assert list(content._index) == [digest_of(data, DigestFunction.BLAKE3)]
+    assert await dedup.has([digest, ActionKey(*digest)]) == [1000, 1000]
+    other = next(each for each in DigestFunction if each is not function)
+    assert await dedup.has([Digest(digest.hash, digest.size, other)]) == [None]
+
+
+async def test_how_many_lists_and_how_much_of_a_blob_are_in_memory_at_once_is_bounded():
+    lists = Part()
+    dedup = make_store(lists)
+    trips, real = [], lists.get_many
+
+    async def get_many(keys):
+        trips.append(len(keys))
+        return await real(keys)
+
+    lists.get_many = get_many
+    keys = [f"{number}" for number in range(1100)]
+    assert await dedup.put_many([(key, b"x") for key in keys]) == [None] * 1100
+    assert await dedup.has(keys) == [1] * 1100
+    assert trips == [500, 500, 100]
+    assert chunk_reader.WINDOW_BYTES == 2 * 1024 * 1024 and store.REMEMBERED_BYTES == 32 * 1024 * 1024
+
+
+async def test_all_that_many_keys_have_in_common_is_asked_about_once():
+    content = Part()
+    dedup = make_store(content=content)
+    data = blob(100_000)
+    for key in ("a", "b", digest_of(data)):
+        await dedup.put(key, data)
+    content.asked.clear()
+    assert await dedup.has(["a", "b", digest_of(data), "none"]) == [100_000] * 3 + [None]
+    assert content.asked == [("has", len(content._index))]
+
+
+@pytest.mark.parametrize("which", ["lists", "content"])
+async def test_a_store_behind_it_that_is_away_is_neither_a_miss_nor_a_wrong_chunk(which):
+    parts = {"lists": FaultyStore(Part()), "content": FaultyStore(Part())}
+    dedup = make_store(parts["lists"], parts["content"])
+    data = blob(60_000)
+    digest = digest_of(data)
+    await dedup.put(digest, data)
+    for operation, ask in (
+        ("has", lambda: dedup.has([digest])), ("get", lambda: dedup.get(digest)), ("get", lambda: read(dedup, digest)),
+        ("put", lambda: dedup.put("other", blob(50_000, seed=3))),
+    ):  # fmt: skip
+        dedup._known.discard(digest)
+        parts[which].plan(operation, away())
+        with pytest.raises(UnavailableError):
+            await ask()
+        parts[which].heal()
+    assert await dedup.has([digest, "other"]) == [60_000, None]
+    assert await find(dedup, digest) == data
+    assert dedup.statistics()["corrupt_chunks"] == 0
+
+
+async def test_a_wrong_chunk_is_deleted_reported_and_mended_by_the_next_upload(caplog):
+    content = Part()
+    dedup = make_store(content=content)
+    data = blob(60_000)
+    digest = digest_of(data)
+    await dedup.put(digest, data)
+    wrong = next(iter(content._index))
+    for bad in (bytes(wrong.size), bytes(wrong.size - 1)):
+        content._insert(wrong, bad)
+        for ask in (dedup.get, lambda key: read(dedup, key)):
+            with pytest.raises(CorruptBlobError, match=f"^{digest}: its chunk {wrong} is wrong in the content store"):
+                await ask(digest)
+            assert await content.has([wrong]) == [None]
+            assert await dedup.has([digest]) == [None]
+            content._insert(wrong, bad)
+        await content.delete([wrong])
+        await dedup.put(digest, data)
+        assert await find(dedup, digest) == data
+    assert {record.getMessage() for record in caplog.records} == {f"CAS: the stored chunk {wrong} is wrong"}
+
+
+async def test_a_list_that_says_another_size_counts_as_missing_and_the_log_says_why(caplog):
+    lists = Part()
+    dedup = make_store(lists)
+    digest = Digest("ab" * 32, 100)
+    for data in (ChunkIndex([chunk(1, 99)]).encode(), b"rubbish"):
+        await lists.put(f"{digest}.chunks", data)
+        assert await dedup.has([digest]) == [None]
+        with pytest.raises(BlobNotFoundError):
+            await dedup.get(digest)
+    assert caplog.records[0].getMessage() == (
+        f"CAS: the list of the chunks of {digest} counts as missing: its chunks have 99 bytes together"
+    )
+
+
+async def test_an_upload_whose_first_chunks_were_evicted_by_its_last_is_refused():
+    content = Part(max_count=10)
+    dedup = make_store(content=content)
+    data = blob(5_000_000)
+    with pytest.raises(ExhaustedError, match=r"the content store of 'CAS' has evicted chunks while they came in"):
+        await dedup.write(digest_of(data), PartsReader([data]))
+    assert await dedup.has([digest_of(data)]) == [None]
