@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
+from functools import partial
 
 import pytest
 import trio
@@ -221,9 +222,10 @@ async def test_what_a_cancelled_caller_asked_is_not_sent_any_more(nursery: trio.
         nursery.start_soon(client.one, get(b"first"))
         await trio.testing.wait_all_tasks_blocked()
         for changes in (False, True):
-            with trio.move_on_after(0) as scope:
-                await client.one(get(b"second"), changes=changes)
-            assert scope.cancelled_caught
+            async with trio.open_nursery() as callers:
+                callers.start_soon(partial(client.one, get(b"second"), changes=changes))
+                await trio.testing.wait_all_tasks_blocked()
+                callers.cancel_scope.cancel()
         peer.held.set()
         await client.one(get(b"third"))
     assert [command[1] for trip in peer.trips for command in trip] == [b"first", b"third"]
@@ -258,6 +260,20 @@ async def test_it_waits_for_five_seconds_and_then_the_connection_is_cut(
         assert peer.open == 0
         peer.answer = lambda command: b"OK"
         assert await client.one(get(b"x")) == [b"OK"]
+
+
+async def test_who_gives_up_has_its_buffers_back_when_the_connection_is_cut_and_not_before(
+    nursery: trio.Nursery, autojump_clock: trio.testing.MockClock
+) -> None:
+    peer = Peer(nursery, answer=lambda command: SILENCE)
+    async with node_to(peer) as node:
+        node.enqueue(given_up := request())
+        node.enqueue(twin := request())
+        await trio.testing.wait_all_tasks_blocked()
+        await given_up.settle(2)
+        assert given_up.done.is_set()
+        assert (node.open, peer.open) == (0, 0)
+        assert twin.done.is_set(), "it went in the same trip"
 
 
 async def _after(seconds: float, event: trio.Event) -> None:
@@ -349,7 +365,9 @@ class Masters:
         if command[0] == b"CLUSTER":
             self.asked += 1
             return list(self.map)
-        if peer is self.one and command[0] != b"ASKING" and command[1] in self.replies:
+        if command[0] == b"ASKING":
+            return b"OK"
+        if peer is self.one and command[1] in self.replies:
             return self.replies[bytes(command[1])]
         return b"%d" % peer.address.port
 
@@ -464,6 +482,17 @@ async def test_a_master_that_fails_makes_the_map_be_asked_for_again_no_more_than
             await client.one(get(LOW))
         await trio.sleep(10)
         assert masters.asked == 4
+
+
+async def test_a_master_that_is_away_when_all_are_asked_makes_the_map_be_asked_for_again(
+    masters: Masters, autojump_clock: trio.testing.MockClock
+) -> None:
+    async with client_over(Cluster(dialer(masters.one, masters.other))) as client:
+        masters.replies[b"x"] = CLOSE
+        with pytest.raises(TransientError, match="peer:1 has closed the connection"):
+            await client.everywhere(PING_OF_KEY)
+        await trio.sleep(1)
+        assert masters.asked == 2
 
 
 async def test_a_master_that_has_left_the_cluster_is_not_asked_any_more(

@@ -1,0 +1,108 @@
+"""How a connection is made: to whom, with which words of a login, within which time, and what is left if it fails."""
+
+from __future__ import annotations
+
+import pytest
+import trio
+import trio.testing
+from redis_peer import CLOSE, SILENCE, Peer
+
+from nl_redis_store.addresses import parse_address
+from nl_redis_store.connection import dial
+from nl_redis_store.errors import RefusedError, TransientError
+
+
+class Listener(Peer):
+    """A peer that TCP leads to."""
+
+    def __init__(self, nursery: trio.Nursery, monkeypatch: pytest.MonkeyPatch) -> None:
+        super().__init__(nursery)
+        self.places: list[tuple[str, int]] = []
+        monkeypatch.setattr(trio, "open_tcp_stream", self._open)
+
+    async def _open(self, host: str, port: int) -> trio.abc.Stream:
+        self.places.append((host, port))
+        return (await self.connect())._stream
+
+    def answer_with(self, *replies: object) -> list[tuple[bytes, ...]]:
+        """One after the other. Returns what is asked."""
+        asked: list[tuple[bytes, ...]] = []
+        left = list(replies)
+
+        def answer(command: tuple[bytes, ...]) -> object:
+            asked.append(command)
+            return left.pop(0)
+
+        self.answer = answer  # type: ignore[assignment]
+        return asked
+
+
+@pytest.fixture
+def listener(nursery: trio.Nursery, monkeypatch: pytest.MonkeyPatch) -> Listener:
+    return Listener(nursery, monkeypatch)
+
+
+SENTINEL = "redis+sentinel://u:p@watch/2?sentinelUsername=su&sentinelPassword=sp"
+
+
+@pytest.mark.parametrize(("url", "sentinel", "place", "words"), [
+    ("redis://cache", False, ("cache", 6379), []),
+    ("redis://cache:7/0", False, ("cache", 7), []),
+    ("redis://cache:7/1", False, ("cache", 7), [(b"SELECT", b"1")]),
+    ("redis://:p@cache/3", False, ("cache", 6379), [(b"AUTH", b"p"), (b"SELECT", b"3")]),
+    ("redis://u:p@cache", False, ("cache", 6379), [(b"AUTH", b"u", b"p")]),
+    ("redis://u@cache", False, ("cache", 6379), []),
+    (SENTINEL, True, ("watch", 26379), [(b"AUTH", b"su", b"sp")]),
+    (SENTINEL.replace("sentinelUsername", "x"), True, ("watch", 26379), [(b"AUTH", b"sp")]),
+    (SENTINEL.partition("?")[0], True, ("watch", 26379), []),
+    (SENTINEL, False, ("watch", 26379), [(b"AUTH", b"u", b"p"), (b"SELECT", b"2")]),
+])
+async def test_we_log_in_as_the_address_says_and_at_a_sentinel_with_what_is_a_sentinels(
+    listener: Listener, url: str, sentinel: bool, place: tuple[str, int], words: list[tuple[bytes, ...]]
+) -> None:
+    asked = listener.answer_with(*[b"OK"] * len(words))
+    connection = await dial(parse_address(url, ""), timeout_s=5, tls=None, sentinel=sentinel)
+    assert listener.places == [place]
+    assert asked == words
+    await connection.aclose()
+    await trio.testing.wait_all_tasks_blocked()
+    assert listener.open == 0
+
+
+@pytest.mark.parametrize(("reply", "kind", "said"), [
+    (Exception("WRONGPASS invalid"), RefusedError, "cache:7 says: WRONGPASS"),
+    (Exception("LOADING"), TransientError, "cache:7 says: LOADING"),
+    (CLOSE, TransientError, "cache:7 has closed the connection"),
+])
+async def test_a_server_that_does_not_let_us_in_keeps_no_connection(
+    listener: Listener, reply: object, kind: type[Exception], said: str
+) -> None:
+    listener.answer_with(b"OK", reply)
+    with pytest.raises(kind, match=said):
+        await dial(parse_address("redis://:p@cache:7/1", ""), timeout_s=5, tls=None)
+    await trio.testing.wait_all_tasks_blocked()
+    assert listener.open == 0
+
+
+async def test_connecting_and_logging_in_have_one_time_together(
+    listener: Listener, autojump_clock: trio.testing.MockClock
+) -> None:
+    listener.answer_with(SILENCE)
+    began = trio.current_time()
+    with pytest.raises(TransientError, match=r"cache:7 did not answer within 2\.5 s") as caught:
+        await dial(parse_address("redis://:p@cache:7", ""), timeout_s=2.5, tls=None)
+    assert trio.current_time() - began == pytest.approx(2.5)
+    assert caught.value.code == "DeadlineExceeded"
+    await trio.testing.wait_all_tasks_blocked()
+    assert listener.open == 0
+
+
+async def test_a_place_where_nobody_listens_is_told_in_one_line(monkeypatch: pytest.MonkeyPatch) -> None:
+    async def refuse(host: str, port: int) -> trio.abc.Stream:
+        why = ExceptionGroup("two", [ConnectionRefusedError(111, "Connection refused")])
+        raise OSError("all attempts failed") from why
+
+    monkeypatch.setattr(trio, "open_tcp_stream", refuse)
+    with pytest.raises(TransientError, match=r"^cannot connect to cache:7: Connection refused$") as caught:
+        await dial(parse_address("redis://cache:7", ""), timeout_s=5, tls=None)
+    assert caught.value.code == "Unavailable"
