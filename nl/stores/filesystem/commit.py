@@ -2,8 +2,8 @@
 
 The section runs under the lock of the folder (lock.py). In it the index is brought up to date, so the sum that is
 compared with `max_bytes` is the sum over all processes, and it stays under it whoever writes. Where the index is not
-exact (during a scan, without inotify) the sum is the one that all processes keep in the lock's file, and what is
-evicted is the oldest of what is known. No upload waits for a scan, but for a moment when nothing is known yet.
+complete (during the first scan) the sum is the one that all processes keep in the lock's file, and what is evicted is
+the oldest of what is known. No upload waits for a scan, but for a moment until enough is known to tell what is old.
 
 Rules for this file: nothing awaits while the lock is held, and it is held for microseconds.
 """
@@ -25,8 +25,9 @@ from nl.stores.filesystem.names import IndexKey, index_key, name_of
 from nl.stores.filesystem.room import Made, Room
 from nl.stores.filesystem.scanning import Scanner
 
-_PATIENCE_S = 1.0
-"""How long after its beginning a scan may make uploads wait that find nothing to evict."""
+_PATIENCE_S = 10.0
+"""How long after its beginning a scan may make uploads wait that do not know what to evict. It is its first piece that
+they wait for: if that takes so long, the disk stands still."""
 
 
 class Finished(NamedTuple):
@@ -60,10 +61,9 @@ class Committer(Evictor):
         """Whether a blob is there and known to be right, so that it need not be written again; a use of it if so."""
         index = self.mirror.index
         slot = index.blob(digest)
-        if slot is None or not index.is_known(slot):
+        if slot is None or not index.is_known(slot) or not self._claim(digest):
             return False
         folder = self.mirror.layout.blobs
-        self._tell_use(digest)
         try:
             facts = os.stat(name_of(digest), dir_fd=folder.fd, follow_symlinks=False)
         except OSError:
@@ -76,7 +76,8 @@ class Committer(Evictor):
     def is_there(self, digest: Digest) -> bool:
         """Whether there is a file of a blob, of its size, whoever has put it there; a use of it if so."""
         folder, index = self.mirror.layout.blobs, self.mirror.index
-        self._tell_use(digest)
+        if not self._claim(digest):
+            return False
         try:
             size = os.stat(name_of(digest), dir_fd=folder.fd, follow_symlinks=False).st_size
         except OSError:
@@ -86,10 +87,15 @@ class Committer(Evictor):
             index.touch(slot, time.monotonic())
         return size == digest.size
 
-    def _tell_use(self, digest: Digest) -> None:
-        """Without inotify, before it is looked: whoever evicts then either has done so, or knows better."""
-        if not self.mirror.is_watching:
-            self.mirror.index.tell_keys((index_key(digest),), time.monotonic())
+    def _claim(self, digest: Digest) -> bool:
+        """Tells a use before it is looked whether a blob is there (see uses.py); False if it is being evicted now."""
+        index = self.mirror.index
+        if index.is_alone:
+            return True
+        key = index_key(digest)
+        index.tell_keys((key,), time.monotonic())
+        index.shared.fence()
+        return index.shared.condemned != index.shared.cell_of(key)
 
     async def commit(
         self, temp_name: str, folder: Folder, name: str, *, key: IndexKey, facts: os.stat_result,
@@ -116,12 +122,12 @@ class Committer(Evictor):
                     count = 1 if beside is None else 0
                     room = room or Room(self, cost, count=count, folder=folder, name=name, beside=beside)
                     made = room.make(is_patient=is_patient) if self._is_bounded else Made.YES
-                if made is Made.NOTHING_KNOWN and not is_patient:
+                if made is Made.NOT_KNOWN and not is_patient:
                     made = Made.YES  # More than max_bytes for a while is better than a client that waits.
                 if made is Made.YES:
                     self._place(temp_name, folder, name, key=key, facts=facts, is_known=is_known)
                     return
-            if made is Made.NOTHING_KNOWN:
+            if made is Made.NOT_KNOWN:
                 is_patient = await self._scanner.progress(patience_s=_PATIENCE_S)
             await trio.lowlevel.checkpoint()
 
@@ -154,16 +160,16 @@ class Committer(Evictor):
         self, temp_name: str, folder: Folder, name: str, *, key: IndexKey, facts: os.stat_result, is_known: bool
     ) -> None:
         mirror = self.mirror
-        replaced = 0 if mirror.is_exact else self._cost_on_disk(folder, name)
-        cost = mirror.index.cost(facts.st_size)
-        self.count(cost)  # before: a process that is killed in between leaves too large a sum, not too small a one
+        replaced = 0 if mirror.is_complete else self._cost_on_disk(folder, name)
+        # Before: a process that is killed in between leaves too large a sum, not too small a one.
+        self._count(mirror.index.cost(facts.st_size), folder, name, facts.st_size)
         try:
             os.rename(temp_name, name, src_dir_fd=mirror.layout.temp.fd, dst_dir_fd=folder.fd)
         except OSError:
-            self.count(-cost)
+            self._take_back(mirror.index.cost(facts.st_size))
             raise
         if replaced:
-            self.count(-replaced)
+            self._take_back(replaced)
         inode, mtime_ns = (facts.st_ino, facts.st_mtime_ns) if is_known else (0, 0)
         mirror.placed(folder, name, key=key, size=facts.st_size, inode=inode, mtime_ns=mtime_ns)
 
@@ -180,7 +186,7 @@ class Committer(Evictor):
         while True:
             await self.lock.acquire()
             with self.locked():
-                if not self.mirror.is_exact and self.mirror.is_watching:
+                if not self.mirror.is_complete:
                     return
                 if room.make() is not Made.NOT_YET and self.expire(SLICE) < SLICE:
                     return
@@ -198,7 +204,10 @@ class Committer(Evictor):
                 return
             if (there.st_ino, there.st_dev) != (ours.st_ino, ours.st_dev):
                 return
+            cost = self.mirror.index.cost(ours.st_size)
+            self._count(cost, folder, name_of(new), ours.st_size)
             os.rename(name_of(old), name_of(new), src_dir_fd=folder.fd, dst_dir_fd=folder.fd)
+            self._count(-cost, folder, name_of(old), None)
             self.mirror.removed(folder, name_of(old))
             self.mirror.placed(
                 folder, name_of(new), key=key, size=ours.st_size, inode=ours.st_ino, mtime_ns=ours.st_mtime_ns

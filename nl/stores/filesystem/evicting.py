@@ -12,9 +12,10 @@ from types import TracebackType
 import trio
 
 from nl.plugin import EvictionPolicy
+from nl.stores.filesystem.journal import Change, Journal
 from nl.stores.filesystem.layout import Folder
 from nl.stores.filesystem.leases import nobody_writes_to
-from nl.stores.filesystem.lock import Lock, Sum
+from nl.stores.filesystem.lock import Lock
 from nl.stores.filesystem.mirror import Mirror
 from nl.stores.filesystem.names import IndexKey, file_name, is_blob
 from nl.stores.filesystem.scanning import Scanner
@@ -34,10 +35,12 @@ class Evictor:
         self.mirror = mirror
         self._scanner = scanner
         self.lock = Lock(mirror)
+        self.journal = Journal(mirror.layout)
+        self._uses = mirror.index.shared
         self.policy = policy
         self.evicted_blobs = 0
         self.evicted_bytes = 0
-        self._sum = Sum(0, 0)
+        self._sum = 0
         self._closing: list[int] = []
         self._section = _Section(self)
 
@@ -45,48 +48,81 @@ class Evictor:
         """After `lock.acquire` or `lock.try_lock`: the index is up to date in the block, and the lock free after it."""
         return self._section
 
-    def learn_sum(self) -> None:
-        """What holders of the lock before this one have told. While locked, where the index cannot say it."""
-        self._sum = self.lock.read_sum() or Sum(self.mirror.index.bytes, 0)
+    def begin(self) -> None:
+        """The lock was just taken: learns what those have done who had it before."""
+        mirror, journal = self.mirror, self.journal
+        mirror.refresh()
+        if mirror.is_exact and not self._has_company():
+            return
+        self._uses.acquit()  # who was evicting has been killed
+        journal.read()
+        self._sum = mirror.index.bytes if journal.sum is None else journal.sum
+        if not mirror.is_watching:
+            self._follow()
+
+    def end(self) -> None:
+        """The lock is about to be given back: tells the sum. If nobody else is there, nobody is told."""
+        if self.mirror.is_complete and self._has_company():
+            self._tell(self.mirror.index.bytes)
+
+    def _has_company(self) -> bool:
+        """Whether somebody wants to know what this process does; perhaps, where there is no inotify."""
+        return not self._uses.is_alone or self._uses.is_one_blind or not self.mirror.is_watching
+
+    def _follow(self) -> None:
+        """Without inotify: learns from the journal."""
+        self._uses.tell_blind()
+        changes: list[Change] | None = []
+        if self.journal.is_followed:
+            changes = self.journal.changes()
+        else:
+            self.journal.follow()
+        if changes is None:
+            self.mirror.lose_track()
+        elif changes:
+            self.mirror.follow(changes)
+        if self.journal.sum is None:
+            self._tell(self._sum)  # so that the next one finds the same journal
 
     @property
     def sum(self) -> int:
         """Bytes that all files count for, as far as is known. While locked."""
-        return self.mirror.index.bytes if self.mirror.is_exact else self._sum.bytes
+        return self.mirror.index.bytes if self.mirror.is_complete else self._sum
 
-    def count(self, change: int) -> None:
-        """Notes that files came (or went) that count for so many bytes: at once, as this process may be killed."""
-        if not self.mirror.is_exact:
-            self.tell(Sum(self._sum.bytes + change, self._sum.moved + abs(change)))
+    def _count(self, cost: int, folder: Folder, name: str, size: int | None) -> None:
+        """Notes that a file comes (of a size) or has gone (None), `cost` more bytes in all: at once, as this process
+        may be killed.
+        """
+        must_write = not self.mirror.is_watching or self._uses.is_one_blind
+        if must_write:
+            self.journal.write(Change(folder, name, size))
+        if must_write or not self.mirror.is_complete:
+            self._tell(self.sum + cost)
 
-    def tell(self, told: Sum) -> None:
+    def _take_back(self, cost: int) -> None:
+        """What was counted has not come, or has taken the place of something."""
+        if not self.mirror.is_complete:
+            self._tell(self._sum - cost)
+
+    def _tell(self, count: int) -> None:
         """Leaves a sum to those who will have the lock next."""
-        self._sum = told
-        self.lock.write_sum(told)
+        self._sum = count
+        self.journal.tell(count)
 
     async def tell_sum(self) -> None:
         """Tells the sum to a process that has just come, and to whoever comes after this one."""
         await self.lock.acquire()
         with self.locked():
-            if self.mirror.is_exact:
-                self.tell(Sum(self.mirror.index.bytes, 0))
+            if self.mirror.is_complete:
+                self._tell(self.mirror.index.bytes)
 
-    async def begin_listing(self) -> int:
-        """Before a scan: what `settle` needs to know after it."""
-        await self.lock.acquire()
-        with self.locked():
-            return self._sum.moved
-
-    async def settle(self, moved: int) -> None:
-        """After a scan: tells all processes the sum, if theirs is certainly wrong (some may have been killed).
-
-        Without inotify, the listing itself is off by what came and went meanwhile.
+    async def follow(self) -> None:
+        """Without inotify, now and then: learns what other processes have done, before it is too much for the journal.
         """
-        await self.lock.acquire()
-        with self.locked():
-            listed = self.mirror.index.bytes
-            if not self.mirror.is_exact and abs(listed - self._sum.bytes) > self._sum.moved - moved:
-                self.tell(Sum(listed, self._sum.moved))
+        if not self.mirror.is_watching and (not self.journal.is_followed or self.journal.has_news()):
+            await self.lock.acquire()
+            with self.locked():
+                pass
 
     async def delete_orphans(self) -> None:
         """Deletes executable variants whose blob is gone: a process died between the two."""
@@ -149,22 +185,37 @@ class Evictor:
         key, size = index.key_at(slot), index.sizes[slot]
         if key == beside:
             return False
-        self.delete(key, size)
+        if self._uses.is_alone:
+            self.delete(key, size)
+        elif not self._delete_unless_used(slot, key, size):
+            return True
         self.evicted_blobs += 1
         self.evicted_bytes += size
         return True
 
-    def may_others_be_older(self) -> bool:
-        """Whether files that this process has not heard of may have been used before the oldest that it knows.
+    def _delete_unless_used(self, slot: int, key: IndexKey, size: int) -> bool:
+        """Deletes a file, unless another process uses it at this moment (see uses.py). Under the lock."""
+        uses, cell, used = self._uses, self.mirror.index.cells[slot], self.mirror.index.used[slot]
+        uses.condemn(cell)
+        try:
+            uses.fence()
+            if uses.last(cell) > used:
+                return False
+            self.delete(key, size)
+            return True
+        finally:
+            uses.acquit()
 
-        Without inotify, what others have written since the last listing began: it was used after that. Where listing
-        would take much of the time, False: then the oldest of what is known must do.
+    def knows_old_ones(self) -> bool:
+        """Whether the oldest file that this process knows is one that may well go, though it does not know all yet.
+
+        The first piece that a scan finds tells how old an old one is.
         """
+        if self.mirror.is_complete:
+            return True
         index = self.mirror.index
-        if self.mirror.is_watching or index.is_alone or not self._scanner.may_scan_again():
-            return False
         slot = index.oldest()
-        return slot is not None and index.used[slot] >= self._scanner.listed_at
+        return self._scanner.has_sample and (slot is None or index.used[slot] < self._scanner.began)
 
     def delete(self, key: IndexKey, size: int) -> None:
         """Deletes a file of the index, and the executable variant of a blob. Under the lock."""
@@ -186,8 +237,8 @@ class Evictor:
 
     def moved_away(self, folder: Folder, name: str, *, key: IndexKey, size: int) -> None:
         """Notes that a file was moved out of the folder, and deletes its variant. Under the lock."""
+        self._count(-self.mirror.index.cost(size), folder, name, None)
         self.mirror.removed(folder, name)
-        self.count(-self.mirror.index.cost(size))
         if folder is self.mirror.layout.blobs:
             self.delete_executable(key)
 
@@ -209,7 +260,7 @@ class Evictor:
         except FileNotFoundError:
             pass  # Another process was faster, and has taken it off the sum.
         else:
-            self.count(-self.mirror.index.cost(size))
+            self._count(-self.mirror.index.cost(size), folder, name, None)
         self.mirror.removed(folder, name)
 
     def _free_later(self, folder: Folder, name: str) -> None:
@@ -254,9 +305,7 @@ class _Section:
     def __enter__(self) -> None:
         evictor = self._evictor
         try:
-            evictor.mirror.refresh()
-            if not evictor.mirror.is_exact:
-                evictor.learn_sum()
+            evictor.begin()
         except BaseException:
             evictor.lock.unlock()
             raise
@@ -266,9 +315,8 @@ class _Section:
     ) -> None:
         evictor = self._evictor
         try:
-            # If nobody else is there, nobody is told: `tell_sum` is for who comes.
-            if kind is None and evictor.mirror.is_exact and not evictor.mirror.index.is_alone:
-                evictor.tell(Sum(evictor.mirror.index.bytes, 0))
+            if kind is None:
+                evictor.end()
         finally:
             evictor.lock.unlock()
 

@@ -45,7 +45,7 @@ class Index:
         self._keys: list[IndexKey] = []
         self._free: list[int] = []
         self._block_size = block_size
-        self._shared = shared
+        self.shared = shared
 
     def __len__(self) -> int:
         return len(self.slots)
@@ -53,7 +53,7 @@ class Index:
     @property
     def is_alone(self) -> bool:
         """Whether no other process is on the folder, as far as this one knows yet."""
-        return self._shared.is_alone
+        return self.shared.is_alone
 
     # Sizes
 
@@ -87,6 +87,12 @@ class Index:
         """Adds or replaces an entry, used right now. Returns its slot."""
         slot = self.add_found(key, size, used=used)
         self.order.note(slot, used)
+        return slot
+
+    def add_late(self, key: IndexKey, size: int, *, used: float) -> int:
+        """Adds or replaces an entry that is learned of late. Returns its slot."""
+        slot = self.add_found(key, size, used=used)
+        self.order.move(slot, used)
         return slot
 
     def add_found(self, key: IndexKey, size: int, *, used: float) -> int:
@@ -132,8 +138,8 @@ class Index:
     def touch(self, slot: int, now: float) -> None:
         """Makes an entry the most recently used, for all processes. `now` is time.monotonic()."""
         self.used[slot] = now
-        if not self._shared.is_alone:
-            self._shared.times[self.cells[slot]] = now
+        if not self.shared.is_alone:
+            self.shared.times[self.cells[slot]] = now
         self.order.note(slot, now)
         self.order.sweep(len(self.slots))
 
@@ -142,23 +148,25 @@ class Index:
         used = self.used
         for slot in slots:
             used[slot] = now
-        if not self._shared.is_alone:
-            cells, shared = self.cells, self._shared.times
+        if not self.shared.is_alone:
+            cells, shared = self.cells, self.shared.times
             for slot in slots:
                 shared[cells[slot]] = now
         self.order.note_all(slots, now)
         self.order.sweep(len(self.slots))
 
     def tell_keys(self, keys: Sequence[IndexKey], now: float) -> None:
-        """Tells all processes that keys are being asked for, whether their files are there or not."""
-        if not self._shared.is_alone:
-            for key in keys:
-                self._shared.times[self._shared.cell_of(key)] = now
+        """Tells that keys are being asked for, whether their files are there or not: also this process, if it is alone,
+        since what is not in the index yet may get there with an earlier time.
+        """
+        times, cell_of = self.shared.times, self.shared.cell_of
+        for key in keys:
+            times[cell_of(key)] = now
 
     def tell_uses(self, since: float) -> Iterator[None]:
         """Tells all processes of the uses since then, a slice for each step; the caller may wait between."""
         for slots in self.order.used_since(since):
-            shared = self._shared.times
+            shared = self.shared.times
             for slot in slots:
                 cell = self.cells[slot]
                 shared[cell] = max(shared[cell], self.used[slot])
@@ -169,7 +177,7 @@ class Index:
         slot = self.order.oldest()
         if slot is None:
             return None
-        elsewhere = self._shared.last(self.cells[slot])
+        elsewhere = self.shared.last(self.cells[slot])
         if elsewhere <= self.used[slot]:
             return slot
         self.used[slot] = elsewhere
@@ -184,7 +192,7 @@ class Index:
 
     def last_used(self, slot: int) -> float:
         """When any process has used a file last."""
-        return max(self.used[slot], self._shared.last(self.cells[slot]))
+        return max(self.used[slot], self.shared.last(self.cells[slot]))
 
     # Identity
 
@@ -233,7 +241,7 @@ class Index:
 
     def _row(self, key: IndexKey, size: int, used: float) -> int:
         self.bytes += self.cost(size)
-        cell = self._shared.cell_of(key)
+        cell = self.shared.cell_of(key)
         if self._free:
             slot = self._free.pop()
             self.sizes[slot], self.used[slot], self.cells[slot], self._keys[slot] = size, used, cell, key

@@ -1,6 +1,6 @@
 """The folders of a store on disk: made, checked, opened, and cleaned of what dead processes left. Blocking; no trio.
 
-    {content_path}/d    blobs                      {content_path}/.lock     the lock of all who write (commit.py)
+    {content_path}/d    blobs                      {content_path}/.lock     the lock of all who write (lock.py)
     {content_path}/a    action results             {temp_path}/d            files being written
     {content_path}/s    values with string keys    {temp_path}/*.session    one locked file for each living process
                                                    {temp_path}/d/00 to 3f   (see SPREAD)

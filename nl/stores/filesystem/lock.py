@@ -1,4 +1,4 @@
-"""The lock of a folder, which all processes take turns to hold, and the sum of bytes that lies in its file.
+"""The lock of a folder, which all processes take turns to hold. Its file has what they tell each other (journal.py).
 
 It is held for microseconds and nothing awaits meanwhile. Waiting for it is polling, so a process that was stopped while
 holding it stalls uploads (and says so), never the loop.
@@ -9,8 +9,6 @@ from __future__ import annotations
 import fcntl
 import logging
 import os
-import struct
-from typing import NamedTuple
 
 import trio
 
@@ -22,16 +20,6 @@ _log = logging.getLogger(__name__)
 _LONGEST_PAUSE_S = 0.001
 _WARNING_S = 5.0
 _TIMEOUT_S = 60.0
-_SUM = struct.Struct("<8sQQ")
-_MAGIC = b"nl sum 2"
-
-
-class Sum(NamedTuple):
-    """What all files of a folder take, as whoever had the lock last has counted, in bytes."""
-
-    bytes: int
-    moved: int
-    """Bytes that ever came or went: tells by how much a listing may be off that was made meanwhile."""
 
 
 class Lock:
@@ -94,18 +82,6 @@ class Lock:
                     "store %s: uploads wait: %s is locked by %s. If that process is stopped, continue or kill it",
                     self._layout.name, self._layout.lock_path, self._holder(),
                 )  # fmt: skip
-
-    def read_sum(self) -> Sum | None:
-        """What the last holder has told; None if there has been none."""
-        data = os.pread(self._layout.lock_fd, _SUM.size, 0)
-        if len(data) != _SUM.size:
-            return None
-        magic, count, moved = _SUM.unpack(data)
-        return Sum(count, moved) if magic == _MAGIC else None
-
-    def write_sum(self, told: Sum) -> None:
-        """Tells those who will have the lock next."""
-        os.pwrite(self._layout.lock_fd, _SUM.pack(_MAGIC, max(told.bytes, 0), told.moved % (1 << 64)), 0)
 
     def _holder(self) -> str:
         try:

@@ -3,6 +3,8 @@
 An event only says *which name* to look at; what is true of it is asked of the file system. So events may come late,
 doubled or in any order, and the index still ends up right: the last event of a name is read after its last change.
 
+Without inotify it learns from the journal what other processes have done, as often as it has the folder's lock.
+
 Rules for this file: all of it runs on the loop. While `is_exact` is False (no inotify, or a scan is under way) the
 index is a memory of identities and order only, and callers ask the file system for presence.
 """
@@ -13,11 +15,14 @@ import logging
 import os
 import stat
 import time
+from collections.abc import Sequence
 
 import trio
 
 from nl.plugin import Digest, RemovalFeeds
+from nl.stores.filesystem.clock import Clock
 from nl.stores.filesystem.index import Index
+from nl.stores.filesystem.journal import Change
 from nl.stores.filesystem.layout import Folder, Layout
 from nl.stores.filesystem.names import IndexKey, file_name, index_key, is_blob, wrong_size_key
 from nl.stores.filesystem.watch import (
@@ -40,9 +45,10 @@ _STEPS = 200
 class Mirror:
     """The index, and what keeps it true."""
 
-    def __init__(self, layout: Layout, index: Index) -> None:
+    def __init__(self, layout: Layout, index: Index, clock: Clock) -> None:
         self.layout = layout
         self.index = index
+        self._clock = clock
         self.is_exact = False
         self.scanned = trio.Event()
         """Set when the index is complete; a new, unset one takes its place when events or the folders are lost."""
@@ -91,6 +97,11 @@ class Mirror:
         """Whether changes are reported at all."""
         return self._watch is not None
 
+    @property
+    def is_complete(self) -> bool:
+        """Whether the index has all files that processes on the folder have placed: true while the lock is held."""
+        return self.is_exact if self._watch is not None else self.scanned.is_set()
+
     def refresh(self) -> bool:
         """Makes the index say what the folders hold now: whether anything had changed. Half a microsecond if not."""
         if not self._step():
@@ -134,7 +145,7 @@ class Mirror:
         if self._watch is not None:
             expected = (folder.watch, name)
             self._expected[expected] = self._expected.get(expected, 0) + 1
-        else:  # another process may take it for one that it knew, and that was evicted meanwhile
+        if self._watch is None or not self.index.is_alone:  # the others learn of it later
             self.index.tell_keys((key,), time.monotonic())
         if self.changed_during_scan is not None:
             self.changed_during_scan.add((folder, name))
@@ -152,16 +163,34 @@ class Mirror:
             self.changed_during_scan.add((folder, name))
         self.forget(folder, name)
 
-    def add(self, folder: Folder, key: IndexKey, size: int) -> int:
-        """Adds a file that has just come to the index. Returns its slot."""
+    def follow(self, changes: Sequence[Change]) -> None:
+        """Brings the index up to what other processes have done, where no inotify tells. Under the lock."""
+        for folder, name, size in changes:
+            if self.changed_during_scan is not None:
+                self.changed_during_scan.add((folder, name))
+            self.forget(folder, name)
+            key = None if size is None else self.key_for(folder, name, size)
+            if key is not None and size is not None:
+                self.add(folder, key, size, used=self.index.shared.last(self.index.shared.cell_of(key)))
+
+    def lose_track(self) -> None:
+        """What has changed cannot be told any more: the index may not be relied on until it is listed anew."""
+        self.events_lost = True
+        self._expected.clear()
+        self.is_exact = False
+        self.want_scan()
+
+    def add(self, folder: Folder, key: IndexKey, size: int, *, used: float | None = None) -> int:
+        """Adds a file that has just come, or that was used at a time that others have told. Returns its slot."""
         if folder is self.layout.executables:
             return self.index.add_executable(key, size)
         other = self.index.slots.get(key) if is_blob(key) else None
         if other is not None and self.index.sizes[other] != size:
             # A file of the same hash and another size: it stays, and stays counted, but cannot be right.
-            left, used = self.index.sizes[other], self.index.used[other]
-            slot = self.index.add_found(wrong_size_key(file_name(key, left)), left, used=used)
-            self.index.order.move(slot, used)
+            left = self.index.sizes[other]
+            self.index.add_late(wrong_size_key(file_name(key, left)), left, used=self.index.used[other])
+        if used is not None and used > 0.0:
+            return self.index.add_late(key, size, used=used)
         return self.index.add(key, size, used=time.monotonic())
 
     def key_for(self, folder: Folder, name: str, size: int) -> IndexKey | None:
@@ -251,10 +280,7 @@ class Mirror:
                 "store %s: more changes than the kernel keeps (fs.inotify.max_queued_events); listing %s anew",
                 self.layout.name, self.layout.content_path,
             )  # fmt: skip
-            self.events_lost = True
-            self._expected.clear()
-            self.is_exact = False
-            self.want_scan()
+            self.lose_track()
             return
         folder = self._folders.get(event.watch)
         if folder is None:
@@ -295,8 +321,10 @@ class Mirror:
         key = self.key_for(folder, name, facts.st_size)
         if key is None:
             self.report_foreign(folder, name)
-        else:
-            self.add(folder, key, facts.st_size)
+            return
+        # It came before this look, perhaps long before: later uses of other files must not be taken for earlier ones.
+        told = self.index.shared.last(self.index.shared.cell_of(key))
+        self.add(folder, key, facts.st_size, used=max(told, self._clock.of_file(facts.st_ctime)))
 
     def __repr__(self) -> str:
         state = "exact" if self.is_exact else self.why_inexact or "scanning"

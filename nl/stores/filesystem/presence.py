@@ -51,7 +51,31 @@ class Presence:
         if sizes.count(None) == len(sizes):
             return sizes
         # By now all processes are told of these uses. What one of them has evicted before is gone.
-        return self._sizes_in_index(keys) if self._mirror.refresh() else sizes
+        condemned = self._condemned()
+        if self._mirror.refresh():
+            sizes = self._sizes_in_index(keys)
+        return sizes if condemned < 0 else self._without(condemned, keys, sizes)
+
+    def _condemned(self) -> int:
+        """After uses were told and before it is looked what is there: what is being evicted right now (see uses.py)."""
+        uses = self._index.shared
+        if uses.is_alone:
+            return -1
+        uses.fence()
+        return uses.condemned
+
+    def _without(self, condemned: int, keys: Sequence[Key], sizes: list[int | None]) -> list[int | None]:
+        """`sizes` less what is being evicted."""
+        return [
+            None if size is not None and condemned in self._cells_of(key) else size
+            for key, size in zip(keys, sizes, strict=True)
+        ]
+
+    def _cells_of(self, key: Key) -> Sequence[int]:
+        cell_of = self._index.shared.cell_of
+        if isinstance(key, ActionKey):
+            return cell_of(index_key(key)), cell_of(legacy_action_key(key))
+        return (cell_of(index_key(key)),)
 
     def _sizes_in_index(self, keys: Sequence[Key]) -> list[int | None]:
         if len(keys) > _FEW and not self.max_age_s and set(map(type, keys)) == {Digest}:
@@ -122,8 +146,6 @@ class Presence:
         """Asks the file system, because the index may be wrong. What it says is there is then in the index."""
         self._layout.require_open()
         places = [self._layout.locate(key) for key in keys]
-        # Uses are told before it is looked: whoever evicts then either has done so, or knows better.
-        self._index.tell_keys([key for _, _, key in places], time.monotonic())
         sizes = await self._look_at(keys, places)
         now = time.monotonic()
         index = self._index
@@ -158,9 +180,14 @@ class Presence:
     async def _look_at(
         self, keys: Sequence[Key], places: Sequence[tuple[Folder, str, IndexKey]]
     ) -> list[int | None]:
+        # Uses are told before it is looked: whoever evicts then either has done so, or knows better.
+        self._index.tell_keys([key for _, _, key in places], time.monotonic())
+        condemned = self._condemned()
         if len(places) <= _INLINE_STATS:
-            return self._stat_all(keys, places)
-        return await trio.to_thread.run_sync(self._stat_all, keys, places)
+            sizes = self._stat_all(keys, places)
+        else:
+            sizes = await trio.to_thread.run_sync(self._stat_all, keys, places)
+        return sizes if condemned < 0 else self._without(condemned, keys, sizes)
 
     def _stat_all(
         self, keys: Sequence[Key], places: Sequence[tuple[Folder, str, IndexKey]]

@@ -15,8 +15,8 @@ class Made(enum.Enum):
 
     YES = enum.auto()
     NOT_YET = enum.auto()
-    NOTHING_KNOWN = enum.auto()
-    """There is not, and nothing that should be evicted is known: a scan will find something."""
+    NOT_KNOWN = enum.auto()
+    """There is not, and which files should go is not known yet: a scan will tell."""
 
 
 class Room:
@@ -37,20 +37,20 @@ class Room:
     def make(self, *, is_patient: bool = False) -> Made:
         """Evicts a slice of what is needed. Under the lock. Raises ExhaustedError, BlobNotFoundError for `beside`.
 
-        `is_patient`: rather than to evict what may be newer than what others wrote, it wants a scan.
+        `is_patient`: rather than to evict what may be newer than much that is not known yet, it waits for a scan.
         """
         evictor = self._evictor
         self._refuse_if_not_both_fit()
         for _ in range(SLICE):
             if self._is_enough():
                 return Made.YES
-            if is_patient and evictor.may_others_be_older():
-                return Made.NOTHING_KNOWN
+            if is_patient and not evictor.knows_old_ones():
+                return Made.NOT_KNOWN
             if not evictor.evict_oldest(beside=self._beside):
                 if self._beside is not None:
                     raise self._no_room()
                 # What could not fit alone has been refused before: the rest of the sum is not known yet.
-                return Made.YES if evictor.mirror.is_exact else Made.NOTHING_KNOWN
+                return Made.YES if evictor.mirror.is_complete else Made.NOT_KNOWN
         return Made.YES if self._is_enough() else Made.NOT_YET
 
     def _is_enough(self) -> bool:

@@ -2,7 +2,8 @@
 
 Layout and names: layout.py, names.py. Who has what: presence.py, mirror.py, index.py, watch.py. Writing: uploading.py,
 writing.py, commit.py. Reading: opening.py, readers.py, verify.py, quarantine.py. Local files: links.py,
-executables.py, adopting.py. Memory of use: recency.py. What leaves: removing.py.
+executables.py, adopting.py. Memory of use: recency.py. What leaves: removing.py. What processes tell each
+other: uses.py, journal.py.
 
 What it promises beyond the contract: never a wrong byte (what is not known to be right is hashed before it is served);
 several processes on one folder see the same blobs and together stay under `max_bytes`. What it does not: survive a
@@ -90,7 +91,7 @@ class FilesystemStore(Store):
         self._clock = Clock()
         self._uses = UseTable()
         self._index = Index(options.block_size, self._uses)
-        self._mirror = Mirror(self._layout, self._index)
+        self._mirror = Mirror(self._layout, self._index, self._clock)
         self._scanner = Scanner(self._mirror, self._clock)
         self._committer = Committer(self._mirror, self._scanner, options.eviction_policy)
         read_threads = trio.CapacityLimiter(_READ_THREADS)
@@ -204,6 +205,7 @@ class FilesystemStore(Store):
                 await self._mirror.catch_up()
                 if self._mirror.folder_lost:
                     await self._repair()
+                await self._committer.follow()  # the first time, before the folder is listed
                 if not self._mirror.is_watching and now >= rescan_at:
                     rescan_at = now + _RESCAN_S
                     self._mirror.scan_wanted = True
@@ -238,12 +240,9 @@ class FilesystemStore(Store):
             _log.warning("store %s: what was used last may not be known after a restart: %s", self.name, error)
 
     async def _scan(self) -> None:
-        moved = 0 if self._mirror.is_watching else await self._committer.begin_listing()
         await self._scanner.scan()
         if not self._mirror.scanned.is_set():
             return
-        if not self._mirror.is_watching:
-            await self._committer.settle(moved)
         await self._committer.delete_orphans()
         if count := await self._committer.delete_empty(self._scanner.empty):
             _log.info("store %s: deleted %d empty files, as a power cut leaves them", self.name, count)

@@ -10,6 +10,13 @@ A file has a cell by its key; files of equal cells keep each other alive for a w
 of CLOCK_MONOTONIC, which all processes on a machine share and nobody sets. The file is named after the start of the
 machine, so that no other machine's times, and none from before, are taken for ours.
 
+Between an evictor's look at the table and the end of the file somebody might say that it is there. So who evicts
+writes down what, *then* looks into the table, deletes, and strikes it out; who is asked writes down the use, *then*
+looks what is being evicted, then whether the file is there. If that is the file, it counts as missing. If not, then
+either the evictor begins later, and finds the use; or it has ended, and the file is seen to be gone. A processor may
+delay a store behind a load, so between the two each makes a system call (`fence`). What is written down by a process
+that was killed is struck out by the next that has the folder's lock.
+
 The file gets all of its blocks when it is made: storing into a hole would kill the process when the disk is full.
 """
 
@@ -34,6 +41,10 @@ _ALONE = CELLS
 """Behind the cells: whether a process that is alone writes nothing. 0 for no, or one of the following."""
 _WRITES_NOTHING, _IS_ASKED, _IS_LATE = 1.0, 2.0, 3.0
 """There is one; another has come and waits for what it has used; that one waits no longer."""
+_CONDEMNED = CELLS + 1
+"""1 and the cell of the file that is being evicted at this moment; 0 for none."""
+_BLIND = CELLS + 2
+"""1 if some process has no inotify: all others write what they do into the journal, too."""
 _BYTES = CELLS * 8 + mmap.PAGESIZE
 _PREFIX = ".uses-"
 
@@ -62,6 +73,33 @@ class UseTable:
         """When a file of that cell was last used by anybody; minus infinity for never."""
         when: float = self.times[cell]
         return when if 0.0 < when <= time.monotonic() + 1.0 else -math.inf
+
+    def fence(self) -> None:
+        """What was written before is seen by all before anything is read after it. Half a microsecond."""
+        if self._fd >= 0:
+            os.fstat(self._fd)  # Python's own lock is given back and taken again, too: barriers
+
+    def condemn(self, cell: int) -> None:
+        """A file of that cell is to be evicted. Under the folder's lock."""
+        self.times[_CONDEMNED] = cell + 1.0
+
+    def acquit(self) -> None:
+        """No file is being evicted. Under the folder's lock."""
+        self.times[_CONDEMNED] = 0.0
+
+    @property
+    def condemned(self) -> int:
+        """The cell of the file that is being evicted, -1 for none."""
+        return int(self.times[_CONDEMNED]) - 1
+
+    def tell_blind(self) -> None:
+        """Says that this process has no inotify. Under the folder's lock."""
+        self.times[_BLIND] = 1.0
+
+    @property
+    def is_one_blind(self) -> bool:
+        """Whether some process has no inotify. Under the folder's lock."""
+        return self.times[_BLIND] != 0.0
 
     @property
     def is_complete(self) -> bool:
@@ -118,7 +156,7 @@ class UseTable:
             self._replace(mmap.mmap(fd, _BYTES))
             self.is_alone = is_alone
             if is_alone:
-                self.times[_ALONE] = _WRITES_NOTHING
+                self.times[_ALONE], self.times[_BLIND] = _WRITES_NOTHING, 0.0
             elif self.times[_ALONE] == _WRITES_NOTHING:
                 self.times[_ALONE] = _IS_ASKED
         except BaseException:

@@ -1,19 +1,18 @@
-"""The lock of a folder and the sum in its file: who waits, what a waiter is told, what the sum says."""
+"""The lock of a folder: who waits, and what a waiter is told."""
 
 import fcntl
 import logging
 import os
-import re
-import struct
 
 import pytest
 import trio
 
 from nl.plugin import UnavailableError
 from nl.stores.filesystem import lock as lock_module
+from nl.stores.filesystem.clock import Clock
 from nl.stores.filesystem.index import Index
 from nl.stores.filesystem.layout import Layout
-from nl.stores.filesystem.lock import Lock, Sum
+from nl.stores.filesystem.lock import Lock
 from nl.stores.filesystem.mirror import Mirror
 from nl.stores.filesystem.uses import UseTable
 
@@ -28,7 +27,7 @@ def layout(tmp_path):
 
 @pytest.fixture
 def lock(layout):
-    return Lock(Mirror(layout, Index(1, UseTable())))
+    return Lock(Mirror(layout, Index(1, UseTable()), Clock()))
 
 
 @pytest.fixture
@@ -118,26 +117,3 @@ async def test_a_stopped_holder_is_named_after_seconds_and_uploads_fail_after_a_
     for text in (record.getMessage(), caught.value.message):
         assert f"process {os.getpid()}" in text and layout.lock_path in text and "CAS" in text
     assert "for 60 s" in caught.value.message
-
-
-def test_the_sum_is_none_until_somebody_has_told_it(lock, layout):
-    assert lock.read_sum() is None
-    lock.write_sum(Sum(5, 7))
-    assert lock.read_sum() == Sum(5, 7)
-    lock.write_sum(Sum(1 << 40, (1 << 64) + 3))
-    assert lock.read_sum() == Sum(1 << 40, 3)
-    lock.write_sum(Sum(-5, 0))
-    assert lock.read_sum() == Sum(0, 0)
-    os.pwrite(layout.lock_fd, b"nl sum 1", 0)
-    assert lock.read_sum() is None, "another version's"
-    os.ftruncate(layout.lock_fd, 23)
-    assert lock.read_sum() is None
-
-
-def test_the_sum_has_the_form_that_other_versions_read(lock, layout):
-    lock.write_sum(Sum(5, 7))
-    assert os.pread(layout.lock_fd, 100, 0) == struct.pack("<8sQQ", b"nl sum 2", 5, 7)
-
-
-def test_a_holder_that_cannot_be_seen_is_said_to_be_so(lock):
-    assert re.fullmatch("a process that cannot be seen from here", lock._holder())

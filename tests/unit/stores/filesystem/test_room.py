@@ -6,8 +6,7 @@ import pytest
 import trio
 
 from nl.plugin import BlobNotFoundError, ExhaustedError, Link, LocalFiles, key_text
-from nl.stores.filesystem import commit, mirror
-from nl.stores.filesystem.lock import Sum
+from nl.stores.filesystem import mirror
 from nl.stores.filesystem.room import Made, Room
 from nl.testing import make_blob
 
@@ -18,19 +17,17 @@ from .test_scanning import held_scan
 BLOCK = 4096
 
 
-async def test_where_listing_takes_too_long_the_oldest_that_is_known_goes_and_the_bound_holds(place, monkeypatch):
+async def test_without_inotify_who_lists_the_folder_once_more_knows_all_the_same_what_to_evict(place, monkeypatch):
     monkeypatch.setattr(mirror, "remote_file_system", lambda path: "nfs")
-    monkeypatch.setattr(commit, "_PATIENCE_S", 0.0)
     policy = {"max_bytes": 5 * BLOCK}
     async with place.running(policy=policy) as one, place.running(policy=policy) as two:
         await until(lambda: not one._uses.is_alone)
-        for number in range(3):
-            await put(two, b"of another process %d" % number)
+        digests = [await put(two, b"of another process %d" % number) for number in range(3)]
         with held_scan(monkeypatch) as go_on:
-            for number in range(8):
-                await until(one._scanner.may_scan_again)
-                await put(one, b"%d" % number)
-                assert place.used() <= 5 * BLOCK
+            one._mirror.scan_wanted = True
+            await until(lambda: one._scanner.began_at >= 0)
+            digests += [await put(one, b"%d" % number) for number in range(8)]
+            assert [size is not None for size in await two.has(digests)] == [False] * 6 + [True] * 5
             go_on()
 
 
@@ -82,12 +79,13 @@ async def test_a_variant_for_which_nothing_more_can_go_has_no_room(place, monkey
         committer = store._committer
         await committer.lock.acquire()
         with committer.locked():
-            committer.tell(Sum(4 * BLOCK, 0))
+            store._mirror.want_scan()
+            committer._tell(4 * BLOCK)
             with pytest.raises(ExhaustedError, match="'CAS' has no room for a second file of the variant"):
                 Room(committer, BLOCK, count=0, name="the variant", beside=digest.hash).make()
             assert Room(committer, BLOCK).make() is Made.YES, "the blob goes for another one"
-            committer.tell(Sum(4 * BLOCK, 0))
-            assert Room(committer, BLOCK).make() is Made.NOTHING_KNOWN
+            committer._tell(4 * BLOCK)
+            assert Room(committer, BLOCK).make() is Made.NOT_KNOWN
 
 
 async def test_no_more_than_a_slice_goes_before_others_have_their_turn(place):

@@ -9,9 +9,8 @@ import pytest
 import trio
 
 from nl.blob.hashing import digest_of
-from nl.plugin import ActionKey, BytesReader, Deletes, Link, LocalFiles
-from nl.stores.filesystem import FilesystemStore, mirror, scanning
-from nl.stores.filesystem.lock import Sum
+from nl.plugin import ActionKey, BytesReader, Link, LocalFiles
+from nl.stores.filesystem import FilesystemStore, commit, mirror, scanning
 from nl.testing import BareContext, find, make_blob, started
 
 from .conftest import put, until
@@ -26,7 +25,7 @@ def held_scan(monkeypatch):
     real = scanning._list_piece
 
     def list_piece(folder, items):
-        go_on.wait(20)
+        go_on.wait(120)
         return real(folder, items)
 
     monkeypatch.setattr(scanning, "_list_piece", list_piece)
@@ -38,12 +37,13 @@ def held_scan(monkeypatch):
 
 @pytest.mark.parametrize("policy", [{}, {"max_bytes": 1 << 20}, {"max_count": 1000}], ids=str)
 async def test_while_the_folder_is_listed_everything_goes_on(place, monkeypatch, policy):
+    monkeypatch.setattr(commit, "_PATIENCE_S", 0.5)
     async with place.running() as store:
         old, tool = await put(store, b"old"), await put(store, make_blob(100_000))
         await store.put(ActionKey("ab" * 32, 7), b"result")
     with held_scan(monkeypatch) as go_on:
         async with place.running(scanned=False, policy=policy) as store:
-            with trio.fail_after(5):
+            with trio.fail_after(60):
                 for number in range(20):
                     data = b"%d" % number
                     assert await store.get(await put(store, data)) == data
@@ -60,6 +60,7 @@ async def test_while_the_folder_is_listed_everything_goes_on(place, monkeypatch,
 
 
 async def test_max_bytes_holds_while_one_process_still_lists_the_folder(place, monkeypatch):
+    monkeypatch.setattr(commit, "_PATIENCE_S", 0.1)
     policy = {"max_bytes": 20 * BLOCK}
     async with place.running(policy=policy) as one:
         for number in range(20):
@@ -78,7 +79,8 @@ async def test_max_bytes_holds_while_one_process_still_lists_the_folder(place, m
                 assert one.statistics()["bytes"] == two.statistics()["bytes"] == place.used()
 
 
-async def test_an_upload_that_finds_nothing_to_evict_waits_for_a_moment_of_the_scan_and_not_longer(place, monkeypatch):
+async def test_where_a_scan_stands_still_uploads_wait_for_it_once_and_then_no_more(place, monkeypatch):
+    monkeypatch.setattr(commit, "_PATIENCE_S", 0.5)
     policy = {"max_bytes": 20 * BLOCK}
     async with place.running(policy=policy) as store:
         for number in range(20):
@@ -88,11 +90,26 @@ async def test_an_upload_that_finds_nothing_to_evict_waits_for_a_moment_of_the_s
             began = trio.current_time()
             for number in range(10):
                 await put(store, b"new %d" % number)
-            assert trio.current_time() - began < 5, "a second for the whole scan, not for each"
+            assert trio.current_time() - began < 5, "half a second for the whole scan, not for each"
             assert place.used() == 21 * BLOCK, "after the first, there is something to evict"
             go_on()
     async with place.running(policy=policy):
         await until(lambda: place.used() == 20 * BLOCK)
+
+
+async def test_while_little_is_known_an_upload_waits_rather_than_evict_what_may_be_newer(place, monkeypatch):
+    policy = {"max_bytes": 4 * BLOCK}
+    async with place.running(policy=policy) as one:
+        old, *_ = [await put(one, name) for name in (b"old", b"b", b"c", b"d")]
+        with held_scan(monkeypatch) as go_on:
+            async with place.running(scanned=False, policy=policy) as two, trio.open_nursery() as nursery:
+                seen = [digest_of(b"b"), digest_of(b"c")]
+                assert await two.has(seen) == [1, 1], "it knows these two, and they were used just now"
+                nursery.start_soon(put, two, b"new")
+                await until(lambda: two._scanner._progress.statistics().tasks_waiting)
+                assert place.used() == 4 * BLOCK
+                go_on()
+            assert await one.has([old, *seen, digest_of(b"d"), digest_of(b"new")]) == [None, 1, 1, 1, 3]
 
 
 async def test_a_file_that_cannot_be_looked_at_is_left_alone(place, monkeypatch, caplog):
@@ -159,12 +176,14 @@ async def test_a_sum_that_is_wrong_after_a_crash_is_set_right_by_the_next_scan(p
     async with place.running() as store:
         await put(store, b"x")
         await store._committer.lock.acquire()
-        store._committer.lock.write_sum(Sum(1 << 40, 0))
+        store._committer.journal.read()
+        store._committer.journal.tell(1 << 40)
         store._committer.lock.unlock()
     async with place.running(policy={"max_bytes": 3 * BLOCK}) as store:
-        await until(lambda: store._committer.lock.read_sum().bytes == BLOCK)
         await put(store, b"y")
         assert place.used() == 2 * BLOCK
+        store._committer.journal.read()
+        assert store._committer.journal.sum == 2 * BLOCK
 
 
 async def test_between_scans_none_is_under_way_and_whoever_needs_one_has_it_begin(place):
@@ -188,13 +207,3 @@ async def test_a_scan_that_has_lasted_too_long_is_waited_for_no_longer(place):
             assert not await scanner.progress(patience_s=4.0)
         assert not store._mirror.scan_wanted, "it is under way"
         scanner.began_at = -1.0
-
-
-async def test_a_listing_is_not_believed_where_it_may_be_off_by_what_went_meanwhile(place, monkeypatch):
-    monkeypatch.setattr(mirror, "remote_file_system", lambda path: "nfs")
-    async with place.running() as one, place.running() as two:
-        digests = [await put(one, b"%d" % number) for number in range(4)]
-        moved = await one._committer.begin_listing()
-        await two.capability(Deletes).delete(digests[:2])
-        await one._committer.settle(moved)
-        assert one._committer.lock.read_sum().bytes == place.used() == 2 * BLOCK

@@ -15,6 +15,7 @@ from nl.blob.hashing import digest_of
 from nl.plugin import BlobNotFoundError, NlError, Removals
 from nl.stores.filesystem import FilesystemStore, mirror
 from nl.stores.filesystem import watch as watch_module
+from nl.stores.filesystem.journal import Journal
 from nl.stores.filesystem.watch import (
     IN_CLOSE_WRITE,
     IN_CREATE,
@@ -187,17 +188,6 @@ async def test_without_inotify_one_store_keeps_its_bound(place, unwatched):
             assert place.used() <= 5 * 4096
 
 
-async def test_without_inotify_the_folder_is_listed_before_what_was_just_used_is_evicted(place, unwatched):
-    policy = {"max_bytes": 5 * 4096}
-    async with place.running(policy=policy) as one, place.running(policy=policy) as two:
-        old = [await put(two, b"old %d" % number) for number in range(4)]
-        used = await put(one, b"used")
-        assert await one.has([used]) == [4]
-        await until(one._scanner.may_scan_again)
-        new = await put(one, b"new")
-        assert await one.has([used, new, *old]) == [4, 3, None, 5, 5, 5]
-
-
 async def test_without_inotify_what_was_put_again_is_not_evicted_as_what_was_there_before(place, unwatched):
     policy = {"max_bytes": 3 * 4096}
     async with place.running(policy=policy) as one, place.running(policy=policy) as two:
@@ -210,26 +200,31 @@ async def test_without_inotify_what_was_put_again_is_not_evicted_as_what_was_the
         assert await one.has([again]) == [5]
 
 
-async def test_without_inotify_a_file_is_counted_before_it_is_there_lest_a_kill_comes_between(
+async def test_without_inotify_a_file_is_told_before_it_is_there_lest_a_kill_comes_between(
     place, unwatched, monkeypatch
 ):
-    rename, sums = os.rename, []
+    rename, told = os.rename, []
 
-    def note_sum_and_rename(*args, **kwargs):
-        sums.append(store._committer.lock.read_sum().bytes)
-        if len(sums) == 3:
+    def note_and_rename(*args, **kwargs):
+        other = Journal(store._layout)
+        other.read()
+        told.append((other.sum, other._head))
+        if len(told) == 3:
             raise OSError(errno.EIO, "Input/output error")
         rename(*args, **kwargs)
 
     async with place.running() as store:
         await put(store, b"first")
-        monkeypatch.setattr("nl.stores.filesystem.commit.os.rename", note_sum_and_rename)
+        head = store._committer.journal._head
+        monkeypatch.setattr("nl.stores.filesystem.commit.os.rename", note_and_rename)
         await store.put("value", b"one")
         await store.put("value", b"two")
         with pytest.raises(NlError):
             await put(store, b"not to be placed")
-        assert sums == [2 * 4096, 3 * 4096, 3 * 4096]
-        assert store._committer.lock.read_sum().bytes == 2 * 4096
+        await put(store, b"last")
+        assert [sum_ for sum_, _ in told] == [2 * 4096, 3 * 4096, 3 * 4096, 3 * 4096]
+        assert head < told[0][1] < told[1][1] < told[2][1] < told[3][1]
+        assert store.statistics()["bytes"] == 3 * 4096
 
 
 async def test_without_inotify_has_of_many_is_right(place, unwatched):
