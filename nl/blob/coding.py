@@ -10,7 +10,7 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
 from functools import partial
-from typing import Final, TypeVar
+from typing import ClassVar, Final, TypeVar
 
 import trio
 
@@ -34,6 +34,9 @@ class CodingError(Exception):
 class Encoder(ABC):
     """Encodes one blob. Pure; one thread at a time."""
 
+    batch: ClassVar[int] = BATCH
+    """How many bytes pay for a hop to a thread."""
+
     @abstractmethod
     def encode(self, parts: Sequence[Buffer]) -> list[Buffer]:
         """What the next bytes give, which may be nothing, and is valid as long as they are."""
@@ -45,6 +48,11 @@ class Encoder(ABC):
 
 class Decoder(ABC):
     """Decodes one blob. Pure; one thread at a time. Never holds much more than it was fed and is asked for."""
+
+    @property
+    def is_quick(self) -> bool:
+        """Whether decoding CHUNK bytes takes no longer than a hop to a thread does."""
+        return False
 
     @abstractmethod
     def feed(self, parts: Sequence[Buffer]) -> None:
@@ -150,7 +158,7 @@ class EncodingReader(Reader):
         while not self._ready:
             if self._ended:
                 return ()
-            parts = await gather(self._reader)
+            parts = await gather(self._reader, least=self._encoder.batch)
             if parts:
                 size = sum(map(len, parts))
                 self.taken += size
@@ -211,7 +219,11 @@ class DecodingReader(Reader):
             decoder.feed(parts)
         small = 0 <= self.size <= INLINE and fed <= INLINE
         try:
-            decoded = await code(self._decode, size=0 if small else OUTPUT, threads=self._threads)
+            if decoder.is_quick:
+                decoded = self._decode(CHUNK)
+            else:
+                decode = partial(self._decode, OUTPUT)
+                decoded = await code(decode, size=0 if small else OUTPUT, threads=self._threads)
         except CodingError as error:
             raise self._failure(str(error)) from None
         self._total += sum(map(len, decoded))
@@ -219,8 +231,8 @@ class DecodingReader(Reader):
             raise self._failure(f"more than {self.size} bytes come out of it")
         self._ready.put(decoded)
 
-    def _decode(self) -> list[Buffer]:
-        decoded = self._decoder.decode(OUTPUT)
+    def _decode(self, most: int) -> list[Buffer]:
+        decoded = self._decoder.decode(most)
         if self._note is not None:
             for part in decoded:
                 self._note(part)

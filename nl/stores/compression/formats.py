@@ -28,10 +28,13 @@ from nl.plugin import (
 )
 from nl.stores.compression import lz4_format, sealing
 from nl.stores.compression.lz4_format import Lz4Decoder, Lz4Encoder
+from nl.stores.compression.lz4_seal import Blocks, seal_bytes
 from nl.stores.compression.options import Lz4Options
 
 Failure = Callable[[str], NlError]
 _STEP: Final = 1024 * 1024
+_LARGEST_MAP: Final = 1024 * 1024
+"""Of a blob of 3 GiB in blocks of 64 KiB."""
 _CROWDED_BLOCK: Final = 64 * 1024
 _CROWDED_LEVEL: Final = 1
 """What one upload among very many is packed with: two thirds of a MiB."""
@@ -91,9 +94,17 @@ class Form(ABC):
     def decoded_size(self, tail: Buffer) -> int:
         """What the last `tail_bytes` say. Raises CodingError."""
 
+    def map_bytes(self, size: int) -> int:
+        """So many bytes at the end of most objects of `size` decoded bytes tell where what is; 0 if nothing does."""
+        return 0
+
+    def blocks(self, tail: Buffer, *, stored_size: int) -> Blocks:
+        """What these bytes tell. Raises CodingError, also for objects that have to be decoded from their start."""
+        raise CodingError("it says nothing of blocks")
+
 
 class Lz4Form(Form):
-    """NativeLink's: LZ4 blocks. It has no checksum, so a blob is compared with its digest whenever it is read."""
+    """LZ4 blocks and a seal. NativeLink's have none, so a blob of its is compared with its digest when it is read."""
 
     suffix = ".lz4"
     tail_bytes = lz4_format.TAIL_BYTES
@@ -120,6 +131,8 @@ class Lz4Form(Form):
         if digest is not None:
             if whole is None or len(whole) != digest.size:
                 raise CodingError(f"it decodes to {'more' if whole is None else len(whole)} bytes, not {digest.size}")
+            if decoder.is_sealed:
+                return whole
             hasher = new_hasher(digest.function)
             hasher.update(whole)
             _compare(hasher.hexdigest(), digest)
@@ -138,18 +151,34 @@ class Lz4Form(Form):
             return DecodingReader(reader, decoder, size=-1, failure=failure, threads=threads)
         hasher = new_hasher(digest.function)
 
+        def note(part: Buffer) -> None:
+            if not decoder.is_sealed:
+                hasher.update(part)
+
         def compare() -> None:
+            if decoder.is_sealed:
+                return
             try:
                 _compare(hasher.hexdigest(), digest)
             except CodingError as error:
                 raise failure(str(error)) from None
 
         return DecodingReader(
-            reader, decoder, size=digest.size, failure=failure, note=hasher.update, compare=compare, threads=threads
+            reader, decoder, size=digest.size, failure=failure, note=note, compare=compare, threads=threads
         )
 
     def decoded_size(self, tail: Buffer) -> int:
         return lz4_format.decoded_size(tail)
+
+    def map_bytes(self, size: int) -> int:
+        length = seal_bytes(size, self._block_size)
+        return length if length <= _LARGEST_MAP else 0
+
+    def blocks(self, tail: Buffer, *, stored_size: int) -> Blocks:
+        blocks = Blocks(tail, head_bytes=lz4_format.HEAD_BYTES, stored_size=stored_size)
+        if blocks.block_size > self._max_block_size:
+            raise CodingError("its blocks are larger than max_decode_block_size")
+        return blocks
 
 
 class ZstdForm(Form):

@@ -1,4 +1,4 @@
-"""LZ4 in blocks: the format in which NativeLink keeps compressed blobs, byte for byte. Pure.
+"""LZ4 in blocks: the format in which NativeLink keeps compressed blobs, and ours, which ends in a seal. Pure.
 
 All numbers are little-endian and of fixed width::
 
@@ -7,8 +7,9 @@ All numbers are little-endian and of fixed width::
     footer   0x01, length u32, then: count u64, count * u32 (the compressed lengths of all blocks but the last),
              count u32, decoded size u64, block_size u32, version u8 = 1
 
-The format has no checksum, and its index is not needed to read front to back. Everything that is said twice in it is
-compared; what the blocks decode to is for the caller to compare with a digest.
+That is version 1, which is read and never written. It has no checksum, and its index is not needed to read front to
+back. Everything that is said twice in it is compared; what the blocks decode to is for the caller to compare with a
+digest. Version 2 differs in its number and its end: a seal (lz4_seal.py) in place of the footer.
 """
 
 from __future__ import annotations
@@ -19,7 +20,9 @@ from collections.abc import Sequence
 from functools import cache
 from typing import Any, Final
 
-from nl.plugin import Buffer, CodingError, Decoder, Encoder
+from nl.plugin import CHUNK, Buffer, CodingError, Decoder, Encoder
+from nl.stores.compression import lz4_seal
+from nl.stores.compression.lz4_seal import SEAL, Blocks, Sealing
 
 VERSION: Final = 1
 EXACT, AT_MOST = 0, 1
@@ -27,7 +30,8 @@ _HEADER: Final = struct.Struct("<BIIQ")
 _FRAME: Final = struct.Struct("<BI")
 _TAIL: Final = struct.Struct("<IQIB")
 TAIL_BYTES: Final = _TAIL.size
-"""The end of the footer, which has a fixed length: the decoded size is in it."""
+"""The end of the footer, and of the seal, which has a fixed length: the decoded size is in it."""
+HEAD_BYTES: Final = _HEADER.size
 _BLOCK, _FOOTER = 0, 1
 
 
@@ -43,8 +47,8 @@ def decoded_size(tail: Buffer) -> int:
     if len(tail) != TAIL_BYTES:
         raise CodingError("it is too short to be an LZ4 object")
     _, size, _, version = _TAIL.unpack(tail)
-    if version != VERSION:
-        raise CodingError(f"its last byte is {version}, not the version {VERSION} of an LZ4 object")
+    if version not in (VERSION, lz4_seal.VERSION):
+        raise CodingError(f"its last byte is {version}, not a version of LZ4 objects")
     return int(size)
 
 
@@ -54,15 +58,17 @@ def largest_compressed(block_size: int) -> int:
 
 
 class Lz4Encoder(Encoder):
-    """Encodes one blob. `size` is what the header says: -1 if it is not known."""
+    """Encodes one blob, in version 2. `size` is what the header says: -1 if it is not known."""
+
+    batch = 1024 * 1024
 
     def __init__(self, block_size: int, *, size: int = -1) -> None:
         self._compress = _library().compress
         self._block_size = block_size
         kind = (EXACT, size) if size >= 0 else (AT_MOST, (1 << 64) - 1)
-        self._head = _HEADER.pack(VERSION, block_size, *kind)
+        self._head = _HEADER.pack(lz4_seal.VERSION, block_size, *kind)
         self._rest = bytearray()
-        self._lengths = array("I")
+        self._sealing = Sealing()
         self._size = 0
 
     def encode(self, parts: Sequence[Buffer]) -> list[Buffer]:
@@ -90,20 +96,13 @@ class Lz4Encoder(Encoder):
         coded: list[Buffer] = [self._head]
         if self._rest:
             self._add_block(coded, self._rest)
-        index = self._lengths[:-1]
-        if index.itemsize != 4 or struct.pack("=I", 1) != struct.pack("<I", 1):
-            packed = struct.pack(f"<{len(index)}I", *index)
-        else:
-            packed = index.tobytes()
-        tail = _TAIL.pack(len(index), self._size, self._block_size, VERSION)
-        coded += (
-            _FRAME.pack(_FOOTER, 8 + len(packed) + len(tail)), struct.pack("<Q", len(index)), packed, tail
-        )
+        seal = self._sealing.content(size=self._size, block_size=self._block_size)
+        coded += (_FRAME.pack(SEAL, len(seal)), seal)
         return coded
 
     def _add_block(self, coded: list[Buffer], block: Buffer) -> None:
         compressed = self._compress(block, store_size=False)
-        self._lengths.append(len(compressed))
+        self._sealing.add(compressed)
         coded += (_FRAME.pack(_BLOCK, len(compressed)), compressed)
 
 
@@ -111,9 +110,6 @@ class Lz4Decoder(Decoder):
     """Decodes one blob whose blocks have at most `max_block_size` bytes; larger ones are refused unread."""
 
     def __init__(self, *, max_block_size: int) -> None:
-        library = _library()
-        self._decompress = library.decompress
-        self._broken = library.LZ4BlockError
         self._max_block_size = max_block_size
         self._block_size = 0
         self._input = bytearray()
@@ -121,9 +117,18 @@ class Lz4Decoder(Decoder):
         self._wanted = _HEADER.size
         """How many bytes the next item has, as far as it is known; 0 at the end."""
         self._lengths = array("I")
+        self._sealing: Sealing | None = None
         self._size = 0
-        self._last = 0
         self._limit: tuple[int, int] = (AT_MOST, 0)
+
+    @property
+    def is_sealed(self) -> bool:
+        """Whether the object says itself what its blocks have to be; known once something has been decoded."""
+        return self._sealing is not None
+
+    @property
+    def is_quick(self) -> bool:
+        return self._sealing is not None and self._block_size <= CHUNK
 
     def feed(self, parts: Sequence[Buffer]) -> None:
         del self._input[: self._at]
@@ -145,21 +150,9 @@ class Lz4Decoder(Decoder):
                 if not self._block_size:
                     self._read_header(view)
                     continue
-                kind, length = _FRAME.unpack_from(view, self._at)
-                self._wanted = self._checked_length(kind, length)
-                if self.needs_input:
-                    break
-                start = self._at + _FRAME.size
-                with view[start : start + length] as content:
-                    if kind == _BLOCK:
-                        block = self._read_block(content)
-                        decoded.append(block)
-                        left -= len(block)
-                        self._wanted = _FRAME.size
-                    else:
-                        self._read_footer(content)
-                        self._wanted = 0
-                self._at = start + length
+                left = self._read_blocks(view, decoded, left)
+                if left > 0 and not self.needs_input:
+                    self._read_item(view)
         return decoded
 
     def finish(self) -> None:
@@ -168,15 +161,52 @@ class Lz4Decoder(Decoder):
 
     def _read_header(self, view: memoryview) -> None:
         version, block_size, kind, size = _HEADER.unpack_from(view, self._at)
-        if version != VERSION or kind not in (EXACT, AT_MOST) or not block_size:
+        if version not in (VERSION, lz4_seal.VERSION) or kind not in (EXACT, AT_MOST) or not block_size:
             raise CodingError("it does not begin like an LZ4 object")
         if block_size > self._max_block_size:
             raise CodingError(
                 f"it has blocks of {block_size} bytes, more than the {self._max_block_size} of max_decode_block_size"
             )
+        if version == lz4_seal.VERSION:
+            self._sealing = Sealing()
         self._block_size, self._limit = block_size, (kind, size)
         self._at += _HEADER.size
         self._wanted = _FRAME.size
+
+    def _read_blocks(self, view: memoryview, decoded: list[Buffer], left: int) -> int:
+        """The blocks that are here, up to about `left` bytes; how many of these are left."""
+        at, block_size, largest = self._at, self._block_size, largest_compressed(self._block_size)
+        note = self._note_length if self._sealing is None else self._sealing.add
+        while left > 0 and len(view) - at >= _FRAME.size and not self._size % block_size:
+            kind, length = _FRAME.unpack_from(view, at)
+            stop = at + _FRAME.size + length
+            if kind != _BLOCK or not 0 < length <= largest or stop > len(view):
+                break
+            with view[at + _FRAME.size : stop] as content:
+                block = _decompressed(content, block_size)
+                note(content)
+            decoded.append(block)
+            self._size += len(block)
+            left -= len(block)
+            at = stop
+        self._at = at
+        self._wanted = _FRAME.size
+        return left
+
+    def _note_length(self, block: Buffer) -> None:
+        self._lengths.append(len(block))
+
+    def _read_item(self, view: memoryview) -> None:
+        """What is no whole block: the end, or what has not come yet, or what cannot be."""
+        kind, length = _FRAME.unpack_from(view, self._at)
+        self._wanted = self._checked_length(kind, length)
+        if self.needs_input:
+            return
+        start = self._at + _FRAME.size
+        with view[start : start + length] as content:
+            self._read_end(content)
+        self._at = start + length
+        self._wanted = 0
 
     def _checked_length(self, kind: int, length: int) -> int:
         """How many bytes a frame has, its head included; what cannot be is refused before it is waited for."""
@@ -186,24 +216,27 @@ class Lz4Decoder(Decoder):
                 raise CodingError(f"a block of {length} bytes, where {most} are the most that can be")
             if self._size % self._block_size:
                 raise CodingError("a block follows one that is not full")
-        elif kind == _FOOTER:
-            expected = 8 + 4 * max(len(self._lengths) - 1, 0) + TAIL_BYTES
+        elif kind == (_FOOTER if self._sealing is None else SEAL):
+            expected = (
+                8 + 4 * max(len(self._lengths) - 1, 0) + TAIL_BYTES
+                if self._sealing is None else lz4_seal.content_bytes(self._sealing.count)
+            )
             if length != expected:
-                raise CodingError(f"its footer has {length} bytes, {expected} were expected")
+                raise CodingError(f"its end has {length} bytes, {expected} were expected")
         else:
             raise CodingError(f"there is an item of the unknown kind {kind} in it")
         return _FRAME.size + length
 
-    def _read_block(self, content: memoryview) -> bytes:
-        try:
-            block: bytes = self._decompress(content, uncompressed_size=self._block_size)
-        except (self._broken, ValueError) as error:
-            raise CodingError(f"a block is not LZ4, or broken ({error})") from None
-        self._lengths.append(len(content))
-        self._size += len(block)
-        return block
+    def _read_end(self, content: memoryview) -> None:
+        if self._sealing is None:
+            self._compare_footer(content)
+        elif content != self._sealing.content(size=self._size, block_size=self._block_size):
+            raise CodingError("its blocks, or its seal, are not what they were")
+        kind, limit = self._limit
+        if (self._size != limit) if kind == EXACT else (self._size > limit):
+            raise CodingError("its header contradicts its end")
 
-    def _read_footer(self, content: memoryview) -> None:
+    def _compare_footer(self, content: memoryview) -> None:
         count = max(len(self._lengths) - 1, 0)
         index = struct.unpack_from(f"<Q{count}I", content)
         again, size, block_size, version = _TAIL.unpack_from(content, len(content) - TAIL_BYTES)
@@ -211,6 +244,60 @@ class Lz4Decoder(Decoder):
             raise CodingError("its footer contradicts what comes before")
         if list(index[1:]) != self._lengths[:count].tolist():
             raise CodingError("its index contradicts its blocks")
-        kind, limit = self._limit
-        if (size != limit) if kind == EXACT else (size > limit):
-            raise CodingError("its header contradicts its footer")
+
+
+class BlocksDecoder(Decoder):
+    """Decodes some blocks of a sealed object, each of which is checked before it is given. Fed with them alone."""
+
+    is_quick = True
+
+    def __init__(self, blocks: Blocks, numbers: range) -> None:
+        self._blocks = blocks
+        self._left = numbers
+        self._input = bytearray()
+        self._at = 0
+
+    def feed(self, parts: Sequence[Buffer]) -> None:
+        del self._input[: self._at]
+        self._at = 0
+        for part in parts:
+            self._input += part
+
+    @property
+    def _wanted(self) -> int:
+        first = self._left.start
+        return self._blocks.start(first + 1) - self._blocks.start(first) if self._left else 0
+
+    @property
+    def needs_input(self) -> bool:
+        return not self._left or len(self._input) - self._at < self._wanted
+
+    def decode(self, most: int) -> list[Buffer]:
+        decoded: list[Buffer] = []
+        blocks = self._blocks
+        with memoryview(self._input) as view:
+            while most > 0 and not self.needs_input:
+                number, start = self._left.start, self._at
+                self._at += self._wanted
+                with view[start + _FRAME.size : self._at] as content:
+                    blocks.check(number, content)
+                    block = _decompressed(content, blocks.block_size)
+                if len(block) != blocks.decoded(range(number, number + 1)):
+                    raise CodingError(f"its block {number} decodes to {len(block)} bytes")
+                decoded.append(block)
+                most -= len(block)
+                self._left = self._left[1:]
+        return decoded
+
+    def finish(self) -> None:
+        if self._left or self._at < len(self._input):
+            raise CodingError("its blocks are not where its seal says")
+
+
+def _decompressed(content: memoryview, block_size: int) -> bytes:
+    library = _library()
+    try:
+        block: bytes = library.decompress(content, uncompressed_size=block_size)
+    except (library.LZ4BlockError, ValueError) as error:
+        raise CodingError(f"a block is not LZ4, or broken ({error})") from None
+    return block

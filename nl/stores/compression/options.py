@@ -11,7 +11,7 @@ MAX_LEVEL = 19
 
 
 class Lz4Options(Options):
-    """LZ4, in the format of NativeLink: fast, and blobs that it has stored are found."""
+    """LZ4: fast, ranges are cheap, and blobs that NativeLink has compressed are found."""
 
     block_size: Size = 64 * 1024
     """How many bytes are compressed at a time. Larger blocks compress better and take more memory."""

@@ -24,6 +24,7 @@ from nl.plugin import (
     SMALL,
     BlobNotFoundError,
     Buffer,
+    BytesReader,
     CodingError,
     CorruptBlobError,
     DecodingReader,
@@ -46,12 +47,14 @@ from nl.plugin import (
     TooLargeError,
     Writes,
     ZstdDecoder,
+    clamp,
     code,
     key_text,
     read_all,
     slice_bytes,
 )
 from nl.stores.compression.formats import Form, Lz4Form, ZstdForm
+from nl.stores.compression.lz4_format import BlocksDecoder
 from nl.stores.compression.options import CompressionOptions
 from nl.stores.compression.ranges import open_range
 from nl.stores.compression.removals import DecodedRemovals
@@ -60,6 +63,8 @@ from nl.stores.compression.sealing import SealingReader, UnsealingReader, seal
 C = TypeVar("C")
 THREADS = 4
 _CLEAN_UP_S = 10.0
+_WORTH_SKIPPING = 512 * 1024
+"""From so many bytes on that are not wanted it is worth asking where those are that are."""
 _SHA256 = DigestFunction.SHA256
 _NOWHERE = ForeignKey("0" * 64, 0)
 _IN_D = _NOWHERE.tag
@@ -204,11 +209,62 @@ class CompressionStore(StoreWrapper):
             yield slice_bytes(await self.get(key), offset=offset, length=length)
             return
         size = digest.size if digest is not None else -1
-        async with self._memory.reading(self._form.decoder_bytes(size)), self._reading(key) as source:
+        async with self._memory.reading(self._form.decoder_bytes(size)):
+            if digest is not None and (count := clamp(digest.size, offset, length)) < digest.size - _WORTH_SKIPPING:
+                async with self._open_blocks(digest, offset, count) as part:
+                    if part is not None:
+                        yield part
+                        return
+            async with self._open_whole(key, digest, offset, length) as whole:
+                yield whole
+
+    @asynccontextmanager
+    async def _open_whole(
+        self, key: Key, digest: Digest | None, offset: int, length: int | None
+    ) -> AsyncIterator[Reader]:
+        """A range of an object that is decoded from its start, and checked to its end."""
+        async with self._reading(key) as source:
             reader = self._form.decoding(
                 source.reader, digest, stored_size=source.size, failure=source.failure, threads=self._threads
             )
             yield await open_range(reader, offset=offset, length=length)
+
+    @asynccontextmanager
+    async def _open_blocks(self, digest: Digest, offset: int, count: int) -> AsyncIterator[Reader | None]:
+        """A range of an object that tells where its blocks are, and what each has to be: only those are read.
+
+        None where it does not tell, or is not there by that name.
+        """
+        async with AsyncExitStack() as stack:
+            try:
+                opened = await self._find_blocks(stack, digest, offset, count)
+            except (BlobNotFoundError, CodingError):
+                opened = None  # whoever reads it from its start finds out what there is
+            yield opened
+
+    async def _find_blocks(self, stack: AsyncExitStack, digest: Digest, offset: int, count: int) -> Reader | None:
+        place, began, map_bytes = self._key_of(digest), self._writes.now, self._form.map_bytes(digest.size)
+        stored = (await self._backend.has([place]))[0] if map_bytes and place not in self._spoiled else None
+        if stored is None:
+            return None
+        if not count:
+            return BytesReader(b"")
+        async with self._backend.open(place, offset=max(stored - map_bytes, 0)) as tail:
+            blocks = self._form.blocks(await read_all(tail), stored_size=stored)
+        if blocks.size != digest.size:
+            return None
+        numbers = blocks.around(offset, count)
+        start = blocks.start(numbers.start)
+        source = _Source(self, digest, BytesReader(b""), stored)
+        stack.push_async_callback(self._end_source, source, place, began)
+        reader = await stack.enter_async_context(
+            self._backend.open(place, offset=start, length=blocks.start(numbers.stop) - start)
+        )
+        decoded = DecodingReader(
+            reader, BlocksDecoder(blocks, numbers), size=blocks.decoded(numbers), failure=source.failure,
+            threads=self._threads,
+        )  # fmt: skip
+        return await open_range(decoded, offset=offset - numbers.start * blocks.block_size, length=count)
 
     @asynccontextmanager
     async def _reading(self, key: Key, *, offset: int = 0) -> AsyncIterator[_Source]:
@@ -230,9 +286,13 @@ class CompressionStore(StoreWrapper):
             try:
                 yield source
             finally:
-                if source.failed:
-                    with trio.move_on_after(_CLEAN_UP_S, shield=True):
-                        await self._spoil(place, began)
+                await self._end_source(source, place, began)  # noqa: ASYNC102  # shields itself
+
+    async def _end_source(self, source: _Source, place: Key, began: int) -> None:
+        """No more is read of an object that was read from `began` on."""
+        if source.failed:
+            with trio.move_on_after(_CLEAN_UP_S, shield=True):
+                await self._spoil(place, began)
 
     # -- writing
 

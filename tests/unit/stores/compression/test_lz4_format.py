@@ -4,9 +4,18 @@ import struct
 
 import pytest
 import trio
+from blake3 import blake3
 
 from nl.plugin import ActionKey, CodingError, DigestFunction, ForeignKey, digest_of
-from nl.stores.compression.lz4_format import Lz4Decoder, Lz4Encoder
+from nl.stores.compression.lz4_format import (
+    HEAD_BYTES,
+    TAIL_BYTES,
+    BlocksDecoder,
+    Lz4Decoder,
+    Lz4Encoder,
+    decoded_size,
+)
+from nl.stores.compression.lz4_seal import Blocks, seal_bytes
 from nl.stores.compression.options import CompressionAlgorithm, Lz4Options
 from nl.stores.filesystem import FilesystemOptions, FilesystemStore
 from nl.testing import BareContext, find, read, started
@@ -53,16 +62,93 @@ def decode(data, *, most=1 << 20, step=1 << 20, max_block_size=1 << 16):
     return b"".join(out)
 
 
-def test_the_vector_is_what_is_made_by_hand_and_what_the_encoder_makes():
+def sealed_by_hand(data, block_size):
+    """What this kind of store writes."""
+    blocks = [literal(data[at : at + block_size]) for at in range(0, len(data), block_size)]
+    header = b"\x02" + struct.pack("<IIQ", block_size, 0, len(data))
+    body = b"".join(b"\x00" + struct.pack("<I", len(block)) + block for block in blocks)
+    seal = b"".join(struct.pack("<I", len(block)) + blake3(block).digest(16) for block in blocks)
+    end = struct.pack("<IQIB", len(blocks), len(data), block_size, 2)
+    seal += blake3(seal + end).digest(16) + end
+    return header + body + b"\x02" + struct.pack("<I", len(seal)) + seal
+
+
+SEALED = sealed_by_hand(DATA, 10)
+
+
+def test_the_vector_is_what_is_made_by_hand():
     assert by_hand(DATA, 10) == VECTOR
+
+
+def test_what_the_encoder_makes_is_sealed_however_it_comes():
     encoder = Lz4Encoder(10, size=26)
-    assert b"".join([*encoder.encode([DATA[:3], DATA[3:25], DATA[25:]]), *encoder.finish()]) == VECTOR
+    assert b"".join([*encoder.encode([DATA[:3], DATA[3:25], DATA[25:]]), *encoder.finish()]) == SEALED
 
 
 @pytest.mark.parametrize("step", [1, 2, 7, 1000])
 @pytest.mark.parametrize("most", [1, 15, 1000])
-def test_the_vector_is_decoded_however_it_comes(step, most):
-    assert decode(VECTOR, step=step, most=most) == DATA
+@pytest.mark.parametrize("data", [VECTOR, SEALED], ids=["NativeLink's", "sealed"])
+def test_the_vectors_are_decoded_however_they_come(data, step, most):
+    assert decode(data, step=step, most=most) == DATA
+
+
+def test_the_end_of_either_tells_the_decoded_size():
+    assert decoded_size(VECTOR[-TAIL_BYTES:]) == decoded_size(SEALED[-TAIL_BYTES:]) == 26
+    with pytest.raises(CodingError, match="its last byte is 3"):
+        decoded_size(SEALED[-TAIL_BYTES:-1] + b"\x03")
+
+
+def test_the_seal_tells_where_each_block_is_and_checks_it():
+    blocks = Blocks(SEALED[-seal_bytes(26, 10) :], head_bytes=HEAD_BYTES, stored_size=len(SEALED))
+    assert (blocks.size, blocks.block_size) == (26, 10)
+    assert [blocks.around(*each) for each in ((0, 1), (9, 1), (9, 2), (10, 10), (0, 26), (25, 1))] == [
+        range(1), range(1), range(2), range(1, 2), range(3), range(2, 3),
+    ]  # fmt: skip
+    assert (blocks.decoded(range(1, 3)), blocks.decoded(range(3))) == (16, 26)
+    for number in range(3):
+        block = literal(DATA[10 * number : 10 * number + 10])
+        assert SEALED[blocks.start(number) : blocks.start(number + 1)] == b"\0" + struct.pack("<I", len(block)) + block
+        blocks.check(number, block)
+        for wrong in (block[:-1], block + b"x", bytes([block[0] ^ 1]) + block[1:]):
+            with pytest.raises(CodingError, match=f"its block {number} is not what it was"):
+                blocks.check(number, wrong)
+
+
+@pytest.mark.parametrize("at", range(len(SEALED) - seal_bytes(26, 10) + 5, len(SEALED)))
+def test_a_changed_seal_is_never_believed(at):
+    wrong = SEALED[:at] + bytes([SEALED[at] ^ 4]) + SEALED[at + 1 :]
+    with pytest.raises(CodingError):
+        Blocks(wrong[-seal_bytes(26, 10) :], head_bytes=HEAD_BYTES, stored_size=len(SEALED))
+
+
+def test_a_seal_is_that_of_its_object():
+    tail = SEALED[-seal_bytes(26, 10) :]
+    for wrong, stored in ((tail, len(SEALED) + 1), (tail[20:], len(SEALED)), (tail[-5:], len(SEALED)),
+                          (VECTOR[-len(tail) :], len(VECTOR))):
+        with pytest.raises(CodingError):
+            Blocks(wrong, head_bytes=HEAD_BYTES, stored_size=stored)
+    with pytest.raises(CodingError, match="longer than expected"):
+        Blocks(tail[30:], head_bytes=HEAD_BYTES, stored_size=len(SEALED))
+
+
+@pytest.mark.parametrize("step", [1, 7, 1000])
+@pytest.mark.parametrize("most", [1, 1000])
+def test_some_blocks_are_decoded_and_no_others(step, most):
+    blocks = Blocks(SEALED[-seal_bytes(26, 10) :], head_bytes=HEAD_BYTES, stored_size=len(SEALED))
+    for numbers in (range(1), range(1, 3), range(3)):
+        part = SEALED[blocks.start(numbers.start) : blocks.start(numbers.stop)]
+        decoder, out = BlocksDecoder(blocks, numbers), b""
+        for at in range(0, len(part), step):
+            decoder.feed([part[at : at + step]])
+            while not decoder.needs_input:
+                out += b"".join(decoder.decode(most))
+        decoder.finish()
+        assert out == DATA[10 * numbers.start : 10 * numbers.stop]
+    decoder = BlocksDecoder(blocks, range(2))
+    decoder.feed([SEALED[blocks.start(0) : blocks.start(2) - 1]])
+    decoder.decode(1000)
+    with pytest.raises(CodingError, match="not where its seal says"):
+        decoder.finish()
 
 
 def test_sizes_around_whole_blocks():
@@ -70,8 +156,8 @@ def test_sizes_around_whole_blocks():
         data = DATA[:size]
         encoder = Lz4Encoder(10, size=size)
         encoded = b"".join([*encoder.encode([data]), *encoder.finish()])
-        assert encoded == by_hand(data, 10)
-        assert decode(encoded) == data
+        assert encoded == sealed_by_hand(data, 10)
+        assert decode(encoded) == decode(by_hand(data, 10)) == data
 
 
 def test_an_empty_last_block_and_a_size_that_was_only_an_upper_bound_are_read():
@@ -96,10 +182,25 @@ def test_a_changed_byte_is_an_error_or_shows_in_what_comes_out_or_says_nothing(a
             pass
 
 
-@pytest.mark.parametrize("length", range(len(VECTOR)))
-def test_a_cut_is_an_error(length):
+@pytest.mark.parametrize("at", range(len(SEALED)))
+def test_a_changed_byte_of_a_sealed_object_is_an_error(at):
+    """But for the kind of the size in its header, where the size is right."""
+    for bit in range(8):
+        wrong = SEALED[:at] + bytes([SEALED[at] ^ (1 << bit)]) + SEALED[at + 1 :]
+        if (at, bit) == (5, 0):
+            assert decode(wrong) == DATA
+            continue
+        with pytest.raises(CodingError):
+            decode(wrong)
+
+
+@pytest.mark.parametrize("whole", [VECTOR, SEALED], ids=["NativeLink's", "sealed"])
+def test_a_cut_is_an_error(whole):
+    for length in range(len(whole)):
+        with pytest.raises(CodingError):
+            decode(whole[:length])
     with pytest.raises(CodingError):
-        decode(VECTOR[:length])
+        decode(whole + b"x")
 
 
 def test_nothing_is_waited_for_that_no_object_can_have():

@@ -1,0 +1,123 @@
+"""Ranges of blobs that are kept as LZ4: their blocks alone are read, and nothing wrong is ever given."""
+
+import random
+
+import pytest
+
+from nl.plugin import (
+    CHUNK,
+    BytesReader,
+    CorruptBlobError,
+    Deletes,
+    DigestFunction,
+    RangeError,
+    digest_of,
+)
+from nl.stores.compression.lz4_seal import seal_bytes
+from nl.stores.compression.options import CompressionAlgorithm, Lz4Options
+from nl.stores.memory import MemoryOptions, MemoryStore
+from nl.testing import BareContext, read
+from tests.unit.stores.compression.kinds import make_store
+
+BLOCK = 64 * 1024
+RANDOM = random.Random(7)
+DATA = b"".join(RANDOM.choice((b"a" * 50, RANDOM.randbytes(50))) for _ in range(40_000))  # 2 MB
+DIGEST = digest_of(DATA)
+PLACE = f"{DIGEST}.lz4"
+
+
+class Backend(MemoryStore):
+    """Notes what is read of it, and deletes or not."""
+
+    def __init__(self, *, deletes=True):
+        super().__init__(MemoryOptions(), BareContext())
+        self.deletes = deletes
+        self.read = 0
+
+    def capability(self, kind):
+        return None if kind is Deletes and not self.deletes else super().capability(kind)
+
+    def open(self, key, *, offset=0, length=None):
+        size = len(self._find(key))
+        self.read += min(size - offset, size if length is None else length)
+        return super().open(key, offset=offset, length=length)
+
+
+async def filled(backend=None, **options):
+    backend = backend or Backend()
+    store = make_store(CompressionAlgorithm(lz4=Lz4Options(**options)), BareContext(), backend)
+    await store.write(DIGEST, BytesReader(DATA))
+    return store, backend
+
+
+@pytest.mark.parametrize("offset", [0, 1, BLOCK - 1, BLOCK, 5 * BLOCK + 77, len(DATA) - 10, len(DATA)])
+@pytest.mark.parametrize("length", [0, 1, BLOCK, BLOCK + 2, 5 * BLOCK, None])
+async def test_a_range_is_what_python_says(offset, length):
+    store, _ = await filled()
+    expected = DATA[offset : None if length is None else offset + length]
+    assert await read(store, DIGEST, offset=offset, length=length) == expected
+
+
+async def test_only_the_blocks_of_a_range_and_the_seal_are_read():
+    store, backend = await filled()
+    backend.read = 0
+    assert await read(store, DIGEST, offset=3 * BLOCK - 1, length=2) == DATA[3 * BLOCK - 1 : 3 * BLOCK + 1]
+    assert backend.read < 2 * (BLOCK + 300) + seal_bytes(len(DATA), BLOCK) + 1
+    backend.read = 0
+    assert await read(store, DIGEST, offset=len(DATA) - BLOCK) == DATA[-BLOCK:]
+    assert backend.read < 3 * BLOCK, "so does a Read that goes on where it was"
+
+
+async def test_what_is_nearly_the_whole_blob_is_read_from_its_start():
+    store, backend = await filled()
+    backend.read = 0
+    assert await read(store, DIGEST, offset=CHUNK) == DATA[CHUNK:]
+    assert backend.read == len(await backend.get(PLACE))
+
+
+@pytest.mark.parametrize("deletes", [True, False])
+async def test_a_block_that_has_changed_is_never_given_and_the_blob_is_missing_then(deletes):
+    store, backend = await filled(Backend(deletes=deletes))
+    whole = bytearray(await backend.get(PLACE))
+    whole[BLOCK * 3] ^= 1
+    await backend.put(PLACE, bytes(whole))
+    assert await read(store, DIGEST, offset=len(DATA) - 100) == DATA[-100:], "the others are right"
+    with pytest.raises(CorruptBlobError):
+        async with store.open(DIGEST, length=8 * BLOCK) as reader:
+            while parts := await reader.receive_parts():
+                for part in parts:
+                    assert bytes(part) in DATA
+    assert await store.has([DIGEST]) == [None]
+    await store.write(DIGEST, BytesReader(DATA))
+    assert await read(store, DIGEST, offset=BLOCK, length=8 * BLOCK) == DATA[BLOCK : 9 * BLOCK]
+
+
+async def test_a_seal_that_has_changed_is_noticed():
+    store, backend = await filled()
+    whole = bytearray(await backend.get(PLACE))
+    whole[-200] ^= 1
+    await backend.put(PLACE, bytes(whole))
+    with pytest.raises(CorruptBlobError):
+        await read(store, DIGEST, offset=100, length=100)
+    assert await store.has([DIGEST]) == [None]
+
+
+async def test_objects_with_other_blocks_are_read_all_the_same():
+    """Their seals are longer than expected."""
+    _, backend = await filled(block_size=1024)
+    store = make_store(CompressionAlgorithm(lz4=Lz4Options()), BareContext(), backend)
+    assert await read(store, DIGEST, offset=1000, length=100) == DATA[1000:1100]
+    _, backend = await filled(block_size=128 * 1024)
+    store = make_store(CompressionAlgorithm(lz4=Lz4Options(max_decode_block_size=128 * 1024)), BareContext(), backend)
+    backend.read = 0
+    assert await read(store, DIGEST, offset=1000, length=100) == DATA[1000:1100]
+    assert backend.read < 200 * 1024
+
+
+async def test_a_range_of_what_is_not_there_and_one_outside_are_errors():
+    store, _ = await filled()
+    other = digest_of(DATA, DigestFunction.BLAKE3)
+    with pytest.raises(Exception, match="not found"):
+        await read(store, other, offset=5, length=5)
+    with pytest.raises(RangeError):
+        await read(store, DIGEST, offset=len(DATA) + 1, length=5)
