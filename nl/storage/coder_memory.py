@@ -110,6 +110,19 @@ class CoderMemory:
                 f"({self._remedy})"
             )
 
+    @contextmanager
+    def spare(self, count: int) -> Iterator[bool]:
+        """For who can do without: holds `count` bytes, at once, if that leaves half of the memory; whether it does."""
+        if self._waiting or count > self.limit - self.limit // 2 - self.used:
+            yield False
+            return
+        request = self._enter()
+        self._grant(request, count)
+        try:
+            yield True
+        finally:
+            self._give_back(request, count)
+
     # -- who gets some
 
     @asynccontextmanager
@@ -120,11 +133,14 @@ class CoderMemory:
             count = await self._take(request, counts)
             yield Held(count)
         finally:
-            if count:
-                self.used -= count
-                request.shares -= 1
-            self._leave(request)
-            self._admit()
+            self._give_back(request, count)
+
+    def _give_back(self, request: _Request, count: int) -> None:
+        if count:
+            self.used -= count
+            request.shares -= 1
+        self._leave(request)
+        self._admit()
 
     async def _take(self, request: _Request, counts: Sequence[int]) -> int:
         least = min(counts[-1], self.limit)

@@ -30,7 +30,7 @@ from nl.plugin import (
     digest_of,
 )
 from nl.stores.grpc import GrpcEndpoint, GrpcRetry
-from nl.testing import BareContext, StoreConformance, make_blob, read
+from nl.testing import BareContext, StoreConformance, make_blob, read, same
 from tests.support.foreign import REAPI, digest
 from tests.support.foreign_server import ForeignServer
 from tests.support.grpc_stores import Sorting, grpc_store, make_result, remote_cas
@@ -50,7 +50,7 @@ def write_config(directory: Path, port: int, stores: dict[str, Any], **server: A
     listener = {"socket_address": f"127.0.0.1:{port}", **server.pop("listener", {})}
     services = {
         "cas": [{"cas_store": "CAS"}], "ac": [{"ac_store": "AC"}], "bytestream": [{"cas_store": "CAS"}],
-        "capabilities": [], "health": {},
+        "capabilities": server.pop("capabilities", []), "health": {},
     }  # fmt: skip
     config = {
         "stores": [{"name": name, **store} for name, store in stores.items()],
@@ -204,6 +204,63 @@ async def test_a_server_killed_and_restarted_in_a_download_costs_no_byte(tmp_pat
                         killed = True
                         await trio.to_thread.run_sync(restart, server)
             assert got == data
+
+
+# --- packed blobs
+
+PACKS = [{"remote_cache_compression": True}]
+
+
+def packable(size: int, *, seed: int = 0) -> bytes:
+    """Bytes that pack to half."""
+    return make_blob(size // 2, seed=seed).hex().encode()
+
+
+async def test_blobs_travel_packed_between_two_of_our_own(tmp_path: Path) -> None:
+    with running(tmp_path / "server", capabilities=PACKS) as server:
+        async with remote_cas(server.port, experimental_remote_cache_compression=True) as store:
+            blobs = [packable(size) for size in (65_536, 200_000, LARGE)]
+            for data in blobs:
+                await store.write(digest_of(data), BytesReader(data))
+                assert same(await read(store, digest_of(data)), data)
+                assert same(await read(store, digest_of(data), offset=10, length=50_000), data[10:50_010])
+            counts = store.statistics()
+            assert (counts["written_packed"], counts["read_packed"]) == (2, 2), "what batches carry goes plain"
+        async with remote_cas(server.port) as plain:
+            for data in blobs:
+                assert same(await read(plain, digest_of(data)), data)
+            assert plain.statistics()["read_packed"] == 0
+
+
+async def test_a_server_that_does_not_announce_packing_gets_blobs_as_they_are(tmp_path: Path) -> None:
+    data = packable(300_000)
+    with running(tmp_path / "server", capabilities=[{}]) as server:
+        async with remote_cas(server.port, experimental_remote_cache_compression=True) as store:
+            await store.put(digest_of(data), data)
+            assert same(await store.get(digest_of(data)), data)
+            counts = store.statistics()
+            assert (counts["written_packed"], counts["read_packed"]) == (0, 0)
+
+
+async def test_a_server_killed_and_restarted_while_blobs_travel_packed_costs_no_byte(tmp_path: Path) -> None:
+    data = packable(LARGE)
+    with running(tmp_path / "server", capabilities=PACKS) as server:
+        async with remote_cas(
+            server.port, retry=PATIENT, experimental_remote_cache_compression=True
+        ) as store:
+            await store.write(digest_of(data), Watched(data, lambda: restart(server), rewinds=True))
+            got = bytearray()
+            async with store.open(digest_of(data)) as reader:
+                killed = False
+                while parts := await reader.receive_parts():
+                    for part in parts:
+                        got += part
+                    if not killed and len(got) > LARGE // 2:
+                        killed = True
+                        await trio.to_thread.run_sync(restart, server)
+            assert same(got, data)
+            counts = store.statistics()
+            assert (counts["written_packed"], counts["read_packed"]) == (0, 1), "both broke off once"
 
 
 # --- TLS, tokens

@@ -19,7 +19,11 @@ from typing import Any
 
 import grpc
 
+from nl.blob.zstd import library
 from tests.support.foreign import BYTESTREAM, REAPI, RPC
+
+ZSTD = library()
+"""The C library's own interface, and nothing of ours."""
 
 _V2 = "build.bazel.remote.execution.v2."
 PIECE = 64 * 1024
@@ -39,9 +43,17 @@ class Fault:
     blob_code: int = 0
     """The status of each blob in a batch."""
     drops: bool = False
-    """A batch's reply leaves blobs out; a write forgets what it has taken."""
+    """A batch's reply leaves blobs out; a write forgets what it has taken; capabilities say nothing of the cache."""
     commits: int | None = None
-    """What a Write says that it has committed."""
+    """What a Write, or a QueryWriteStatus, says that has been committed."""
+    keeps: bool = False
+    """A write that fails has the blob all the same: only its answer is lost."""
+    held: threading.Event | None = None
+    """It goes no further until this is set: a stream after `after` bytes, others at once."""
+    prefix: bytes = b""
+    """What stands before the other fields of each message of a Read."""
+    spoils: Callable[[bytes], bytes] | None = None
+    """What becomes of the packed form of a blob that is read."""
 
 
 def fail(code: str, *, after: int = 0, says: str = "as planned", drops: bool = False) -> Fault:
@@ -55,8 +67,13 @@ Key = tuple[str, int]
 class ForeignServer:
     """See the module."""
 
-    def __init__(self, *, max_batch: int = 0, max_blob: int = 0, options: Any = ()) -> None:
+    def __init__(
+        self, *, max_batch: int = 0, max_blob: int = 0, options: Any = (), offers: tuple[int, ...] = (),
+        packs: bool = True,
+    ) -> None:
         self.blobs: dict[Key, bytes] = {}
+        self.packed: dict[Key, int] = {}
+        """How large the packed form was of what was written so; 0 if it came as it is."""
         self.results: dict[Key, bytes] = {}
         self.calls: list[str] = []
         self.requests: list[Any] = []
@@ -66,6 +83,10 @@ class ForeignServer:
         self.port = 0
         self._max_batch, self._max_blob = max_batch, max_blob
         self._options = options
+        self._offers = offers
+        """The compressors that it announces; 1 is zstd."""
+        self._packs = packs
+        """Whether it does what zstd asks for."""
         self._plans: dict[str, deque[Fault]] = defaultdict(deque)
         self._partial: dict[str, bytearray] = {}
         self._lock = threading.Lock()
@@ -78,6 +99,13 @@ class ForeignServer:
 
     def count(self, method: str) -> int:
         return self.calls.count(method)
+
+    def wait_for(self, method: str, count: int) -> None:
+        """Until so many calls of a method have come. Blocks."""
+        until = time.monotonic() + 60
+        while self.count(method) < count:
+            assert time.monotonic() < until, self.calls
+            time.sleep(0.001)
 
     @contextmanager
     def running(self, *, port: int = 0) -> Iterator[ForeignServer]:
@@ -130,6 +158,8 @@ class ForeignServer:
             fault = plan.popleft() if plan else OK
         if fault.delay_s:
             time.sleep(fault.delay_s)
+        if not fault.after:
+            _wait(fault)
         if fault.code is not None and not fault.after:
             context.abort(fault.code, fault.says)
         return fault
@@ -170,14 +200,22 @@ class ForeignServer:
             context.abort(grpc.StatusCode.NOT_FOUND, "no such blob")
         if fault.alter:
             data = fault.alter(data)
+        if "compressed-blobs/zstd/" in request.resource_name:
+            if request.read_limit or not self._packs:
+                context.abort(grpc.StatusCode.INVALID_ARGUMENT, "not packed")
+            data = ZSTD.compress(data[request.read_offset :])
+            data = fault.spoils(data) if fault.spoils else data
+            request.read_offset = 0
         end = request.read_offset + request.read_limit if request.read_limit else len(data)
         moved = 0
         for at in range(request.read_offset, end, PIECE):
-            if fault.code is not None and moved >= fault.after:
-                context.abort(fault.code, fault.says)
+            if moved >= fault.after:
+                _fail_if_planned(fault, context)
             piece = data[at : min(at + PIECE, end)]
             moved += len(piece)
-            yield BYTESTREAM.ReadResponse(data=piece)
+            message = BYTESTREAM.ReadResponse(data=piece)
+            yield _Raw(fault.prefix + message.SerializeToString()) if fault.prefix else message
+        _fail_if_planned(fault, context)
 
     def _write(self, requests: Iterator[Any], context: Any) -> Any:
         first = next(requests)
@@ -185,8 +223,11 @@ class ForeignServer:
         name = first.resource_name
         hash, size = name.split("/")[-2:]
         self.offsets.append(first.write_offset)
+        packed = "compressed-blobs/zstd/" in name
+        if packed and not self._packs:
+            context.abort(grpc.StatusCode.INVALID_ARGUMENT, "not packed")
         if (hash, int(size)) in self.blobs:
-            return BYTESTREAM.WriteResponse(committed_size=int(size))
+            return BYTESTREAM.WriteResponse(committed_size=-1 if packed else int(size))
         taken = self._partial.setdefault(name, bytearray())
         if first.write_offset != len(taken):
             context.abort(grpc.StatusCode.INVALID_ARGUMENT, f"offset {first.write_offset}, expected {len(taken)}")
@@ -195,19 +236,25 @@ class ForeignServer:
             taken += message.data
             moved += len(message.data)
             finished = message.finish_write
-            if fault.code is not None and moved >= fault.after:
+            if (fault.code or fault.held) and moved >= fault.after:
                 if fault.drops:
                     del self._partial[name]
-                context.abort(fault.code, fault.says)
+                if fault.keeps:
+                    self.blobs[hash, int(size)] = bytes(taken)
+                _fail_if_planned(fault, context)
             message = None if finished else next(requests, None)
-        if not finished or len(taken) != int(size):
+        blob = ZSTD.decompress(bytes(taken)) if packed and finished else bytes(taken)
+        if not finished or len(blob) != int(size):
             context.abort(grpc.StatusCode.INVALID_ARGUMENT, "not complete")
         if fault.commits is None:
-            self.blobs[hash, int(size)] = bytes(taken)
+            self.blobs[hash, int(size)] = blob
+            self.packed[hash, int(size)] = len(taken) if packed else 0
         return BYTESTREAM.WriteResponse(committed_size=len(taken) if fault.commits is None else fault.commits)
 
     def _query(self, request: Any, context: Any) -> Any:
-        self._begin("QueryWriteStatus", request, context)
+        fault = self._begin("QueryWriteStatus", request, context)
+        if fault.commits is not None:
+            return BYTESTREAM.QueryWriteStatusResponse(committed_size=fault.commits)
         hash, size = request.resource_name.split("/")[-2:]
         if (hash, int(size)) in self.blobs:
             return BYTESTREAM.QueryWriteStatusResponse(committed_size=int(size), complete=True)
@@ -227,11 +274,25 @@ class ForeignServer:
         return request.action_result
 
     def _capabilities(self, request: Any, context: Any) -> Any:
-        self._begin("GetCapabilities", request, context)
+        if self._begin("GetCapabilities", request, context).drops:
+            return REAPI.ServerCapabilities()
         cache = REAPI.CacheCapabilities(
-            max_batch_total_size_bytes=self._max_batch, max_cas_blob_size_bytes=self._max_blob, digest_functions=[1, 9]
+            max_batch_total_size_bytes=self._max_batch, max_cas_blob_size_bytes=self._max_blob, digest_functions=[1, 9],
+            supported_compressors=self._offers,
         )
         return REAPI.ServerCapabilities(cache_capabilities=cache)
+
+
+def _wait(fault: Fault) -> None:
+    if fault.held is not None:
+        fault.held.wait(60)
+
+
+def _fail_if_planned(fault: Fault, context: Any) -> None:
+    """At the place in a stream where it is to fail."""
+    _wait(fault)
+    if fault.code is not None:
+        context.abort(fault.code, fault.says)
 
 
 @dataclass

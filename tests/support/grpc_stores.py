@@ -11,21 +11,23 @@ import trio
 from nl.cas.action_results import seal
 from nl.pb import reapi
 from nl.pb.codec import encode
-from nl.plugin import ActionKey, Buffer, Digest, Key, NlError, Reader, Store
+from nl.plugin import ActionKey, Buffer, CoderMemory, Digest, Key, NlError, Reader, Store
 from nl.stores.grpc import GrpcEndpoint, GrpcOptions, GrpcRetry, GrpcStore
 from nl.testing import BareContext, started
 
 QUICK = GrpcRetry(max_retries=4, delay=0.02, jitter=0.0)
 
 
-def grpc_store(*ports: int | str, kind: Any = "cas", retry: GrpcRetry = QUICK, name: str = "REMOTE", **more: Any
+def grpc_store(
+    *ports: int | str, kind: Any = "cas", retry: GrpcRetry = QUICK, name: str = "REMOTE",
+    coder_memory: CoderMemory | None = None, **more: Any,
 ) -> GrpcStore:
     """A store of servers on loopback (or at whole addresses), not started."""
     endpoints = tuple(
         GrpcEndpoint(address=f"grpc://127.0.0.1:{port}" if isinstance(port, int) else port) for port in ports
     )
     options = GrpcOptions(store_type=kind, **{"endpoints": endpoints, "retry": retry, **more})
-    return GrpcStore(options, BareContext(name))
+    return GrpcStore(options, BareContext(name, coder_memory=coder_memory))
 
 
 @asynccontextmanager

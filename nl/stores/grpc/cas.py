@@ -14,6 +14,7 @@ from nl.plugin import (
     SMALL,
     Buffer,
     BytesReader,
+    CoderMemory,
     Digest,
     DigestFunction,
     InvalidRequestError,
@@ -32,6 +33,7 @@ from nl.stores.grpc.batching import Batcher
 from nl.stores.grpc.failures import Headers
 from nl.stores.grpc.jobs import Calls, Group, Lookup, SmallRead, SmallWrite, missing
 from nl.stores.grpc.options import GrpcOptions
+from nl.stores.grpc.packing import LEAST_PACKED, Packing, unpacking
 from nl.stores.grpc.reading import read_name, reading
 from nl.stores.grpc.remote import Remote
 from nl.stores.grpc.server_limits import ServerLimits
@@ -54,7 +56,9 @@ class Inherited(Protocol):
 class RemoteCas(Store):
     """See the module. Keys are digests only."""
 
-    def __init__(self, options: GrpcOptions, remote: Remote, inherited: Inherited) -> None:
+    def __init__(
+        self, options: GrpcOptions, remote: Remote, inherited: Inherited, *, coder_memory: CoderMemory
+    ) -> None:
         batching = options.experimental_read_batching
         self._remote = remote
         self._inherited = inherited
@@ -63,6 +67,7 @@ class RemoteCas(Store):
         self._max_small = batching.max_blob_size_bytes
         self._max_batch = batching.max_batch_bytes
         self._spools = SpoolBudget()
+        self._packing = Packing(coder_memory) if options.experimental_remote_cache_compression else None
         calls = Calls(remote)
         self._lookups: Batcher[Group, Lookup] = Batcher(
             calls.find_missing,
@@ -189,8 +194,15 @@ class RemoteCas(Store):
 
     @asynccontextmanager
     async def _reading(self, digest: Digest, *, offset: int, size: int) -> AsyncIterator[Reader]:
-        name = read_name(self._remote.instance, self._named(digest))
         headers = self._inherited()
+        if self._packing is not None and size == digest.size and await self._packs(digest):
+            with self._packing.memory_for_read(digest) as granted:
+                if granted:
+                    named = self._named(digest)
+                    async with unpacking(self._remote, self._packing, digest, named=named, headers=headers) as reader:
+                        yield reader
+                    return
+        name = read_name(self._remote.instance, self._named(digest))
         async with reading(self._remote, name, digest, offset=offset, size=size, headers=headers) as reader:
             yield reader
 
@@ -259,14 +271,25 @@ class RemoteCas(Store):
         most = (await self._limits.get()).blob_bytes
         if most and digest.size > most:
             raise TooLargeError(f"{digest}: the server {self._remote.where} keeps blobs of up to {most} bytes")
+        packing = self._packing if await self._packs(digest) else None
         with self._spools.rewindable(reader) as source:
             name, headers = self._named(digest), self._inherited()
-            await Upload(self._remote, digest, source, name=name, headers=headers).run()
+            await Upload(self._remote, digest, source, name=name, headers=headers, packing=packing).run()
 
     # --- the rest
 
+    async def _packs(self, digest: Digest) -> bool:
+        """Whether a whole blob that is streamed may be packed: by the config, by its size, and by what the server says.
+        """
+        if self._packing is None or digest.size < LEAST_PACKED:
+            return False
+        return (await self._limits.get()).takes_zstd
+
     def statistics(self) -> Mapping[str, int | float | str]:
+        packing = self._packing
         return {
+            "read_packed": packing.reads if packing is not None else 0,
+            "written_packed": packing.uploads if packing is not None else 0,
             "lookup_batches": self._lookups.batches,
             "read_batches": self._reads.batches,
             "read_in_batches": self._reads.jobs,

@@ -9,7 +9,7 @@ from typing import Annotated, Literal
 
 from grpclib.const import Status
 
-from nl.config.fields import Ignored, ZeroMeansDefault, join
+from nl.config.fields import ZeroMeansDefault, join
 from nl.config.workers import ClientTlsOptions
 from nl.plugin import ConfigError, Count, Duration, ErrorName, Flag, Options, SecretText, ServerAddress, Size, Text
 from nl.rpc.metadata import encode_fields
@@ -151,9 +151,10 @@ class GrpcOptions(Options):
     here: then the server is asked with the rights of the client, and not with those of this server."""
     experimental_read_batching: ReadBatching = ReadBatching()
     """How small blobs travel together; lookups and writes, too."""
-    experimental_remote_cache_compression: Annotated[
-        Flag | None, Ignored("blobs go to this server as they are")] = None
-    """Whether blobs are compressed on the wire."""
+    experimental_remote_cache_compression: Flag | None = None
+    """Whether blobs of 64 KiB and more that travel by themselves are packed on the wire (zstd), where the server offers
+    it (`remote_cache_compression` there). Not so without this, whatever stands elsewhere in the config. Ranges, batches
+    and action results go as they are."""
 
     def check(self) -> None:
         """There is somebody to ask, and the headers may be sent."""

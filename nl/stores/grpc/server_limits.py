@@ -38,6 +38,8 @@ class Limits:
     """The blobs of a batch together."""
     blob_bytes: int = 0
     """The largest blob; 0: any."""
+    takes_zstd: bool = False
+    """Whether blobs may come and go packed."""
 
 
 class ServerLimits:
@@ -82,4 +84,5 @@ async def ask_once(remote: Remote, *, timeout_s: float | None = None) -> Limits:
     return Limits(
         batch_bytes=min(batch, DEFAULT_BATCH_BYTES) if batch > 0 else DEFAULT_BATCH_BYTES,
         blob_bytes=max(cache.max_cas_blob_size_bytes, 0),
+        takes_zstd=reapi.CompressorValue.ZSTD in cache.supported_compressors,
     )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Collection, Mapping
 from typing import TypeVar, cast
 
@@ -19,6 +20,7 @@ from nl.stores.grpc.remote import Remote
 from nl.stores.grpc.server_limits import MESSAGE_BYTES, ask_once
 
 C = TypeVar("C")
+_log = logging.getLogger(__name__)
 CHECK_S = 5.0
 """How long a server may take to say that it is there."""
 
@@ -43,8 +45,15 @@ class GrpcStore(StoreWrapper):
             headers=tuple((name.lower(), str(value)) for name, value in options.headers.items()),
             secrets=self._endpoints.secrets,
         )
+        if options.experimental_remote_cache_compression and not is_cas:
+            _log.warning(
+                "the grpc store '%s': experimental_remote_cache_compression does nothing for action results",
+                context.name,
+            )
         side: Store = (
-            RemoteCas(options, remote, self._inherited) if is_cas else RemoteActionCache(remote, self._inherited)
+            RemoteCas(options, remote, self._inherited, coder_memory=context.coder_memory)
+            if is_cas
+            else RemoteActionCache(remote, self._inherited)
         )
         super().__init__(side)
 

@@ -7,7 +7,7 @@ that a reader that raises there leaves nothing behind.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import Final
 from uuid import uuid4
@@ -18,10 +18,11 @@ from grpclib.exceptions import GRPCError
 from nl.model.resource import WriteName
 from nl.pb import bytestream, cas_calls
 from nl.pb.codec import encode
-from nl.plugin import CHUNK, Digest, Reader, SpoolingReader, UploadMismatchError
+from nl.plugin import CHUNK, Buffer, Digest, EncodingReader, Reader, SpoolingReader, UploadMismatchError, ZstdEncoder
 from nl.rpc.client_stream import ClientStream
 from nl.stores.grpc.failures import Failure, Headers
 from nl.stores.grpc.methods import QUERY_WRITE, WRITE
+from nl.stores.grpc.packing import COMPRESSOR, Packing, before_plain
 from nl.stores.grpc.remote import Remote, Retrying
 
 SPOOL_BYTES: Final = 4 * 1024 * 1024
@@ -50,13 +51,18 @@ class SpoolBudget:
 
 
 class Upload:
-    """One upload, over as many calls as it takes."""
+    """One upload, over as many calls as it takes; the first one packed, if `packing` has memory for it."""
 
-    def __init__(self, remote: Remote, digest: Digest, reader: Reader, *, name: Digest, headers: Headers) -> None:
+    def __init__(
+        self, remote: Remote, digest: Digest, reader: Reader, *, name: Digest, headers: Headers,
+        packing: Packing | None = None,
+    ) -> None:
         self._remote = remote
         self._digest = digest
         self._reader = reader
         self._headers = headers
+        self._name = name
+        self._packing = packing
         self._resource = str(WriteName(remote.instance, str(uuid4()), name))
         self._retrying = Retrying(remote, WRITE, str(digest))
         self._at = 0
@@ -64,48 +70,73 @@ class Upload:
 
     async def run(self) -> None:
         """Returns when the server has the blob and the reader has come to its end."""
+        if self._packing is None or not await self._send_packed(self._packing):
+            await self._send_plain()
+        await self._drain()
+
+    async def _send_packed(self, packing: Packing) -> bool:
+        """One call; False if the blob is to be sent plain, and the reader stands at its start."""
+        with packing.memory_for_upload() as granted:
+            if not granted:
+                return False
+            resource = str(WriteName(self._remote.instance, str(uuid4()), self._name, COMPRESSOR))
+            packed = EncodingReader(_Source(self), ZstdEncoder(size=self._digest.size), threads=packing.threads)
+            try:
+                await self._send(resource, packed, offset=0)
+            except Failure as failure:
+                await before_plain(failure, self._retrying)
+                await self._go_back_to(0, failure)
+                return False
+        packing.uploads += 1
+        return True
+
+    async def _send_plain(self) -> None:
         while True:
             begun = self._at
             try:
-                await self._send()
-                break
+                return await self._send(self._resource, _Source(self), offset=begun)
             except Failure as failure:
                 await self._retrying.failed(failure)
                 committed, complete = await self._committed()
                 if complete:
-                    break
+                    return
                 if committed > begun:
                     self._retrying.progressed()
                 await self._go_back_to(committed, failure)
-        await self._drain()
 
-    async def _send(self) -> None:
-        """One call, from where the reader stands. Raises Failure."""
-        size = self._digest.size
+    async def _send(self, resource: str, reader: Reader, *, offset: int) -> None:
+        """One call with all that `reader` has. Raises Failure."""
+        finished = False
         async with self._remote.calling(WRITE, self._headers) as stream:
-            resource = self._resource
-            while not stream.is_answered:
-                parts = await self._reader.receive_parts(CHUNK)
+            while not (finished or stream.is_answered):
+                parts = await reader.receive_parts(CHUNK)
                 length = sum(map(len, parts))
-                if self._at + length > size:
-                    raise UploadMismatchError(f"{self._digest}: the upload has more bytes than its digest says")
-                if not parts and self._at != size:
-                    raise UploadMismatchError(
-                        f"{self._digest}: the upload ended after {self._at} bytes, its digest says {size}"
-                    )
-                offset, self._at = self._at, self._at + length
                 head = cas_calls.write_head(resource, offset=offset, size=length, finish=not parts)
                 with self._remote.progress():
                     await stream.send_parts([head, *parts], end=not parts)
+                offset += length
                 resource = ""
-                if not parts:
-                    break
-            await self._receive_answer(stream)
+                finished = not parts
+            await self._receive_answer(stream, sent=offset if finished else -1)
 
-    async def _receive_answer(self, stream: ClientStream) -> None:
+    async def receive(self, max_bytes: int) -> Sequence[Buffer]:
+        """The next bytes of the blob, of which there have to be as many as its digest says: UploadMismatchError."""
+        size = self._digest.size
+        parts = await self._reader.receive_parts(max_bytes)
+        self._at += sum(map(len, parts))
+        if self._at > size:
+            raise UploadMismatchError(f"{self._digest}: the upload has more bytes than its digest says")
+        if not parts and self._at != size:
+            raise UploadMismatchError(
+                f"{self._digest}: the upload ended after {self._at} bytes, its digest says {size}"
+            )
+        return parts
+
+    async def _receive_answer(self, stream: ClientStream, *, sent: int) -> None:
+        """`sent`: how many bytes were, packed or not, if all were; else -1."""
         with self._remote.progress():
             reply: bytestream.WriteResponse = await stream.recv_message()
-        if reply.committed_size not in (self._digest.size, -1):
+        if reply.committed_size not in (self._digest.size, sent, -1):
             raise GRPCError(
                 Status.ABORTED, f"the server took {reply.committed_size} of {self._digest.size} bytes and said OK"
             )
@@ -145,3 +176,16 @@ class Upload:
             self._at += sum(map(len, parts))
             if self._at > self._digest.size:
                 raise UploadMismatchError(f"{self._digest}: the upload has more bytes than its digest says")
+
+
+class _Source(Reader):
+    """What an upload has to send, from where it stands."""
+
+    __slots__ = ("_upload", "size")
+
+    def __init__(self, upload: Upload) -> None:
+        self._upload = upload
+        self.size = -1
+
+    async def receive_parts(self, max_bytes: int = CHUNK) -> Sequence[Buffer]:
+        return await self._upload.receive(max_bytes)

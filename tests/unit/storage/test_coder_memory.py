@@ -191,6 +191,55 @@ async def test_an_upload_gets_what_it_would_like_only_of_the_first_half():
         assert seen == [10]
 
 
+async def test_who_can_do_without_gets_some_of_the_first_half_or_none_and_never_waits(nursery):
+    memory = CoderMemory(101)
+    with memory.spare(51) as all_of_it, memory.spare(1) as more:
+        assert (all_of_it, more, memory.used) == (True, False, 51)
+    with memory.spare(52) as too_much:
+        assert not too_much and memory.used == 0
+    holder, waits = Holder(memory, 1), Holder(memory, 101)
+    for each in (holder, waits):
+        nursery.start_soon(each)
+        await BLOCKED()
+    with memory.spare(1) as before_who_waits:
+        assert not before_who_waits and memory.used == 1
+    for each in (holder, waits):
+        each.leave.set()
+    await BLOCKED()
+    assert memory.used == 0 and not memory._requests
+
+
+async def test_who_could_have_done_without_does_not_wait_for_more_and_gives_it_back_to_who_waits(nursery):
+    memory = CoderMemory(100)
+    go_on, leave = trio.Event(), trio.Event()
+
+    async def hold():
+        with memory.spare(50) as granted:
+            assert granted
+            await go_on.wait()
+            async with memory.reading(60):
+                assert memory.used == 110
+                await leave.wait()
+
+    waits = Holder(memory, 90)
+    nursery.start_soon(hold)
+    await BLOCKED()
+    nursery.start_soon(waits)
+    await BLOCKED()
+    assert memory.used == 50
+    go_on.set()
+    await BLOCKED()
+    assert memory.used == 110
+    leave.set()
+    await BLOCKED()
+    assert memory.used == 90
+    waits.leave.set()
+    await BLOCKED()
+    with pytest.raises(OSError, match="failed"), memory.spare(50):
+        raise OSError("failed")
+    assert memory.used == 0 and not memory._requests
+
+
 async def test_who_gives_up_waiting_leaves_no_trace_even_if_it_was_just_granted(nursery):
     memory = CoderMemory(100)
     holder = Holder(memory, 100)

@@ -23,12 +23,13 @@ from nl.plugin import (
     VerifyingReader,
 )
 from nl.stores.fast_slow import FastSlowOptions, FastSlowStore
-from nl.stores.fast_slow.ring import RING_BYTES
 from nl.stores.memory import MemoryOptions, MemoryStore
 from nl.stores.noop import NoopOptions, NoopStore
 from nl.testing import BareContext, BlockingReader, PartsReader, StoreConformance, drain, read, split, started
 
 LARGE = 5 * CHUNK
+RING_BYTES = 1024 * 1024
+ACTION = ActionKey("ab" * 32, 5)
 
 
 def make_memory(**policy):
@@ -566,6 +567,24 @@ async def test_a_new_value_that_the_fast_store_refused_is_served_all_the_same():
         await store.put("key", b"newest")
         assert await store.get("key") == b"newest"
         assert store.statistics()["stale_in_fast"] == 0
+
+
+async def test_a_value_whose_upload_is_given_up_waits_seconds_for_the_fast_store_and_not_for_ever(autojump_clock):
+    class Stuck(Watched):
+        async def put(self, key, data):
+            await trio.sleep_forever()
+
+        write = put
+
+        async def delete(self, keys):
+            await trio.sleep_forever()
+
+    async with running(fast=Stuck(), slow=Stuck()) as store:
+        began = trio.current_time()
+        for way in (store.put(ACTION, b"1"), store.write(ACTION, PartsReader([b"1"]))):
+            with trio.move_on_after(1):
+                await way
+        assert trio.current_time() - began == pytest.approx(12)
 
 
 async def test_the_fast_store_never_has_what_the_slow_one_has_not_yet():

@@ -142,7 +142,8 @@ async def test_what_was_uploaded_while_the_wrong_bytes_were_read_is_not_deleted(
         assert store.statistics()["wrong_in_slow"] == 0
 
 
-async def test_an_upload_waits_for_a_deletion_that_has_begun():
+@pytest.mark.parametrize("way", ["put", "put many", "write"])
+async def test_an_upload_waits_for_a_deletion_that_has_begun(way):
     class Deleting(Watched):
         def __init__(self):
             super().__init__()
@@ -163,7 +164,12 @@ async def test_an_upload_waits_for_a_deletion_that_has_begun():
         async with trio.open_nursery() as nursery:
             nursery.start_soon(fail)
             await store.slow.begun.wait()
-            nursery.start_soon(store.put, digest, data)
+            if way == "put":
+                nursery.start_soon(store.put, digest, data)
+            elif way == "put many":
+                nursery.start_soon(store.put_many, [(digest, data)])
+            else:
+                nursery.start_soon(store.write, digest, PartsReader([data]))
             await trio.testing.wait_all_tasks_blocked()
             store.slow.go_on.set()
         assert await store.slow.has([digest]) == [100]
@@ -279,9 +285,10 @@ async def test_a_stalled_upload_makes_one_question_wait_and_not_the_next(autojum
         reader.go_on.set()
 
 
+@pytest.mark.parametrize("direction", ["both", "get"])
 @pytest.mark.parametrize("way", ["put", "put many", "write"])
-async def test_whichever_way_a_wrong_blob_is_uploaded_again_it_is_there(way):
-    async with running(slow=KeepsAll()) as store:
+async def test_whichever_way_a_wrong_blob_is_uploaded_again_it_is_there(way, direction):
+    async with running(slow=KeepsAll(), fast_direction=direction) as store:
         digest, data = put_wrong(store, 1000)
         await read_wrong(store, digest)
         assert not await has(store, digest)

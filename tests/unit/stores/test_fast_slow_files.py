@@ -10,13 +10,14 @@ from nl.stores.memory import MemoryOptions, MemoryStore
 from nl.testing import BareContext, LocalFilesConformance, StoreConformance, started
 
 
-def make_store(context, folder, *, slow=None, **policy):
+def make_store(context, folder, *, slow=None, fast_direction="both", **policy):
     slow = slow or MemoryStore(MemoryOptions(), context)
     options = FilesystemOptions(
         content_path=str(folder / "content"), temp_path=str(folder / "temp"), eviction_policy=EvictionPolicy(**policy)
     )
     fast = FilesystemStore(options, context)
-    return FastSlowStore(FastSlowOptions(fast=context.spec(fast), slow=context.spec(slow)), context)
+    sides = FastSlowOptions(fast=context.spec(fast), slow=context.spec(slow), fast_direction=fast_direction)
+    return FastSlowStore(sides, context)
 
 
 class TestFilesystemInFrontOfMemoryConformance(LocalFilesConformance, StoreConformance):

@@ -30,10 +30,10 @@ from nl.plugin import (
 from nl.stores.fast_slow import FastSlowOptions, FastSlowStore, fetches, files, source, stale, uploads
 from nl.stores.fast_slow.fetches import Fetch, Fetches
 from nl.stores.fast_slow.options import Routes
-from nl.stores.fast_slow.ring import RING_BYTES, Ring
+from nl.stores.fast_slow.ring import Ring
 from nl.stores.fast_slow.source import Source
 from nl.stores.fast_slow.stale import Stale
-from nl.stores.fast_slow.taps import FOLLOWER_WAIT_S, Tap
+from nl.stores.fast_slow.taps import Tap
 from nl.stores.fast_slow.trouble import FastTrouble
 from nl.stores.fast_slow.uploads import Uploads
 from nl.stores.memory import MemoryOptions, MemoryStore
@@ -43,6 +43,7 @@ from tests.unit.stores.test_fast_slow import Watched, running
 
 ONE, TWO = digest_of(b"1"), digest_of(b"2")
 ACTION = ActionKey("ab" * 32, 5)
+RING_BYTES = 1024 * 1024
 
 
 def memory(**policy):
@@ -106,6 +107,16 @@ async def test_an_upload_that_ended_again_is_remembered_as_the_later_one(monkeyp
     assert known.replaced_since(ONE, 2) and not known.replaced_since(ONE, 3)
 
 
+def test_four_thousand_uploads_that_have_ended_are_remembered():
+    known = Uploads()
+    for number in range(4097):
+        with known.many_under_way([Digest(f"{number:064x}", 1)]):
+            pass
+        if number == 4095:
+            assert not known.replaced_since(ONE, 0)
+    assert known.replaced_since(ONE, 0) and not known.replaced_since(ONE, 1)
+
+
 async def test_waiting_is_for_the_uploads_of_these_keys_and_for_a_while_in_all(autojump_clock):
     known = Uploads()
 
@@ -121,13 +132,13 @@ async def test_waiting_is_for_the_uploads_of_these_keys_and_for_a_while_in_all(a
         assert await known.wait_for([ONE, digest_of(b"none")]) == {ONE}
         assert trio.current_time() - began == pytest.approx(3)
         assert await known.wait_for([TWO, digest_of(b"stalls")]) == {TWO, digest_of(b"stalls")}
-        assert trio.current_time() - began == pytest.approx(3 + uploads.MAX_WAIT_S)
+        assert trio.current_time() - began == pytest.approx(3 + 10)
         assert await known.wait_for([digest_of(b"stalls")]) == {digest_of(b"stalls")}
-        assert trio.current_time() - began == pytest.approx(3 + uploads.MAX_WAIT_S), "nobody waits for it any more"
+        assert trio.current_time() - began == pytest.approx(3 + 10), "nobody waits for it any more"
         nursery.start_soon(upload, ONE, 2)
         await trio.testing.wait_all_tasks_blocked()
         assert await known.wait_for([ONE, digest_of(b"stalls")]) == {ONE, digest_of(b"stalls")}
-        assert trio.current_time() - began == pytest.approx(5 + uploads.MAX_WAIT_S)
+        assert trio.current_time() - began == pytest.approx(5 + 10)
         nursery.cancel_scope.cancel()
 
 
@@ -168,6 +179,16 @@ def test_stale_keys_are_counted_and_one_too_many_makes_all_of_them_stale_and_one
     assert "a" in keys, "what was not remembered cannot be told from it"
     assert len(caplog.records) == 1
     assert "CAS: the fast store did not take 2 uploads" in caplog.text
+
+
+def test_fifty_thousand_stale_keys_are_told_apart(caplog):
+    known = Stale("CAS")
+    for number in range(50_000):
+        known.add(number)
+    assert ACTION not in known and 49_999 in known
+    known.add(ACTION)
+    assert ACTION in known and "other" in known, "too many are all"
+    assert "did not take 50000 uploads" in caplog.text
 
 
 def test_trouble_is_counted_and_told_at_info(caplog):
@@ -249,6 +270,17 @@ async def test_wrong_blobs_are_counted_once_told_once_and_remembered_within_a_bo
     checked.replaced(digests[1])
     assert await checked.has(digests) == [1, 1, None]
     assert checked.wrong_blobs == 3
+
+
+async def test_fifty_thousand_wrong_blobs_are_remembered():
+    checked = Source(NoopStore(NoopOptions(), BareContext()), uploads=Uploads(), name="CAS")
+    logging.disable(logging.ERROR)
+    try:
+        for number in range(50_001):
+            await checked.found_wrong(number, UnavailableError("wrong"), 0)
+    finally:
+        logging.disable(logging.NOTSET)
+    assert len(checked._wrong) == 50_000 and 0 not in checked._wrong and 50_000 in checked._wrong
 
 
 async def test_what_is_nowhere_is_told_with_both_stores_in_mind_whichever_way_it_is_asked_for():
@@ -425,8 +457,8 @@ async def test_what_happened_is_counted(autojump_clock):
     ("sizes", "groups"),
     [
         ([], []), ([1], [1]), ([SMALL], [1]), ([SMALL + 1], [1]), ([1, SMALL + 1, 1], [1, 2]), ([1] * 3, [3]),
-        ([1] * files.BATCH_BLOBS, [files.BATCH_BLOBS]), ([1] * (files.BATCH_BLOBS + 1), [files.BATCH_BLOBS, 1]),
-        ([SMALL] * 65, [64, 1]),
+        ([1] * 256, [256]), ([1] * 257, [256, 1]),
+        ([SMALL] * 65, [64, 1]), ([65535] * 65 + [1], [65, 1]),
     ],
 )  # fmt: skip
 def test_small_blobs_are_fetched_in_groups_bounded_by_bytes_and_number(sizes, groups):
@@ -516,7 +548,7 @@ async def test_a_tap_of_a_fetch_that_stands_still_goes_its_own_way(autojump_cloc
     tap = Tap(fetch, offset=0, size=7, reopen=reopen)
     began = trio.current_time()
     assert [bytes(part) for part in await tap.receive_parts()] == [b"own way"]
-    assert trio.current_time() - began == pytest.approx(FOLLOWER_WAIT_S)
+    assert trio.current_time() - began == pytest.approx(60)
 
 
 # --- wrong blobs, and who is about to replace them
@@ -597,9 +629,10 @@ async def test_a_value_that_is_deleted_is_not_stale_any_more():
 
 
 @asynccontextmanager
-async def fetching(monkeypatch, most):
+async def fetching(monkeypatch, most=None):
     """The fetches of a store whose slow side waits until `go_on` is set."""
-    monkeypatch.setattr(fetches, "MAX_FETCHES", most)
+    if most is not None:
+        monkeypatch.setattr(fetches, "MAX_FETCHES", most)
 
     class Held(Watched):
         go_on = trio.Event()
@@ -635,6 +668,16 @@ async def test_fetches_under_way_are_bounded_and_make_room_when_they_end(monkeyp
             assert under_way.join(name) is not None
             await under_way.wait_idle()
         assert (under_way.completed, under_way.failed) == (12, 0)
+
+
+async def test_sixty_four_fetches_are_under_way_at_most(monkeypatch):
+    async with fetching(monkeypatch) as (under_way, slow, fast, names):
+        others = [digest_of(b"other %d" % number) for number in range(64)]
+        assert all(under_way.join(digest) is not None for digest in others)
+        assert under_way.join(names[0]) is None
+        slow.go_on.set()
+        await under_way.wait_idle()
+        assert under_way.join(names[0]) is not None
 
 
 async def test_a_batch_of_small_blobs_is_one_fetch_of_the_bound(monkeypatch):

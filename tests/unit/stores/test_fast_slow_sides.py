@@ -21,11 +21,11 @@ from nl.plugin import (
     UnavailableError,
 )
 from nl.stores.fast_slow import FastSlowOptions, FastSlowStore
-from nl.stores.fast_slow.ring import RING_BYTES, Ring
+from nl.stores.fast_slow.ring import Ring
 from nl.stores.fast_slow.stale import Stale
 from nl.stores.memory import MemoryOptions, MemoryStore
 from nl.testing import BareContext, PartsReader, read, split, started
-from tests.unit.stores.test_fast_slow import LARGE, Watched, put_slow, running
+from tests.unit.stores.test_fast_slow import LARGE, RING_BYTES, Watched, put_slow, running
 from tests.unit.stores.test_fast_slow_files import make_store
 
 ACTION = ActionKey("ab" * 32, 5)
