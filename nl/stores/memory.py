@@ -26,6 +26,7 @@ from nl.plugin import (
     ExhaustedError,
     Key,
     LruIndex,
+    NlError,
     Opened,
     Options,
     Reader,
@@ -35,6 +36,7 @@ from nl.plugin import (
     Store,
     StoreContext,
     TooLargeError,
+    for_each,
     slice_bytes,
 )
 
@@ -90,6 +92,19 @@ class MemoryStore(Store):
             raise TooLargeError(f"{key} has {len(data)} bytes; more than {MAX_WHOLE} must be streamed")
         return data
 
+    async def get_many(self, keys: Sequence[Key]) -> list[Buffer | NlError]:
+        """See `Store`; nothing here waits, so no tasks are needed."""
+        found: list[Buffer | NlError] = [b""] * len(keys)
+
+        async def get_one(at: int) -> None:
+            try:
+                found[at] = await self.get(keys[at])
+            except NlError as error:
+                found[at] = error
+
+        await for_each(len(keys), get_one, tasks=1)
+        return found
+
     def open(self, key: Key, *, offset: int = 0, length: int | None = None) -> AbstractAsyncContextManager[Reader]:
         return Opened(lambda: slice_bytes(self._find(key), offset=offset, length=length))
 
@@ -98,6 +113,19 @@ class MemoryStore(Store):
             return
         self._refuse_too_large(key, len(data))
         self._insert(key, bytes(data))
+
+    async def put_many(self, blobs: Sequence[tuple[Key, Buffer]]) -> list[NlError | None]:
+        """See `Store`; nothing here waits, so no tasks are needed."""
+        failed: list[NlError | None] = [None] * len(blobs)
+
+        async def put_one(at: int) -> None:
+            try:
+                await self.put(*blobs[at])
+            except NlError as error:
+                failed[at] = error
+
+        await for_each(len(blobs), put_one, tasks=1)
+        return failed
 
     async def write(self, key: Key, reader: Reader) -> None:
         if key in EMPTY_DIGESTS:

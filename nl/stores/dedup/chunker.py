@@ -58,9 +58,10 @@ class Chunker:
         view = self._buffer[self._start : self._end]
         chunks: list[Chunk] = []
         at = 0
-        for found in self._fastcdc.cut_buf(view):
-            if not is_last and len(view) - at < self._max_size:
-                break  # it could go on in what comes next
+        cuts = iter(self._fastcdc.cut_buf(view))
+        while is_last or len(view) - at >= self._max_size:  # what is shorter could go on in what comes next
+            if (found := next(cuts, None)) is None:
+                break
             piece = view[at : at + found.length]
             chunks.append((digest_of(piece, DigestFunction.BLAKE3), piece))
             at += found.length
