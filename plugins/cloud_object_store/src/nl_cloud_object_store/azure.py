@@ -39,6 +39,7 @@ from nl_cloud_object_store.client import (
     UploadsPage,
 )
 from nl_cloud_object_store.http import (
+    NOT_UNDERSTOOD,
     Answer,
     Http,
     HttpBody,
@@ -56,6 +57,10 @@ _CONTAINER = {"ContainerNotFound", "ContainerDisabled", "InvalidResourceName", "
 _GONE = {"InvalidBlockList", "InvalidBlockId"}
 _TOO_LARGE = {"RequestBodyTooLarge", "BlockCountExceedsLimit", "BlockListTooLong"}
 _AGAIN = {"ContainerBeingDeleted", "OperationTimedOut", "ServerBusy", "InternalError", "Md5Mismatch"}
+
+
+_DONE = {"PUT": 201, "DELETE": 202}
+"""The status of success, where it is not 200."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -107,6 +112,8 @@ class AzureClient(ObjectClient):
         reply = self._ask("GET", "", {**asked, "marker": cursor} if cursor else asked)
         with understood(f"container {self._container}"):
             tree = ElementTree.fromstring(reply.data)
+            if tree.tag != "EnumerationResults":
+                raise ValueError("it is no listing")
             found = [_listed(blob) for blob in tree.iterfind("Blobs/Blob")]
             return ObjectPage(found, tree.findtext("NextMarker") or "")
 
@@ -125,8 +132,10 @@ class AzureClient(ObjectClient):
         reply = self._http.open(url, headers)
         try:
             if reply.status >= 300:
-                raise self._error(Answer(reply.status, reply.headers, reply.data), key)
-            return HttpBody(reply, _info(reply.headers, size_of_whole(reply.status, reply.headers, span, key)), key)
+                raise self._error(self._http.whole(reply, key), key)
+            with understood(key):
+                info = _info(reply.headers, size_of_whole(reply.status, reply.headers, span, key))
+            return HttpBody(reply, info, key)
         except BaseException:
             reply.close()
             raise
@@ -174,6 +183,8 @@ class AzureClient(ObjectClient):
         reply = self._http.ask(method, url, headers, body)
         if reply.status >= 300:
             raise self._error(reply, key)
+        if reply.status != _DONE.get(method, 200):  # a proxy's page, and not the word of who has the object
+            raise TransientError(f"container {self._container}: the answer to {method} has status {reply.status}")
         return reply
 
     def _address(self, key: str, asked: Mapping[str, str]) -> str:
@@ -220,6 +231,6 @@ def _reason(body: bytes) -> str:
     """The sentence in an error's body. What follows it may quote the request."""
     try:
         text = ElementTree.fromstring(body.lstrip(b"\xef\xbb\xbf")).findtext("Message")
-    except ElementTree.ParseError:
+    except NOT_UNDERSTOOD:
         text = None
     return one_line(text.splitlines()[0]) if text else "no reason given"

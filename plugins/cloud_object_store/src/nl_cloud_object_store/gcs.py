@@ -34,6 +34,7 @@ from nl_cloud_object_store.client import (
 )
 from nl_cloud_object_store.gcs_auth import Credentials
 from nl_cloud_object_store.http import (
+    NOT_UNDERSTOOD,
     Answer,
     Http,
     HttpBody,
@@ -90,9 +91,9 @@ class GcsClient(ObjectClient):
         reply = self._ask("GET", "/storage/v1", "", {**asked, "pageToken": cursor} if cursor else asked)
         with understood(f"bucket {self._bucket}"):
             told = json.loads(reply.data)
-            found = [ListedObject(each["name"], int(each["size"]), _seconds(each["timeCreated"]))
+            found = [ListedObject(str(each["name"]), int(each["size"]), _seconds(each["timeCreated"]))
                      for each in told.get("items", ())]
-            return ObjectPage(found, told.get("nextPageToken", ""))
+            return ObjectPage(found, str(told.get("nextPageToken", "")))
 
     def head(self, key: str) -> ObjectInfo:
         reply = self._ask("GET", "/storage/v1", key, {"fields": "size,generation,timeCreated"})
@@ -108,25 +109,36 @@ class GcsClient(ObjectClient):
         reply = self._http.open(url, headers)
         try:
             if reply.status >= 300:
-                raise self._error(Answer(reply.status, reply.headers, reply.data), key)
+                raise self._error(self._http.whole(reply, key), key)
             generation = reply.headers.get("x-goog-generation", "")
             if etag is not None and generation != etag:  # emulators know no conditions
                 raise ObjectChangedError(f"{key} has been replaced")
             size = size_of_whole(reply.status, reply.headers, span, key)
-            return HttpBody(reply, ObjectInfo(size, generation, seconds_of(reply.headers.get("Last-Modified"))), key)
+            with understood(key):
+                info = ObjectInfo(size, generation, seconds_of(reply.headers.get("Last-Modified")))
+            return HttpBody(reply, info, key)
         except BaseException:
             reply.close()
             raise
 
     def put(self, key: str, data: Bytes) -> None:
-        self._ask("POST", "/upload/storage/v1", "", {"uploadType": "media", "name": key}, body=data)
+        reply = self._begin(key, "media", data)
+        if _size(reply) != len(data):  # a proxy's page, and not the word of who has the object
+            raise TransientError(f"bucket {self._bucket}, {key}: the answer ({reply.status}) names no object")
 
     def create_upload(self, key: str) -> str:
-        reply = self._ask("POST", "/upload/storage/v1", "", {"uploadType": "resumable", "name": key}, body=b"")
+        reply = self._begin(key, "resumable", b"")
         asked = parse_qs(urlsplit(reply.headers.get("Location", "")).query)
         if "upload_id" not in asked:
             raise TransientError(f"bucket {self._bucket}, {key}: the answer has no session")
         return asked["upload_id"][0]
+
+    def _begin(self, key: str, kind: str, body: Bytes) -> Answer:
+        """The request that makes an object or a session."""
+        try:
+            return self._ask("POST", "/upload/storage/v1", "", {"uploadType": kind, "name": key}, body=body)
+        except ObjectMissingError as error:
+            raise RefusedError(f"the bucket {self._bucket} does not exist", option="bucket") from error
 
     def upload_part(self, key: str, upload: str, number: int, data: Bytes, offset: int) -> str:
         """Sends what is whole of the part; the tag has the rest of it."""
@@ -213,7 +225,7 @@ class GcsClient(ObjectClient):
         url = self._address(service, key, asked)
         self._credentials.sign(method, url, headers)
         reply = self._http.ask(method, url, headers, body)
-        if reply.status >= 300 and reply.status not in fine:
+        if not 200 <= reply.status < 300 and reply.status not in fine:
             raise self._error(reply, key or asked.get("name", ""))
         return reply
 
@@ -238,7 +250,7 @@ class GcsClient(ObjectClient):
             return ObjectTooLargeError(said)
         if status == 507 or reason in _FULL:
             return FullError(said)
-        if status >= 500 or status == 408:
+        if status >= 500 or status in (101, 408):
             return TransientError(said)
         if status == 401:
             return RefusedError(f"bucket {self._bucket}: the credentials are refused: {message}")
@@ -255,7 +267,7 @@ def _after(reply: Answer) -> int:
 def _size(reply: Answer) -> int:
     try:
         return int(json.loads(reply.data)["size"])
-    except (ValueError, KeyError, TypeError):
+    except NOT_UNDERSTOOD:
         return -1
 
 
@@ -269,5 +281,5 @@ def _told(body: bytes) -> tuple[str, str]:
         error: Any = json.loads(body)["error"]
         reasons = error.get("errors") or [{}]
         return str(reasons[0].get("reason", "")), one_line(error.get("message") or "no reason given")
-    except (ValueError, KeyError, TypeError, AttributeError, IndexError):
+    except NOT_UNDERSTOOD:
         return "", one_line(body[:300].decode("utf-8", "replace")) if body else "no reason given"

@@ -8,6 +8,7 @@ from __future__ import annotations
 import logging
 import re
 import socket
+import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from email.utils import parsedate_to_datetime
@@ -23,7 +24,12 @@ from nl_cloud_object_store.client import (
     TransientError,
 )
 
-_RANGE = re.compile(r"bytes (\d+)-(\d+)/(\d+)").fullmatch
+MAX_ANSWER = 16 * 1024 * 1024
+"""Bytes of an answer that is taken whole: a page of a listing, with a thousand long names, is a few million."""
+MAX_ERROR = 64 * 1024
+"""Of an answer that is an error, the rest is left."""
+_RANGE = re.compile(r"bytes (\d+)-(\d+)/(\d+)", re.ASCII).fullmatch
+_LENGTH = re.compile(r"\d{1,18}", re.ASCII).fullmatch
 
 
 class Answer(NamedTuple):
@@ -46,6 +52,7 @@ class Http:
         logging.getLogger("urllib3").setLevel(logging.ERROR)  # its logs have addresses, and these may have secrets
         options: dict[str, Any] = {"ca_certs": ca_file} if ca_file else {}
         keep_alive = [(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1), (socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)]
+        self._patience = read_timeout
         self._pool = urllib3.PoolManager(
             maxsize=connections, retries=False, socket_options=keep_alive,
             timeout=urllib3.Timeout(connect=connect_timeout, read=read_timeout), **options,
@@ -54,10 +61,33 @@ class Http:
     def ask(
         self, method: str, url: str, headers: Mapping[str, str], body: Bytes | memoryview | None = None
     ) -> Answer:
-        """The whole answer, whatever its status."""
+        """The whole answer, whatever its status; of an error that is longer than any has use for, its beginning.
+
+        TransientError for one that has no end: it is in memory, and a thread waits for it.
+        """
         with translated(method):
-            reply = self._pool.request(method, url, headers=headers, body=cast("bytes | None", body), redirect=False)
-            return Answer(reply.status, reply.headers, reply.data)
+            reply = self._pool.request(
+                method, url, headers=headers, body=cast("bytes | None", body), redirect=False, preload_content=False
+            )
+        return self.whole(reply, method)
+
+    def whole(self, reply: Any, what: str) -> Answer:
+        """All of an answer whose body is still to come, likewise. Closes it."""
+        until, data = time.monotonic() + self._patience, bytearray()
+        most = MAX_ANSWER if reply.status < 300 else MAX_ERROR
+        try:
+            with translated(what):
+                while len(data) < most and (piece := reply.read1(most - len(data), decode_content=False)):
+                    data += piece
+                    if time.monotonic() > until:
+                        raise TransientError(f"{what}: the answer takes too long", "DeadlineExceeded")
+                if len(data) == MAX_ANSWER:
+                    raise TransientError(f"{what}: the answer has more than {MAX_ANSWER} bytes")
+                if len(data) < most:
+                    reply.release_conn()
+        finally:
+            reply.close()
+        return Answer(reply.status, reply.headers, bytes(data))
 
     def open(self, url: str, headers: Mapping[str, str]) -> Any:
         """The answer to a GET, with its body still to come."""
@@ -99,8 +129,9 @@ def size_of_whole(status: int, headers: Mapping[str, str], span: tuple[int, int]
     Raises ObjectChangedError if the answer is not the whole span.
     """
     if span is None:
-        if (length := headers.get("Content-Length")) is None:
-            raise TransientError(f"{what}: the answer does not say how long it is")
+        length = headers.get("Content-Length", "")
+        if status != 200 or not _LENGTH(length):
+            raise TransientError(f"{what}: the answer ({status}) does not say how long it is")
         return int(length)
     found = _RANGE(headers.get("Content-Range", ""))
     if status != 206 or found is None:
@@ -111,12 +142,16 @@ def size_of_whole(status: int, headers: Mapping[str, str], span: tuple[int, int]
     return total
 
 
+NOT_UNDERSTOOD = (ValueError, LookupError, TypeError, AttributeError, ArithmeticError, RecursionError, SyntaxError)
+"""What the readers of JSON, XML and dates raise of what is none, nested without end, or has numbers without bounds."""
+
+
 @contextmanager
 def understood(what: str) -> Iterator[None]:
     """Around the reading of an answer: what the provider would not say (a proxy's page) may be something else soon."""
     try:
         yield
-    except (ValueError, KeyError, TypeError, AttributeError, SyntaxError) as error:
+    except NOT_UNDERSTOOD as error:
         raise TransientError(f"{what}: the answer cannot be understood: {one_line(error)}") from error
 
 
