@@ -96,3 +96,27 @@ async def test_a_bug_in_one_ends_the_others_and_is_raised_as_it_is():
 
     with pytest.raises(UnavailableError, match="away"):
         await for_each(10, act)
+
+
+@pytest.mark.parametrize(("tasks", "slices"), [(1, range(9, 15)), (2, range(4, 10))])
+async def test_others_have_a_turn_every_five_milliseconds_of_work(monkeypatch, tasks, slices):
+    now, turns = 0.0, 0
+    monkeypatch.setattr(concurrent, "perf_counter", lambda: now)
+
+    async def act(number):
+        nonlocal now
+        now += 0.001
+
+    async def other():
+        nonlocal turns
+        while True:
+            await trio.lowlevel.checkpoint()  # one for each pass of the loop, in which every task has its turn
+            turns += 1
+
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(other)
+        await trio.lowlevel.checkpoint()
+        before = turns
+        await for_each(60, act, tasks=tasks)
+        assert turns - before in slices
+        nursery.cancel_scope.cancel()

@@ -1,6 +1,7 @@
 """The life of stores: in which order they start and end, and what becomes of one that fails."""
 
 import logging
+from types import SimpleNamespace
 
 import pytest
 import trio
@@ -24,6 +25,9 @@ class Living(MemoryStore):
         self.name, self.log = name, log
         self.before, self.after, self.at_the_end = before, after, at_the_end
         self.fail_now = trio.Event()
+
+    async def touch(self, keys):
+        """Its own, that asks nobody."""
 
     async def run(self, *, task_status=trio.TASK_STATUS_IGNORED):
         if self.before is not None:
@@ -159,38 +163,35 @@ async def test_being_cancelled_ends_all():
     assert sorted(log) == ["A ends", "A starts", "B ends", "B starts"]
 
 
+async def nothing(*args, **kwargs):
+    return None
+
+
+OFFERS = {
+    LocalFiles: ("link_files", "adopt_file"), Deletes: ("delete",), Scans: ("scan",),
+    EncodedBlobs: ("write_encoded", "open_encoded"),
+}  # fmt: skip
+
+
 class Offers(Living):
-    """Has the capabilities itself."""
+    """Has an object for each capability; one way of `open_encoded` is enough for all."""
+
+    def __init__(self, *args, **kwargs):
+        super().__init__(*args, **kwargs)
+        self.offers = {kind: SimpleNamespace(**dict.fromkeys(ways, nothing)) for kind, ways in OFFERS.items()}
+        self.offers[EncodedBlobs].open_encoded = lambda *args, **kwargs: self.open(BLOB)
 
     def capability(self, kind):
-        return self if kind in (LocalFiles, Deletes, Scans, EncodedBlobs) else None
-
-    async def link_files(self, links):
-        return []
-
-    async def adopt_file(self, digest, path):
-        pass
-
-    async def scan(self, cursor="", *, limit=1000):
-        pass
-
-    async def write_encoded(self, key, reader, encoding):
-        pass
-
-    def open_encoded(self, key, accept, *, offset=0):
-        return self.open(key)
+        return self.offers.get(kind)
 
 
-@pytest.mark.parametrize("way", ["link_files", "adopt_file", "delete", "scan", "write_encoded", "open_encoded"])
-async def test_whatever_a_failed_store_offered_is_unavailable(way):
+@pytest.mark.parametrize(("kind", "way"), [(kind, way) for kind, ways in OFFERS.items() for way in ways])
+async def test_whatever_a_failed_store_offered_is_unavailable(kind, way):
     failing = Offers("A", [], after=OSError("gone"))
-    arguments = {
-        "link_files": ([],), "adopt_file": (BLOB, "/x"), "delete": ([BLOB],), "write_encoded": (BLOB, None, None),
-        "open_encoded": (BLOB, ()),
-    }  # fmt: skip
+    kept = failing.capability(kind)
 
     async def use():
-        using = getattr(failing, way)(*arguments.get(way, ()))
+        using = getattr(kept, way)([BLOB], "its arguments")
         if way == "open_encoded":
             async with using:
                 pass
@@ -204,6 +205,38 @@ async def test_whatever_a_failed_store_offered_is_unavailable(way):
         await trio.testing.wait_all_tasks_blocked()
         with pytest.raises(UnavailableError, match=r"the store A has failed \(OSError: gone\); the server has to be"):
             await use()
+
+
+class Halt(BaseException):
+    """Nobody's to handle."""
+
+
+async def test_a_failure_of_one_of_its_tasks_while_a_store_ends_is_said_and_its_cancellation_goes_on(caplog):
+    class Flushing(Living):
+        async def run(self, *, task_status=trio.TASK_STATUS_IGNORED):
+            async with trio.open_nursery() as nursery:
+                nursery.start_soon(self.flush_at_the_end)
+                await trio.testing.wait_all_tasks_blocked()
+                task_status.started()
+                await trio.sleep_forever()
+
+        async def flush_at_the_end(self):
+            try:
+                await trio.sleep_forever()
+            finally:
+                raise self.at_the_end
+
+    log = []
+    failing = Flushing("A", log, at_the_end=OSError("flush failed"))
+    with trio.CancelScope() as scope:
+        async with running_stores(graph(Living("B", log), failing)):
+            log.append("serving")
+    assert not scope.cancelled_caught and log == ["B starts", "serving", "B ends"]
+    [record] = caplog.records
+    assert record.getMessage() == "stores[1].living: OSError: flush failed while the store was ending"
+    with pytest.RaisesGroup(Halt, flatten_subgroups=True):
+        async with running_stores(graph(Flushing("A", log, at_the_end=Halt()))):
+            pass
 
 
 async def test_what_is_wrong_with_an_option_as_a_whole_has_the_place_of_the_store():
