@@ -232,3 +232,15 @@ async def test_a_follower_that_left_while_bytes_were_on_their_way_keeps_none_of_
 async def _when(event, act):
     await event.wait()
     act()
+
+
+async def test_a_leader_that_waits_for_the_follower_goes_on_when_that_leaves():
+    data = os.urandom(100)
+    tee = Tee(PartsReader(split(data, 10)))
+    got = []
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(_drained, tee.leader, got)
+        await trio.testing.wait_all_tasks_blocked()
+        assert not got
+        tee.follower.close()
+    assert got == [data]

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from nl.config.types import Count, Options, StoreName, StoreSpec
-from nl.errors import ConfigError
+from nl.errors import ConfigError, PluginError
 from nl.storage.context import StoreContext
 from nl.stores.memory import MemoryOptions, MemoryStore
 
@@ -102,3 +102,8 @@ class Lazy(Plain):
 class Vague(Plain):
     def __init__(self, options: PlainOptions, context: StoreContext) -> None:
         raise ConfigError("", "is no good")
+
+
+class Lacking(Plain):
+    def __init__(self, options: PlainOptions, context: StoreContext) -> None:
+        raise PluginError("", "needs a library that is not here")

@@ -17,7 +17,7 @@ HELLO = Digest("2cf24dba5fb0a30e26e83b2ac5b9e29e1b161e5c1fa7425e73043362938b9824
 
 def kinds():
     names = ("Plain", "Pair", "Several", "Link", "Eager", "Refusing", "Crashing", "Impostor", "Lazy",
-             "Vague")
+             "Vague", "Lacking")
     return StoreKinds(metadata.EntryPoint(name.lower(), f"{classes.__name__}:{name}", GROUP) for name in names)
 
 
@@ -71,6 +71,7 @@ def test_a_context_answers_only_for_its_own_children_and_in_time():
 @pytest.mark.parametrize(("spec", "kind", "message"), [
     ({"refusing": {"limit": 3}}, ConfigError,
      "stores[0].pair.left.refusing.limit: 3 is too little; expected at least 5"),
+    ({"lacking": {}}, PluginError, "needs a library that is not here"),
     ({"vague": {}}, ConfigError, "stores[0].pair.left.vague: is no good"),
     ({"crashing": {}}, PluginError,
      "stores[0].pair.left.crashing: the store kind crashing from an unknown distribution (crashing = "

@@ -120,3 +120,18 @@ async def test_others_have_a_turn_every_five_milliseconds_of_work(monkeypatch, t
         await for_each(60, act, tasks=tasks)
         assert turns - before in slices
         nursery.cancel_scope.cancel()
+
+
+async def test_of_several_failures_the_first_is_raised():
+    async def act(number):
+        if number == 0:
+            await trio.testing.wait_all_tasks_blocked()
+            raise UnavailableError("the first")
+        try:
+            await trio.sleep_forever()
+        finally:
+            raise UnavailableError("because of the first")
+
+    for _ in range(3):
+        with pytest.raises(UnavailableError, match="^the first$"):
+            await for_each(3, act)

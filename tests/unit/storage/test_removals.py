@@ -1,6 +1,6 @@
 from nl.plugin import digest_of
 from nl.storage import removals
-from nl.storage.removals import RemovalFeeds
+from nl.storage.removals import RemovalFeed, RemovalFeeds
 
 ONE, TWO = digest_of(b"1"), digest_of(b"2")
 
@@ -21,6 +21,7 @@ def test_a_feed_that_nobody_reads_stays_bounded_and_says_that_it_lost_track(monk
     monkeypatch.setattr(removals, "MAX_PENDING", 3)
     feeds = RemovalFeeds()
     feed = feeds.watch()
+    assert RemovalFeed().take() == ()
     for _ in range(4):
         feeds.removed(ONE)
     assert len(feed._keys) <= 3
@@ -34,6 +35,7 @@ def test_what_was_lost_track_of_is_not_told_apart():
     feed = feeds.watch()
     feeds.removed(ONE)
     feeds.lost_track()
+    assert not feed._keys, "they say nothing any more"
     assert feed.take() is None
     assert feed.take() == ()
 
@@ -44,3 +46,27 @@ def test_a_feed_ends_with_its_watcher():
     assert feeds
     del feed
     assert not feeds
+
+
+def test_a_feed_keeps_a_hundred_thousand_removals_exactly():
+    feeds = RemovalFeeds()
+    feed = feeds.watch()
+    for count in (100_000, 100_001):
+        for number in range(count):
+            feeds.removed(f"{number}")
+        keys = feed.take()
+        assert (keys is None) == (count > 100_000) and (keys is None or len(keys) == count)
+
+
+def test_a_feed_of_the_stores_own_making_is_told_as_well():
+    class Counted(RemovalFeed):
+        __slots__ = ()
+
+        def take(self):
+            return len(super().take())
+
+    feeds = RemovalFeeds()
+    own = Counted()
+    assert feeds.watch(own) is own
+    feeds.removed(ONE)
+    assert own.take() == 1

@@ -1,3 +1,5 @@
+import time
+
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -119,3 +121,9 @@ def test_it_agrees_with_a_plain_list_kept_in_order_of_use(policy, steps):
                 model = [entry for entry in model if entry[0] != key] + [(key, known[1], clock.now)]
         assert list(index) == [entry[0] for entry in model]
         assert index.total_bytes == sum(entry[1] for entry in model)
+
+
+def test_ages_are_counted_on_the_monotonic_clock():
+    """A wall clock that is set would empty it, or keep what has expired."""
+    index = LruIndex(EvictionPolicy(max_seconds=1))
+    assert abs(index._clock() - time.monotonic()) < 600

@@ -1,5 +1,6 @@
 """What is remembered, what makes it be forgotten, and that nobody is told of what has gone."""
 
+import time
 from contextlib import asynccontextmanager
 
 import pytest
@@ -649,3 +650,8 @@ async def test_a_backend_that_is_away_makes_nothing_forgotten():
     assert isinstance((await store.get_many([ONE]))[0], UnavailableError)
     assert await store.has([ONE]) == [1] and backend.asked == []
     assert store.statistics()["withdrawn"] == 0
+
+
+def test_how_long_a_yes_is_believed_is_counted_on_the_monotonic_clock():
+    context = BareContext()
+    assert abs(make(context, Backend(context))._clock() - time.monotonic()) < 600

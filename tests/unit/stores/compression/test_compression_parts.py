@@ -426,3 +426,31 @@ async def test_an_upload_that_the_backend_refuses_is_not_counted_and_makes_nothi
         assert store.statistics()["stored_blobs"] == 0
         assert await store.has([key]) == [None], "it is as wrong as before"
     assert store._writes.may_delete(store._key_of(ONE))
+
+
+@pytest.mark.parametrize(
+    ("options", "text"),
+    [
+        (Lz4Options(block_size=1), "block_size: 1 bytes; expected 1024 to 67108864"),
+        (
+            Lz4Options(max_decode_block_size=MAX_BLOCK + 1),
+            "max_decode_block_size: 67108865; expected at most 67108864",
+        ),
+        (
+            Lz4Options(max_decode_block_size=5),
+            "max_decode_block_size: 5 is less than block_size; expected at least 65536",
+        ),
+        (ZstdOptions(level=20), "level: 20; expected 1 to 19"),
+        (CompressionAlgorithm(), "names none of lz4 and zstd, or both; expected one"),
+    ],
+    ids=str,
+)
+def test_a_wrong_option_is_one_line_that_says_what_was_expected(options, text):
+    with pytest.raises(ConfigError) as caught:
+        options.check()
+    assert str(caught.value) == text
+
+
+def test_what_nobody_configures_is_the_usual():
+    lz4, zstd = Lz4Options(), ZstdOptions()
+    assert (lz4.block_size, lz4.max_decode_block_size, lz4.find_nativelink_blobs, zstd.level) == (65536, 0, True, 3)

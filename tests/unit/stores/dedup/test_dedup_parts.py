@@ -520,3 +520,32 @@ async def test_an_upload_whose_first_chunks_were_evicted_by_its_last_is_refused(
     with pytest.raises(ExhaustedError, match=r"the content store of 'CAS' has evicted chunks while they came in"):
         await dedup.write(digest_of(data), PartsReader([data]))
     assert await dedup.has([digest_of(data)]) == [None]
+
+
+@pytest.mark.parametrize(
+    ("sizes", "text"),
+    [
+        (
+            {"min_size": 255},
+            "min_size 255, normal_size 4096, max_size 16384; expected each larger than the one before, from 256 on, "
+            "and max_size from 1024 to 4194304",
+        ),
+        ({"max_concurrent_fetch_per_get": 101}, "max_concurrent_fetch_per_get: 101; expected 1 to 100"),
+        ({"max_concurrent_fetch_per_get": 0}, "max_concurrent_fetch_per_get: 0; expected 1 to 100"),
+    ],
+)
+def test_a_wrong_option_is_one_line_that_says_what_was_expected(sizes, text):
+    context = BareContext()
+    options = DedupOptions(
+        index_store=context.spec(Part()), content_store=context.spec(Part()), **{**SIZES, **sizes}
+    )
+    with pytest.raises(ConfigError) as caught:
+        options.check()
+    assert str(caught.value) == text
+
+
+def test_what_nobody_configures_is_the_usual():
+    context = BareContext()
+    usual = DedupOptions(index_store=context.spec(Part()), content_store=context.spec(Part()))
+    sizes = (usual.min_size, usual.normal_size, usual.max_size, usual.max_concurrent_fetch_per_get)
+    assert sizes == (64 * 1024, 256 * 1024, 512 * 1024, 10)
