@@ -8,7 +8,7 @@ from then on it answers UNAVAILABLE, and whatever else the server has goes on.
 from __future__ import annotations
 
 import logging
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Iterator
 from contextlib import AsyncExitStack, asynccontextmanager
 from typing import NoReturn
 
@@ -22,6 +22,7 @@ from nl.errors import ConfigError, PluginError, UnavailableError
 from nl.storage.builder import BuiltStore, StoreGraph
 from nl.storage.capabilities import Deletes, EncodedBlobs, LocalFiles, Scans
 from nl.storage.contract import Store
+from nl.storage.wrapper import StoreWrapper
 
 _log = logging.getLogger(__name__)
 _OPERATIONS = ("has", "touch", "get", "get_many", "put", "put_many", "write", "check")
@@ -121,7 +122,7 @@ def close_down(store: Store, reason: str) -> None:
     """Makes a store answer UnavailableError from now on, whatever it is asked.
 
     Its operations are covered by attributes of the object, so that one that works pays nothing for this; so are those
-    of the capabilities that it has handed out.
+    of the capabilities that it has handed out, unless they are its backend's own, which works for others.
     """
 
     async def refuse(*_: object, **__: object) -> NoReturn:
@@ -133,7 +134,7 @@ def close_down(store: Store, reason: str) -> None:
     def find() -> Reader:
         raise UnavailableError(reason)
 
-    for offered in filter(None, map(store.capability, _CAPABILITIES)):  # those that callers have asked for already
+    for offered in _own_offers(store):  # callers have asked for them already
         for name in _ASYNC_OFFERS:
             if hasattr(offered, name):
                 setattr(offered, name, refuse)
@@ -142,3 +143,11 @@ def close_down(store: Store, reason: str) -> None:
     for name in _OPERATIONS:
         setattr(store, name, refuse)
     store.open = refuse_to_open  # type: ignore[method-assign]
+
+
+def _own_offers(store: Store) -> Iterator[object]:
+    for kind in _CAPABILITIES:
+        offered = store.capability(kind)
+        is_passed_on = isinstance(store, StoreWrapper) and offered is store.backend.capability(kind)
+        if offered is not None and not is_passed_on:
+            yield offered

@@ -11,6 +11,7 @@ from nl.errors import ConfigError, PluginError, UnavailableError
 from nl.plugin import Deletes, EncodedBlobs, LocalFiles, Scans, digest_of
 from nl.storage.builder import BuiltStore, StoreGraph
 from nl.storage.running import running_stores
+from nl.storage.wrapper import StoreWrapper
 from nl.stores.memory import MemoryOptions, MemoryStore
 from nl.testing import BareContext
 
@@ -261,3 +262,30 @@ async def test_what_is_found_wrong_with_the_options_once_a_store_runs_ends_that_
     [record] = caplog.records
     assert "stores[0].living: the store A has failed" in record.getMessage()
     assert "ConfigError: token_file: is empty now; expected a token" in record.getMessage()
+
+
+async def test_what_a_failed_store_passed_on_of_its_backend_still_works_for_others():
+    class Wrapping(StoreWrapper):
+        name = "A"
+
+        def __init__(self, backend):
+            super().__init__(backend)
+            self.fail_now = trio.Event()
+
+        def capability(self, kind):
+            return self.backend.capability(kind)
+
+        async def run(self, *, task_status=trio.TASK_STATUS_IGNORED):
+            task_status.started()
+            await self.fail_now.wait()
+            raise OSError("gone")
+
+    backend = Offers("B", [])
+    failing = Wrapping(backend)
+    async with running_stores(graph(backend, failing)):
+        failing.fail_now.set()
+        await trio.testing.wait_all_tasks_blocked()
+        with pytest.raises(UnavailableError):
+            await failing.get(BLOB)
+        for kind in (LocalFiles, Deletes, Scans):
+            await getattr(backend.capability(kind), OFFERS[kind][0])([])
