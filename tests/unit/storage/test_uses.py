@@ -262,3 +262,12 @@ async def test_the_last_uses_are_told_for_seconds_and_not_for_ever(autojump_cloc
             told.add("a")
             began = trio.current_time()
         assert trio.current_time() - began == pytest.approx(min(takes, 5))
+
+
+async def test_a_hundred_thousand_wait_at_most_and_five_thousand_are_told_at_once(autojump_clock):
+    store = Told()
+    async with telling(store, gather_s=1.0) as told:
+        await told.add_all(f"{number}" for number in range(100_000))
+        assert store.keys == []
+        await told.add_all(["one more"])
+        assert [len(keys) for keys in store.keys] == [5000] * 20 + [1]
