@@ -85,7 +85,7 @@ class Linker:
                 else:
                     outcomes = await trio.to_thread.run_sync(_link_all, jobs, limiter=self._threads)
             except OSError as error:
-                raise self._translated(error, batch[0].path) from error
+                raise self._translated(error, error.filename or batch[0].path) from error
             for link, outcome in zip(batch, outcomes, strict=True):
                 if outcome is _Outcome.DONE:
                     self.linked += 1

@@ -1,0 +1,185 @@
+"""Local files where something is in the way: whose fault it is, which path is named, what is left."""
+
+import errno
+import fcntl
+import hashlib
+import os
+import stat
+
+import pytest
+import trio
+
+from nl.blob.hashing import digest_of
+from nl.plugin import (
+    BlobNotFoundError,
+    Digest,
+    InternalError,
+    InvalidRequestError,
+    Link,
+    LocalFiles,
+    UnavailableError,
+    UploadMismatchError,
+)
+from nl.testing import find, make_blob
+
+from .conftest import put, until
+from .test_evicting import watched as watched  # a fixture
+
+MIB = 1 << 20
+
+
+def descriptors():
+    return len(os.listdir("/proc/self/fd"))
+
+
+@pytest.mark.parametrize("fault", ["there already", "no folder", "folder is a file", "too long"])
+@pytest.mark.parametrize("size", [0, 5])
+@pytest.mark.parametrize("many", [False, True])
+async def test_a_path_that_cannot_be_made_is_the_callers_fault_and_is_the_one_that_is_named(place, fault, size, many):
+    (place.inputs / "file").write_bytes(b"kept")
+    bad = {
+        "there already": "file", "no folder": "none/file", "folder is a file": "file/file", "too long": "x" * 256,
+    }[fault]  # fmt: skip
+    async with place.running() as store:
+        digest = await put(store, b"x" * size)
+        links = [Link(digest, str(place.inputs / name), False) for name in ("first", bad, *map(str, range(9 * many)))]
+        before = descriptors()
+        with pytest.raises(InternalError, match=f"cannot make the input {place.inputs}/{bad}"):
+            await store.capability(LocalFiles).link_files(links)
+        assert descriptors() == before
+        assert (place.inputs / "file").read_bytes() == b"kept"
+
+
+@pytest.mark.parametrize("number", [errno.EXDEV, errno.EPERM, errno.EACCES])
+async def test_an_output_that_cannot_be_moved_is_copied(place, monkeypatch, number):
+    real = os.rename
+
+    def rename(source, target, **options):
+        if str(source).startswith(str(place.inputs)):
+            raise OSError(number, os.strerror(number))
+        real(source, target, **options)
+
+    async with place.running() as store:
+        before = descriptors()
+        (place.inputs / "out").write_bytes(b"output")
+        os.mkfifo(place.inputs / "fifo")
+        (place.inputs / "link").symlink_to(place.inputs / "out")
+        monkeypatch.setattr(os, "rename", rename)
+        adopt = store.capability(LocalFiles).adopt_file
+        await adopt(digest_of(b"output"), str(place.inputs / "out"))
+        assert await find(store, digest_of(b"output")) == b"output"
+        assert (place.inputs / "out").read_bytes() == b"output"
+        with trio.fail_after(60), pytest.raises(InvalidRequestError, match="not a regular file"):
+            await adopt(digest_of(b"x"), str(place.inputs / "fifo"))
+        with pytest.raises(InternalError, match=f"cannot take over {place.inputs}/link"):
+            await adopt(digest_of(b"OUTPUT"), str(place.inputs / "link"))
+        with pytest.raises(UploadMismatchError, match="has 6 bytes"):
+            await adopt(digest_of(b"out"), str(place.inputs / "out"))
+        assert place.temp_files() == [] and descriptors() == before
+        assert store.statistics()["adopted_files"] == 0
+
+
+async def test_an_output_that_a_broken_disk_does_not_move_is_told_with_its_path(place, monkeypatch):
+    def rename(source, target, **options):
+        raise OSError(errno.EIO, os.strerror(errno.EIO))
+
+    async with place.running() as store:
+        (place.inputs / "out").write_bytes(b"output")
+        monkeypatch.setattr(os, "rename", rename)
+        with pytest.raises(UnavailableError, match=f"cannot take over {place.inputs}/out: the disk reports"):
+            await store.capability(LocalFiles).adopt_file(digest_of(b"output"), str(place.inputs / "out"))
+
+
+@pytest.mark.parametrize(("size", "hashed"), [(16 * MIB, 1), (16 * MIB + 1, 0)])
+async def test_outputs_are_hashed_again_up_to_sixteen_mebibytes(place, size, hashed):
+    async with place.running() as store:
+        path = place.inputs / "out"
+        path.write_bytes(b"")
+        os.truncate(path, size)
+        digest = Digest(hashlib.sha256(bytes(size)).hexdigest(), size)
+        await store.capability(LocalFiles).adopt_file(digest, str(path))
+        assert store.statistics()["hashed_blobs"] == hashed
+        assert stat.S_IMODE(place.file(digest).stat().st_mode) == 0o444
+
+
+async def test_where_making_a_variant_is_given_up_who_waits_for_it_makes_it(place, watched):
+    async with place.running() as store:
+        digest = await put(store, b"tool")
+        files, made = store.capability(LocalFiles), []
+
+        async def link(name, scope):
+            with scope:
+                await files.link_files([Link(digest, str(place.inputs / name), True)])
+                made.append(name)
+
+        with (place.content / ".lock").open("r+b") as lock:
+            fcntl.flock(lock, fcntl.LOCK_EX)
+            async with trio.open_nursery() as nursery:
+                first = trio.CancelScope()
+                nursery.start_soon(link, "first", first)
+                await until(lambda: store._committer.lock.waits == 1)
+                for name in ("second", "third"):
+                    nursery.start_soon(link, name, trio.CancelScope())
+                await trio.testing.wait_all_tasks_blocked()
+                first.cancel()
+                await until(lambda: store._committer.lock.waits == 2)
+                fcntl.flock(lock, fcntl.LOCK_UN)
+        assert sorted(made) == ["second", "third"]
+        variant = (place.executables / str(digest)).stat()
+        assert variant.st_nlink == 3 and place.temp_files() == []
+        assert (place.inputs / "second").stat().st_ino == (place.inputs / "third").stat().st_ino == variant.st_ino
+
+
+async def test_a_variant_that_cannot_be_opened_is_told_and_not_made_anew(place, monkeypatch):
+    async with place.running() as store:
+        digest = await put(store, b"tool")
+        real = os.open
+
+        def refuse(name, *args, dir_fd=None, **options):
+            if dir_fd == store._layout.executables.fd:
+                raise OSError(errno.EMFILE, os.strerror(errno.EMFILE))
+            return real(name, *args, dir_fd=dir_fd, **options)
+
+        before = descriptors()
+        with monkeypatch.context() as patched:
+            patched.setattr(os, "open", refuse)
+            with pytest.raises(UnavailableError, match=f"cannot make the input {place.inputs}/tool.*ulimit -n"):
+                await store.capability(LocalFiles).link_files([Link(digest, str(place.inputs / "tool"), True)])
+        assert descriptors() == before and os.listdir(place.executables) == []
+
+
+@pytest.mark.parametrize("size", [5, 300_000])
+async def test_a_variant_of_a_blob_that_is_changed_while_it_is_copied_is_not_handed_out(place, monkeypatch, size):
+    async with place.running() as store:
+        digest = await put(store, make_blob(size))
+        real = os.copy_file_range
+
+        def change_and_copy(*args, **options):
+            os.utime(place.file(digest), (1, 1))
+            return real(*args, **options)
+
+        before = descriptors()
+        monkeypatch.setattr(os, "copy_file_range", change_and_copy)
+        with pytest.raises(UnavailableError, match="I/O error"):
+            await store.capability(LocalFiles).link_files([Link(digest, str(place.inputs / "tool"), True)])
+        assert os.listdir(place.executables) == [] and place.temp_files() == [] and descriptors() == before
+
+
+async def test_variants_found_when_the_store_starts_are_hashed_once_and_then_known(place, watched):
+    async with place.running() as store:
+        digest = await put(store, make_blob(1000))
+        files = store.capability(LocalFiles)
+        await files.link_files([Link(digest, str(place.inputs / "first"), True)])
+    async with place.running() as store:
+        files = store.capability(LocalFiles)
+        for number in range(3):
+            assert await files.link_files([Link(digest, str(place.inputs / f"{number}"), True)]) == []
+        assert store.statistics()["hashed_blobs"] == 2, "the blob and the variant"
+        assert store.statistics()["executables"] == 1
+        inodes = {(place.inputs / name).stat().st_ino for name in ("first", "0", "1", "2")}
+        assert len(inodes) == 1
+        place.file(digest).unlink()
+        (place.executables / str(digest)).unlink()
+        assert await files.link_files([Link(digest, str(place.inputs / "none"), True)]) == [digest]
+        with pytest.raises(BlobNotFoundError):
+            await store.get(digest)
