@@ -9,7 +9,7 @@ import trio
 
 from nl.blob.hashing import digest_of
 from nl.plugin import EMPTY_DIGESTS, ActionKey, Digest, DigestFunction, UnavailableError
-from nl.stores.filesystem import mirror, presence
+from nl.stores.filesystem import mirror
 from nl.stores.filesystem.watch import WatchUnavailableError
 
 from .conftest import put
@@ -55,7 +55,7 @@ async def test_blobs_of_which_all_some_or_none_are_there(place, watched, count):
         assert await store.has(gone + there + wrong + empty) == [None] * count + [1] * count + [None] * count + [0]
 
 
-@pytest.mark.parametrize(("count", "threads"), [(presence._INLINE_STATS, 0), (presence._INLINE_STATS + 1, 1)])
+@pytest.mark.parametrize(("count", "threads"), [(32, 0), (33, 1)])
 async def test_without_inotify_few_files_are_looked_at_at_once_and_many_in_a_thread(
     place, monkeypatch, count, threads
 ):

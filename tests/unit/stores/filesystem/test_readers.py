@@ -54,7 +54,7 @@ async def test_a_large_blob_takes_one_buffer_that_is_used_again_and_a_small_one_
     reader.close()
     assert access.take_buffer(10_000) is buffer
     assert len(access.take_buffer(9_999)) == 9_999
-    assert len(access.take_buffer(1)) == readers._SMALLEST_BUFFER
+    assert len(access.take_buffer(1)) == 4096
     assert len(access.take_buffer(1 << 20)) == 10_000
 
 
@@ -67,9 +67,9 @@ def test_spare_buffers_are_bounded_and_of_one_size():
 
 async def test_a_buffer_that_is_too_small_is_replaced_by_a_larger_one(file):
     reader = reader_of(make_access(), file)
-    assert len((await reader.receive_parts(10))[0].obj) == readers._SMALLEST_BUFFER
-    assert len((await reader.receive_parts(readers._SMALLEST_BUFFER))[0].obj) == readers._SMALLEST_BUFFER
-    assert len((await reader.receive_parts(readers._SMALLEST_BUFFER + 1))[0].obj) == readers._SMALLEST_BUFFER + 1
+    assert len((await reader.receive_parts(10))[0].obj) == 4096
+    assert len((await reader.receive_parts(4096))[0].obj) == 4096
+    assert len((await reader.receive_parts(4097))[0].obj) == 4097
     reader.close()
 
 

@@ -5,6 +5,7 @@ import fcntl
 import math
 import mmap
 import os
+import struct
 import time
 
 import pytest
@@ -89,6 +90,38 @@ def test_the_file_has_all_of_its_blocks_and_is_named_after_the_start_of_the_mach
     facts = os.stat(tmp_path / name)
     assert facts.st_size == uses._BYTES == CELLS * 8 + mmap.PAGESIZE
     assert facts.st_blocks * 512 >= uses._BYTES
+
+
+def test_the_table_has_the_form_that_other_versions_read(opened, tmp_path):
+    """Half a million times of eight bytes, by the last hash digits, and whether somebody alone writes nothing."""
+    one = opened()
+    [name] = os.listdir(tmp_path)
+
+    def read(cell):
+        return struct.unpack_from("=d", (tmp_path / name).read_bytes(), cell * 8)[0]
+
+    assert os.stat(tmp_path / name).st_size == (1 << 22) + mmap.PAGESIZE
+    assert read(1 << 19) == 1.0
+    two = opened()
+    assert read(1 << 19) == 2.0
+    two.give_up()
+    assert read(1 << 19) == 3.0 and two.is_late and two.is_complete
+    one.keep_company()
+    one.completed()
+    assert read(1 << 19) == 0.0 and not two.is_late
+    two.note(UseTable.cell_of("f" * 59 + "7ffff"), 5.0)
+    assert read((1 << 19) - 1) == 5.0
+    two.close()
+    two.note(UseTable.cell_of("f" * 59 + "7ffff"), 6.0)
+    assert read((1 << 19) - 1) == 5.0, "what is closed is nobody else's any more"
+
+
+def test_one_that_comes_while_another_is_waited_for_in_vain_has_company_told_as_well(opened):
+    one, two = opened(), opened()
+    two.give_up()
+    three = opened()
+    assert one.times[CELLS] == 3.0, "it is late all the same"
+    assert one.has_company() and three.is_complete and not three.is_alone
 
 
 def test_where_nothing_can_be_reserved_the_file_is_written(opened, tmp_path, monkeypatch):
