@@ -33,19 +33,19 @@ class Entry:
         return SimpleNamespace(st_mode=self._mode, st_atime=1.0, st_mtime=2.0, st_ctime=3.0, st_size=4)
 
 
-@pytest.mark.parametrize("count", [0, 1, 4095, 4096, 5000, 8192])
-def test_a_folder_is_listed_some_thousand_entries_at_a_time_of_which_any_may_be_passed_over(count):
+@pytest.mark.parametrize("count", [0, 1, 999, 1000, 2500, 3000])
+def test_a_folder_is_listed_a_thousand_entries_at_a_time_of_which_any_may_be_passed_over(count):
     items = iter([Entry(f"{number}", error=errno.ENOENT if number % 2 else None) for number in range(count)])
     found, pieces = [], 0
     while True:
         piece = scanning._list_piece(None, items)
-        assert len(piece.files) <= 2048 and piece.unreadable == []
+        assert len(piece.files) <= 500 and piece.unreadable == []
         found += piece.files
         pieces += 1
         if piece.is_last:
             break
     assert found == [(1.0, f"{number}", 4) for number in range(0, count, 2)]
-    assert pieces == count // 4096 + 1
+    assert pieces == count // 1000 + 1
 
 
 def test_what_is_no_regular_file_is_passed_over_and_what_cannot_be_looked_at_is_told():
@@ -77,29 +77,6 @@ async def test_what_was_found_is_added_a_thousand_at_a_time_and_others_run_betwe
         nursery.cancel_scope.cancel()
     assert [count for count, _ in merged] == [1000, 1000, 500]
     assert len({turn for _, turn in merged}) >= 2, "others run before or after, so two may see the same"
-
-
-async def test_listings_for_evictions_take_a_tenth_of_the_time_and_know_what_was_there_when_they_began(
-    place, monkeypatch
-):
-    now = 1000.0
-
-    def list_piece(folder, items):
-        nonlocal now
-        now += 5.0
-        return real(folder, items)
-
-    real = scanning._list_piece
-    monkeypatch.setattr(scanning, "_list_piece", list_piece)
-    monkeypatch.setattr(scanning, "time", SimpleNamespace(monotonic=lambda: now))
-    async with place.running() as store:
-        scanner = store._scanner
-        await until(lambda: scanner.began_at < 0)
-        assert (now, scanner.listed_at) == (1020.0, 1000.0)
-        now = 1219.9
-        assert not scanner.may_scan_again()
-        now = 1220.0
-        assert scanner.may_scan_again()
 
 
 async def test_what_could_not_be_looked_at_is_told_once_in_each_listing(place, monkeypatch, caplog):

@@ -9,7 +9,7 @@ import trio
 from nl.blob.hashing import digest_of
 from nl.plugin import BytesReader, Deletes, Digest, DigestFunction, Link, LocalFiles, TooLargeError
 from nl.stores.filesystem import mirror
-from nl.stores.filesystem.lock import Sum
+from nl.stores.filesystem.journal import Journal
 from nl.testing import PartsReader, split
 
 from .conftest import put, until
@@ -24,64 +24,52 @@ def unwatched(monkeypatch):
 
 
 def told(store):
-    """In blocks: what files take, and what ever came or went."""
-    found = store._committer.lock.read_sum()
-    return found.bytes // BLOCK, found.moved // BLOCK
+    """What whoever has the lock next will believe, in blocks."""
+    journal = Journal(store._layout)
+    journal.read()
+    assert journal.sum is not None
+    return journal.sum // BLOCK
 
 
-async def tell(store, blocks, moved):
-    await store._committer.lock.acquire()
-    store._committer.lock.write_sum(Sum(blocks * BLOCK, moved * BLOCK))
-    store._committer.lock.unlock()
-
-
-async def listed_anew(store):
-    before = store._scanner.scans
-    store._mirror.scan_wanted = True
-    store._scanner.asked.set()
-    await until(lambda: store._scanner.scans > before and store._scanner.began_at < 0)
-    await until(lambda: store._scanner.asked.statistics().tasks_waiting == 1)
-
-
-async def test_it_says_what_is_there_and_all_that_ever_came_or_went(place, unwatched):
+async def test_it_says_what_is_there_whoever_has_written_or_deleted_it(place, unwatched):
     async with place.running() as one, place.running() as two:
         digests = [await put((one, two)[number % 2], b"%d" % number) for number in range(4)]
-        assert told(one) == (4, 4)
+        assert told(one) == 4
         await one.capability(Deletes).delete(digests[:3])
-        assert told(two) == (1, 7)
+        assert told(two) == 1
         await two.put("name", bytes(2 * BLOCK))
+        assert told(two) == 3
         await one.put("name", bytes(BLOCK + 1))
-        await one.put("name", bytes(1))
-        assert told(two) == (2, 16) and place.used() == 2 * BLOCK
+        assert told(two) == 3
+        await two.put("name", bytes(1))
+        assert told(one) == 2 and place.used() == 2 * BLOCK
 
 
-@pytest.mark.parametrize("wrong", [0, 3, 7, 100])
-async def test_a_process_that_was_killed_between_deed_and_word_is_made_up_for_by_a_listing(place, unwatched, wrong):
+@pytest.mark.parametrize("wrong", [0, 3, 100])
+async def test_a_process_that_was_killed_between_deed_and_word_is_made_up_for_by_the_next_that_has_the_lock(
+    place, unwatched, wrong
+):
     async with place.running() as store:
         for number in range(10):
             await put(store, b"%d" % number)
-        await tell(store, wrong, 10)
-        await listed_anew(store)
-        assert told(store) == (10, 10)
+        journal = Journal(store._layout)
+        journal.read()
+        journal.tell(wrong * BLOCK)
+        await put(store, b"one more")
+        assert told(store) == 11
 
 
-async def test_a_listing_that_differs_by_what_went_meanwhile_is_not_taken_for_better(place, unwatched):
-    async with place.running() as one, place.running() as two:
-        digests = [await put(one, b"%d" % number) for number in range(4)]
-        for gone, left in ((digests[:2], (2, 6)), (digests[2:3], (1, 7))):
-            moved = await one._committer.begin_listing()
-            await two.capability(Deletes).delete(gone)
-            await one._committer.settle(moved)
-            assert told(one) == left
-            await listed_anew(one)
-
-
-async def test_who_does_not_see_everything_tells_nobody_its_own_sum(place, unwatched):
-    async with place.running() as one, place.running() as two:
+async def test_who_does_not_see_everything_yet_tells_nobody_its_own_sum(place, unwatched, monkeypatch):
+    async with place.running() as one:
         for number in range(3):
-            await put(two, b"%d" % number)
-        await one._committer.tell_sum()
-        assert told(two) == (3, 3)
+            await put(one, b"%d" % number)
+        with held_scan(monkeypatch) as go_on:
+            async with place.running(scanned=False) as two:
+                await two._committer.tell_sum()
+                assert told(one) == 3
+                await put(two, b"one more")
+                assert told(one) == 4
+                go_on()
 
 
 async def test_the_bound_holds_also_after_the_file_with_the_sum_was_deleted(place, unwatched):
@@ -90,7 +78,7 @@ async def test_the_bound_holds_also_after_the_file_with_the_sum_was_deleted(plac
             await put(store, b"%d" % number)
         (place.content / ".lock").unlink()
         await put(store, b"one more")
-        assert place.used() == 3 * BLOCK and told(store)[0] == 3
+        assert place.used() == 3 * BLOCK and told(store) == 3
 
 
 async def test_the_sum_is_told_to_who_comes_where_inotify_knows_it(place):
@@ -98,32 +86,9 @@ async def test_the_sum_is_told_to_who_comes_where_inotify_knows_it(place):
         for number in range(3):
             await put(one, b"%d" % number)
         async with place.running(scanned=False):
-            await until(lambda: told(one)[0] == 3 and not one._uses.is_alone)
+            await until(lambda: told(one) == 3 and not one._uses.is_alone)
             await put(one, b"one more")
-            assert told(one)[0] == 4, "and each time it changes, for whoever lists the folder still"
-
-
-@pytest.mark.parametrize("who", ["watched", "alone", "tired", "not alone"])
-async def test_only_where_others_may_have_older_files_unseen_is_the_folder_listed_for_an_eviction(
-    place, monkeypatch, who
-):
-    """And where listing it again would not take much of the time."""
-    if who != "watched":
-        monkeypatch.setattr(mirror, "remote_file_system", lambda path: "nfs")
-    policy = {"max_bytes": 5 * BLOCK}
-    async with place.running(policy=policy) as store:
-        if who != "alone":
-            async with place.running(name="other") as other:
-                await until(lambda: not store._uses.is_alone)
-                await put(other, b"of another process")
-        await until(store._scanner.may_scan_again)
-        if who == "tired":
-            store._scanner._again_at = float("inf")
-        before = store._scanner.scans
-        for number in range(6):
-            await put(store, b"%d" % number)
-        assert (store._scanner.scans > before) is (who == "not alone")
-        assert place.used() <= 5 * BLOCK
+            assert told(one) == 4, "and each time it changes, for whoever lists the folder still"
 
 
 async def test_only_files_that_are_still_empty_and_written_by_nobody_are_deleted_as_such(place):
@@ -177,9 +142,9 @@ async def test_who_evicts_a_blob_deletes_also_the_variant_that_another_process_h
     async with place.running() as one, place.running() as two:
         digest = await put(one, b"tool")
         await two.capability(LocalFiles).link_files([Link(digest, str(place.inputs / "tool"), True)])
-        assert told(one)[0] == 2 and len(os.listdir(place.executables)) == 1
+        assert told(one) == 2 and len(os.listdir(place.executables)) == 1
         assert await one._committer.evict_some(1)
-        assert os.listdir(place.executables) == [] and told(two)[0] == 0
+        assert os.listdir(place.executables) == [] and told(two) == 0
 
 
 async def test_under_the_lock_the_index_has_what_others_have_done_until_then(place):
