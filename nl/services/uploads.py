@@ -117,7 +117,11 @@ class UploadSession(Reader):
             cancelled = False
         except Exception as exc:  # noqa: BLE001  raised again in the call that feeds the session
             self._error = exc
-            if not self.attached and not isinstance(exc, NlError):
+            if isinstance(exc, NlError):
+                # The error stays with the session, and so would the frames of the store, with all that they hold: the
+                # call that raises it makes a circle of them, which the cycle collector rarely looks for.
+                exc.__traceback__ = exc.__context__ = exc.__cause__ = None
+            elif not self.attached:
                 _log.exception("a parked upload of %s failed", self.digest)
             cancelled = False
         finally:

@@ -128,7 +128,10 @@ class Lz4Decoder(Decoder):
 
     @property
     def is_quick(self) -> bool:
-        return self._sealing is not None and self._block_size <= CHUNK
+        if self._block_size or len(self._input) < HEAD_BYTES:
+            return self._sealing is not None and self._block_size <= CHUNK
+        version, block_size, _, _ = _HEADER.unpack_from(self._input)
+        return bool(version == lz4_seal.VERSION and block_size <= CHUNK)
 
     def feed(self, parts: Sequence[Buffer]) -> None:
         del self._input[: self._at]

@@ -490,3 +490,34 @@ async def test_nothing_of_a_message_is_kept_while_the_next_one_is_waited_for():
         gc.collect()
         assert kept() is None
         nursery.cancel_scope.cancel()
+
+
+async def test_what_the_store_held_is_free_when_it_has_failed_without_the_cycle_collector():
+    """A thousand uploads that were ended to make room kept their buffers."""
+
+    class Buffer:
+        pass
+
+    class FullStore:
+        async def write(self, digest, reader):
+            await self.fill(Buffer(), reader)
+
+        async def fill(self, buffer, reader):
+            buffers.append(weakref.ref(buffer))
+            await reader.receive_parts()
+            try:
+                raise OSError("no room")
+            except OSError as error:
+                raise ExhaustedError("no room") from error
+
+    buffers = []
+    session = new_session()
+    gc.disable()
+    try:
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(session.run, FullStore())
+            with pytest.raises(ExhaustedError, match="no room"):
+                await session.feed(Silence(), unfinished())
+        assert [buffer() for buffer in buffers] == [None]
+    finally:
+        gc.enable()
