@@ -19,10 +19,9 @@ from nl.errors import ConfigError, PluginError
 
 GROUP = "nl.stores"
 
-PLANNED = frozenset({"experimental_mongo"})
-"""Kinds of NativeLink that are not there yet."""
 PLUGINS = {
     "experimental_cloud_object_store": "nl-cloud-object-store",
+    "experimental_mongo": "nl-mongo-store",
     "ontap_s3_existence_cache": "nl-cloud-object-store",
     "redis_store": "nl-redis-store",
 }
@@ -116,8 +115,6 @@ class StoreKinds:
         expected = f"expected one of the installed kinds {kinds}"
         if name in PLUGINS:
             return f"the store kind {name} is not installed: it comes with the plugin {PLUGINS[name]}; {expected}"
-        if name in PLANNED:
-            return f"the store kind {name} of NativeLink is not part of this version; {expected}"
         return f"unknown store kind{suggest(name, self.names())}; {expected}"
 
 

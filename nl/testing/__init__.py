@@ -32,6 +32,7 @@ from nl.testing.durable import DurableStoreConformance  # noqa: E402
 from nl.testing.evicting import EvictingStoreConformance  # noqa: E402
 from nl.testing.faults import Fault, FaultyStore, away  # noqa: E402
 from nl.testing.forgetful import ForgetfulStoreConformance  # noqa: E402
+from nl.testing.histories import histories  # noqa: E402
 from nl.testing.local_files import LocalFilesConformance  # noqa: E402
 from nl.testing.observing import find, make_blob, read, same  # noqa: E402
 from nl.testing.readers import (  # noqa: E402
@@ -46,5 +47,5 @@ from nl.testing.readers import (  # noqa: E402
 __all__ = [
     "BareContext", "BlockingReader", "CancellingReader", "DurableStoreConformance", "EvictingStoreConformance",
     "FailingReader", "Fault", "FaultyStore", "ForgetfulStoreConformance", "LocalFilesConformance", "PartsReader",
-    "StoreConformance", "away", "drain", "find", "make_blob", "read", "same", "split", "started",
+    "StoreConformance", "away", "drain", "find", "histories", "make_blob", "read", "same", "split", "started",
 ]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from contextlib import AsyncExitStack
 from pathlib import Path
 from typing import Any, Final
@@ -43,16 +44,24 @@ _step = st.one_of(
 )
 
 
+def histories(most: int) -> Callable[[Any], Any]:
+    """Makes a test with an argument `steps` one of so many random histories."""
+    settled = settings(deadline=None, max_examples=most, suppress_health_check=list(HealthCheck))
+    return lambda test: settled(given(steps=st.lists(_step, min_size=15, max_size=50))(test))
+
+
 class HistoryConformance(ForgetfulStoreConformance):
-    """One test, of many histories."""
+    """One test, of many histories. Where each takes seconds, a kind overrides it with fewer: it calls `hold`."""
 
     survives_restart: bool = False
     """Set to True for kinds that keep what they have when they are made anew on the same folder."""
 
-    @settings(deadline=None, max_examples=25, suppress_health_check=list(HealthCheck))
-    @given(steps=st.lists(_step, min_size=15, max_size=50))
+    @histories(25)
     async def test_any_history_is_that_of_a_dict(self, tmp_path_factory: Any, steps: list[Any]) -> None:
-        folder: Path = tmp_path_factory.mktemp("history")
+        await self.hold(tmp_path_factory.mktemp("history"), steps)
+
+    async def hold(self, folder: Path, steps: list[Any]) -> None:
+        """Holds one history of a store against a dict."""
         async with History(self, folder) as history:
             for what, number, argument in steps:
                 await history.step(what, number, argument)

@@ -15,7 +15,9 @@ from tests.support.examples import CONFIGS as EXAMPLES
 from tests.support.examples import VARIABLES, need_kinds_of
 
 CONFIGS = Path(__file__).parents[2] / "configs"
-PAGES = [CONFIGS.parent / "plugins" / kind / "README.md" for kind in ("cloud_object_store", "redis_store")]
+PASSWORDS = {"REDIS_PASSWORD": "secret", "MONGO_PASSWORD": "secret"}
+PLUGIN_FOLDERS = ("cloud_object_store", "mongo_store", "redis_store")
+PAGES = [CONFIGS.parent / "plugins" / folder / "README.md" for folder in PLUGIN_FOLDERS]
 
 
 @pytest.mark.parametrize("path", EXAMPLES, ids=lambda path: path.name)
@@ -44,7 +46,7 @@ def test_the_examples_on_a_plugins_page_can_be_read(path):
         (kind,) = example
         if kind in PLUGINS and kind not in kinds.names():
             pytest.skip(f"{PLUGINS[kind]} is not installed")
-        assert store_spec(example, "example", Conversion({"REDIS_PASSWORD": "secret"}, kinds.options)).kind == kind
+        assert store_spec(example, "example", Conversion(PASSWORDS, kinds.options)).kind == kind
 
 
 def test_the_reference_is_that_of_the_source():

@@ -157,9 +157,6 @@ def test_kinds_of_nativelink_that_are_absent_say_where_they_come_from():
     assert str(caught.value).startswith(
         "stores[3].ontap_s3_existence_cache: the store kind ontap_s3_existence_cache is not installed: it comes with "
         "the plugin nl-cloud-object-store; expected one of the installed kinds ")
-    assert str(refusal("experimental_mongo")).startswith(
-        "stores[3].experimental_mongo: the store kind experimental_mongo of NativeLink is not part of this version; "
-        "expected one of ")
 
 
 def test_the_built_in_kinds_register_like_any_other():
