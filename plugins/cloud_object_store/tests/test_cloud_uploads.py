@@ -367,6 +367,17 @@ async def test_only_old_uploads_of_ours_that_were_there_at_the_last_look_are_abo
     assert [each.upload for each in uploads.uploads] == ["young", "somebody else's", "another's"]
 
 
+async def test_a_look_for_forgotten_uploads_that_takes_longer_than_it_may_is_followed_by_the_next() -> None:
+    uploads = Uploads([], failures=0)
+    sweeper = Sweeper(uploads, threads=Threads(2), prefix="cas/", list_s=0.0)  # type: ignore[arg-type]
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(sweeper.run)
+        with trio.fail_after(120):
+            while uploads.looks < 3:  # noqa: ASYNC110
+                await trio.sleep(0.01)
+        nursery.cancel_scope.cancel()
+
+
 async def test_open_uploads_are_listed_to_the_last_page(
     rclone: S3Server, monkeypatch: pytest.MonkeyPatch
 ) -> None:

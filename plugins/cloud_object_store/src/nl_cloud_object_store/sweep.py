@@ -73,7 +73,8 @@ class Sweeper:
                 await self._find_forgotten()
             await self._abort_all()
             self._woken = trio.Event()
-            with trio.move_on_after(self._again_s if self._left else list_at - trio.current_time()):
+            pause = list_at - trio.current_time()  # below zero if it took longer than that to look
+            with trio.move_on_after(self._again_s if self._left else max(pause, 0.0)):
                 await self._woken.wait()
 
     async def _abort_all(self) -> None:
