@@ -10,6 +10,8 @@ from redis_peer import CLOSE, SILENCE, Peer
 from nl_redis_store.addresses import parse_address
 from nl_redis_store.connection import dial
 from nl_redis_store.errors import RefusedError, TransientError
+from nl_redis_store.single import Watched
+from nl_redis_store.topology import Dialer
 
 
 class Listener(Peer):
@@ -95,6 +97,98 @@ async def test_connecting_and_logging_in_have_one_time_together(
     assert caught.value.code == "DeadlineExceeded"
     await trio.testing.wait_all_tasks_blocked()
     assert listener.open == 0
+
+
+# --- sentinels
+
+BUILDS = "?sentinelServiceName=builds"
+
+
+class Watchers:
+    """Sentinels called `a` and `b`, and masters, by their ports: what each says to what it is asked."""
+
+    def __init__(self, nursery: trio.Nursery, monkeypatch: pytest.MonkeyPatch) -> None:
+        self.peers: dict[tuple[str, int], Peer] = {}
+        self.opened: list[tuple[str, int]] = []
+        self._nursery = nursery
+        monkeypatch.setattr(trio, "open_tcp_stream", self._open)
+        self.says("a", 26379, [b"m", b"7001"])
+        self.says("b", 26379, [b"m", b"7001"])
+        self.says("m", 7001, [b"master"])
+
+    def says(self, host: str, port: int, reply: object) -> None:
+        def answer(command: tuple[bytes, ...]) -> object:
+            return reply if command[0] in (b"SENTINEL", b"ROLE") else b"OK"
+
+        self.peers[host, port] = Peer(self._nursery, port, answer=answer)
+
+    async def _open(self, host: str, port: int) -> trio.abc.Stream:
+        self.opened.append((host, port))
+        if (host, port) not in self.peers:
+            raise OSError(111, "Connection refused")
+        return (await self.peers[host, port].connect())._stream
+
+    async def master(self) -> str:
+        """Where a connection leads that is made now."""
+        addresses = tuple(parse_address(f"redis+sentinel://u:p@{host}/1{BUILDS}", "") for host in "ab")
+        watched = Watched(Dialer(addresses, 3, 30, 1, None))
+        try:
+            connection = await watched._connect()
+            await connection.aclose()
+            return str(connection.address)
+        finally:
+            await trio.testing.wait_all_tasks_blocked()
+            assert sum(peer.open for peer in self.peers.values()) == 0, "all that was opened is closed"
+
+
+@pytest.fixture
+def watchers(nursery: trio.Nursery, monkeypatch: pytest.MonkeyPatch) -> Watchers:
+    return Watchers(nursery, monkeypatch)
+
+
+async def test_the_master_is_where_the_first_sentinel_that_knows_it_says(watchers: Watchers) -> None:
+    assert await watchers.master() == "m:7001"
+    assert watchers.opened == [("a", 26379), ("m", 7001)]
+    for silence in (lambda: watchers.peers.pop(("a", 26379)), lambda: watchers.says("a", 26379, None)):
+        silence()
+        watchers.opened.clear()
+        assert await watchers.master() == "m:7001"
+        assert watchers.opened == [("a", 26379), ("b", 26379), ("m", 7001)]
+
+
+async def test_one_that_is_no_master_yet_is_no_connection(watchers: Watchers) -> None:
+    for reply in ([b"slave", b"m", 7001], b"something else", Exception("LOADING")):
+        watchers.says("m", 7001, reply)
+        with pytest.raises(TransientError, match=r"m:7001 (is not the master yet|says: LOADING)"):
+            await watchers.master()
+
+
+async def test_a_sentinel_that_knows_no_such_master_goes_before_one_that_cannot_be_reached(watchers: Watchers) -> None:
+    del watchers.peers["b", 26379]
+    watchers.says("a", 26379, None)
+    with pytest.raises(RefusedError, match='sentinel a:26379 knows no master called "builds"; expected') as caught:
+        await watchers.master()
+    assert caught.value.option == "addresses"
+    watchers.says("b", 26379, None)
+    del watchers.peers["a", 26379]
+    with pytest.raises(RefusedError, match="sentinel b:26379 knows no master"):
+        await watchers.master()
+    del watchers.peers["b", 26379]
+    with pytest.raises(TransientError, match="cannot connect to a:26379"):
+        await watchers.master()
+
+
+async def test_a_sentinel_that_says_nothing_has_the_time_of_a_connection(
+    watchers: Watchers, autojump_clock: trio.testing.MockClock
+) -> None:
+    watchers.says("a", 26379, SILENCE)
+    began = trio.current_time()
+    assert await watchers.master() == "m:7001"
+    assert trio.current_time() - began == pytest.approx(3)
+    watchers.says("b", 26379, SILENCE)
+    with pytest.raises(TransientError, match="the sentinel a:26379 does not answer") as caught:
+        await watchers.master()
+    assert caught.value.code == "DeadlineExceeded"
 
 
 async def test_a_place_where_nobody_listens_is_told_in_one_line(monkeypatch: pytest.MonkeyPatch) -> None:

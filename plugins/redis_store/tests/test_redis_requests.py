@@ -28,7 +28,7 @@ from nl.plugin import (
     digest_of,
     key_text,
 )
-from nl.testing import BareContext, read, started
+from nl.testing import BareContext, PartsReader, read, started
 from nl_redis_store import RedisStore, RedisStoreOptions, topology
 from nl_redis_store.addresses import Address
 from nl_redis_store.connection import Command, Connection
@@ -70,7 +70,8 @@ class Redis(Peer):
         if name == b"GETRANGE":
             return (value or b"")[int(arguments[1]) : int(arguments[2]) + 1]
         numbers = {b"STRLEN": len(value or b""), b"EXISTS": int(value is not None), b"EXPIRE": int(value is not None)}
-        return numbers[name] if name in numbers else {b"PING": b"PONG", b"INFO": self.info}[name]
+        others = {b"PING": b"PONG", b"INFO": self.info, b"EXEC": []}
+        return numbers[name] if name in numbers else others.get(name, b"OK")
 
     def lines(self) -> list[list[str]]:
         """The commands of each trip since the last time, without values; `cas/` left out, as keys are known by it."""
@@ -226,6 +227,40 @@ async def test_uploads_of_up_to_a_mebibyte_are_one_command_and_many_are_one_trip
             assert retryable is None or caught.value.retryable is retryable  # type: ignore[attr-defined]
         assert counted(store)["uploads"] == 3
         assert counted(store)["failed"] == 2
+
+
+async def test_an_upload_of_the_wrong_size_is_refused_before_it_is_read(redis: Redis) -> None:
+    async with running(redis) as store:
+        reader = PartsReader([b"one"])
+        with pytest.raises(UploadMismatchError, match="the upload has 3 bytes, its digest says 4"):
+            await store.write(Digest("ab" * 32, 4), reader)
+        assert reader.calls == 0
+        await store.write(ONE, PartsReader([b"one"], size=-1))
+        await store.write(digest_of(b""), PartsReader([]))
+        assert redis.lines() == [[f"SET {ONE}"]]
+        assert counted(store) == {"uploads": 1, "bytes_uploaded": 3}
+
+
+@pytest.mark.parametrize("size", [3, 3 * MIB])
+async def test_a_cancelled_upload_waits_for_the_end_of_its_request(
+    redis: Redis, size: int, autojump_clock: object
+) -> None:
+    """What its caller does next comes after it."""
+    key = digest_of(data := bytes(size))
+    async with running(redis) as store, trio.open_nursery() as nursery:
+        for upload in (lambda: store.put(key, data), lambda: store.write(key, PartsReader([data]))):
+            redis.held = trio.Event()
+            began = trio.current_time()
+            with trio.move_on_after(1) as scope:
+                nursery.start_soon(_after, 4, redis.held)
+                await upload()
+            assert scope.cancelled_caught
+            assert trio.current_time() - began == pytest.approx(4)
+
+
+async def _after(seconds: float, event: trio.Event) -> None:
+    await trio.sleep(seconds)
+    event.set()
 
 
 async def test_what_is_deleted_is_one_trip_and_a_failure_is_told(redis: Redis) -> None:

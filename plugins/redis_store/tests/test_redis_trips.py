@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from functools import partial
@@ -395,7 +396,7 @@ def test_the_keys_are_where_they_are_said_to_be() -> None:
 async def test_each_key_goes_to_its_master_and_the_map_is_asked_for_once(
     masters: Masters, autojump_clock: trio.testing.MockClock
 ) -> None:
-    async with client_over(Cluster(dialer(masters.one, masters.other))) as client:
+    async with client_over(cluster := Cluster(dialer(masters.one, masters.other))) as client:
         for _ in range(3):
             assert await client.many([get(LOW), get(HIGH)]) == [[b"1"], [b"2"]]
         await trio.sleep(100)
@@ -403,6 +404,8 @@ async def test_each_key_goes_to_its_master_and_the_map_is_asked_for_once(
         assert len(masters.took()) == 6
         await trio.testing.wait_all_tasks_blocked()
         assert (masters.one.open, masters.other.open) == (1, 1), "that of the map is closed"
+        names = [cluster.node_of(slot).name for slot in (0, 7999, 8000, 16383)]
+        assert names == ["peer:1", "peer:1", "peer:2", "peer:2"]
 
 
 async def test_who_is_said_to_have_a_slot_is_asked_at_once_and_from_then_on(
@@ -496,8 +499,9 @@ async def test_a_master_that_is_away_when_all_are_asked_makes_the_map_be_asked_f
 
 
 async def test_a_master_that_has_left_the_cluster_is_not_asked_any_more(
-    masters: Masters, autojump_clock: trio.testing.MockClock
+    masters: Masters, autojump_clock: trio.testing.MockClock, caplog: pytest.LogCaptureFixture
 ) -> None:
+    caplog.set_level(logging.INFO)
     async with client_over(Cluster(dialer(masters.one, masters.other))) as client:
         assert len(await client.everywhere(PING_OF_KEY)) == 2
         masters.map = [[0, 16383, [b"peer", 2, b"id"]]]
@@ -509,6 +513,7 @@ async def test_a_master_that_has_left_the_cluster_is_not_asked_any_more(
         masters.took()
         assert await client.many([get(LOW), get(HIGH)]) == [[b"2"], [b"2"]]
         assert await client.everywhere(PING_OF_KEY) == [b"2"]
+        assert [record.getMessage() for record in caplog.records] == ["the cluster's masters are now peer:2"]
 
 
 async def test_a_slot_that_nobody_has_is_unavailable_and_looked_for_and_the_others_are_there(
