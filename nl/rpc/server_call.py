@@ -51,7 +51,7 @@ class ServerCall(Call):
 
     __slots__ = (
         "_fields", "_metadata", "_reply", "_reply_sent", "accepts_gzip", "cancel_reason", "definition", "expires",
-        "handler_done", "identity", "outcome", "received", "scope", "winding_down",
+        "handler_done", "identity", "kept", "outcome", "received", "scope", "winding_down",
     )  # fmt: skip
 
     connection: ServerConnection
@@ -77,6 +77,8 @@ class ServerCall(Call):
         """The handler's, once it has had to wait."""
         self.cancel_reason: Outcome | None = None
         self.received = 0
+        self.kept = 0
+        """Bytes of a request that is larger than its method has use for. Set by `keep`."""
         self.handler_done = False
         self.winding_down = False
         """The call is over, reset by the client or answered by its handler, and the handler still runs."""
@@ -143,11 +145,16 @@ class ServerCall(Call):
         definition = self.definition
         if len(data) <= DECODED_IN_PLACE or definition.decodes_itself:
             return definition.decode(data)
-        self.pin(len(data))
-        try:
-            return await off_loop(definition.decode, data)
-        finally:
-            self.pin(0)
+        self.keep(len(data))
+        return await off_loop(definition.decode, data)
+
+    def keep(self, count: int) -> None:
+        """So many bytes of the request are with the handler, and count as held for the client until it is done."""
+        connection = self.connection
+        connection.pinned += count - self.kept
+        self.kept = count
+        if count:
+            connection.on_pinned()
 
     async def receive_body(self) -> Any:
         """The next request as a reader of its bytes."""

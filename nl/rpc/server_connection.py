@@ -289,6 +289,8 @@ class ServerConnection(Connection):
             call.end_receiving()
             if call.pinned and call not in self.held_back:  # of a message that it has not finished
                 call.pin(0)
+            if call.kept:
+                call.keep(0)
             if call.scope is None and not self.h2.streams:
                 self.after_call()
 

@@ -14,6 +14,7 @@ from contextlib import aclosing
 from dataclasses import dataclass
 from functools import cached_property
 from itertools import repeat
+from typing import Any
 
 import grpclib.const
 import trio
@@ -89,6 +90,12 @@ class CasService:
         self, stream: ServerStream[EncodedFindMissing, reapi.FindMissingBlobsResponse]
     ) -> None:
         """The digests of the request that the store does not have, as they were written, in their order."""
+        await stream.send_parts(await self._missing(stream))
+
+    async def _missing(self, stream: ServerStream[Any, Any]) -> Sequence[Buffer]:
+        """The reply. A method of its own, as the others are: while a client takes the reply, which counts as held for
+        it, nothing else is kept. Digests as objects are ten times as large.
+        """
         request = await receive_find_missing(stream)
         store = self._instances.get(stream, request.instance_name, Right.READ_CAS).store
         function = parse_function(request.digest_function)
@@ -98,12 +105,15 @@ class CasService:
         else:
             digests = list(map(_parse_triple, triples))
         sizes = await store.has(digests) if len(digests) <= _HAS_AT_ONCE else await _has_many(store, digests)
-        await stream.send_parts(request.missing(sizes).encode_parts())
+        return request.missing(sizes).encode_parts()
 
     async def batch_update_blobs(
         self, stream: ServerStream[EncodedBatchUpdate, reapi.BatchUpdateBlobsResponse]
     ) -> None:
         """Stores blobs, each checked against its digest, each with a status of its own."""
+        await stream.send_parts([await self._update(stream)])
+
+    async def _update(self, stream: ServerStream[Any, Any]) -> bytes:
         request = await receive_batch(stream, decode_few_updates, decode_batch_update)
         instance = self._instances.get(stream, request.instance_name, Right.WRITE_CAS)
         function = parse_function(request.digest_function)
@@ -145,7 +155,7 @@ class CasService:
             None if error is None else rpc_status.Status(code=int(error.code), message=explain(error))
             for error in failed
         ]
-        await stream.send_parts([await off_loop_if(len(blobs) > MANY, _encode_statuses, blobs, statuses)])
+        return await off_loop_if(len(blobs) > MANY, _encode_statuses, blobs, statuses)
 
     async def _store_packed(
         self,
@@ -174,6 +184,9 @@ class CasService:
         self, stream: ServerStream[EncodedBatchRead, reapi.BatchReadBlobsResponse]
     ) -> None:
         """Whole blobs, each with a status of its own; RESOURCE_EXHAUSTED for those that the reply has no room for."""
+        await stream.send_parts(await self._read(stream))
+
+    async def _read(self, stream: ServerStream[Any, Any]) -> Sequence[Buffer]:
         request = await receive_batch(stream, decode_few_reads, decode_batch_read)
         instance = self._instances.get(stream, request.instance_name, Right.READ_CAS)
         function = parse_function(request.digest_function)
@@ -206,7 +219,7 @@ class CasService:
                 reply.add_blob(pair, blob)
         if reply.size > MESSAGE_BYTES:  # invalid digests can be of any length
             raise InvalidRequestError(f"the digests that the batch asks for do not fit into {MESSAGE_BYTES} bytes")
-        await stream.send_parts(reply.encode_parts())
+        return reply.encode_parts()
 
     async def get_tree(self, stream: ServerStream[reapi.GetTreeRequest, reapi.GetTreeResponse]) -> None:
         """All distinct directories below a root, in pages."""

@@ -34,6 +34,9 @@ T = TypeVar("T")
 _COPIED_BYTES = SMALL + ENVELOPE_BYTES
 """Messages of up to so many bytes are taken as one piece where they are one: copying them costs less than views do."""
 
+_MAX_NAME = 64 * 1024
+"""Characters of a resource name."""
+
 
 class WriteMessage(Reader):
     """One WriteRequest; as a reader, its data. `size` is the length of that."""
@@ -137,6 +140,8 @@ class WriteMessages:
         if not self._name:
             if not name:
                 raise InvalidRequestError("the first message of a Write must carry a resource_name")
+            if len(name) > _MAX_NAME:  # it is kept as long as the upload takes
+                raise InvalidRequestError(f"a resource_name of {len(name)} characters; expected at most {_MAX_NAME}")
             self._name = name
         elif name and name != self._name:
             raise InvalidRequestError(

@@ -537,3 +537,27 @@ async def test_a_large_request_is_decoded_beside_the_loop_and_held_meanwhile(kin
         assert calls[0].outcome.code == 0
         await client.settled()
         nothing_is_left_of(connection)
+
+
+@pytest.mark.parametrize("beyond", [0, 1])
+async def test_a_request_that_is_larger_than_it_need_be_is_held_until_its_handler_is_done(beyond):
+    """A name of megabytes, and a call that goes on for hours."""
+    done = trio.Event()
+
+    async def handler(call):
+        request = await call.recv_message()
+        await done.wait()
+        await call.send_message(request.service.encode()[:1])
+
+    size = DECODED_IN_PLACE + beyond
+    whole = fr.PREFIX.pack(0, size) + b"\x0a" + varint(size - 3) + b"x" * (size - 3)
+    async with served(Generated(handler, health.HealthCheckRequest)) as (connection, client):
+        await client.send(headers(1, "M"), fr.frame(fr.DATA, 0, 1, whole[:9000]))
+        await client.send(fr.frame(fr.DATA, fr.END_STREAM, 1, whole[9000:]))
+        await client.settled()
+        await wait_all_tasks_blocked()
+        assert connection.pinned == beyond * size
+        done.set()
+        assert (await client.ending(1))[1] == framed(b"x")
+        await client.settled()
+        nothing_is_left_of(connection)

@@ -1,14 +1,23 @@
 """Batches reach the store as one question, and each blob keeps its own outcome and its place."""
 
+import gc
+
+import pytest
+import trio
+from trio.testing import wait_all_tasks_blocked
+
 from nl.errors import Code, UnavailableError
 from nl.model.digest import Digest
 from nl.pb import reapi
+from nl.pb.codec import encode
+from nl.pb.find_missing import FindMissingRequest
 from nl.plugin import digest_of
+from nl.services.bounded import EncodedBatchRead, EncodedBatchUpdate, EncodedFindMissing
 from nl.services.cas import CasInstance, CasService
 from nl.services.limits import UNPACKED_BATCH_BYTES
 from nl.stores.memory import MemoryOptions, MemoryStore
 from nl.testing import BareContext
-from tests.unit.services.memory_stream import call
+from tests.unit.services.memory_stream import MemoryStream, call
 
 
 class Counting(MemoryStore):
@@ -86,3 +95,42 @@ async def test_what_packed_blobs_unpack_to_is_bounded_together_and_no_size_takes
     assert [each.status.code for each in reply.responses] == [Code.INVALID_ARGUMENT] * len(sizes)
     too_many = ["does not fit into a batch any more" in each.status.message for each in reply.responses]
     assert too_many == [False, False, True, False, True]
+
+
+class Unread(MemoryStream):
+    """A call whose client takes nothing of the reply."""
+
+    async def recv_message(self):
+        return self.request
+
+    async def send_parts(self, parts):
+        await trio.sleep_forever()
+
+
+def kept_of(kinds):
+    gc.collect()
+    return sum(isinstance(each, kinds) for each in gc.get_objects())
+
+
+@pytest.mark.parametrize(("method", "kind", "request_of"), [
+    ("FindMissingBlobs", EncodedFindMissing, lambda: reapi.FindMissingBlobsRequest(
+        blob_digests=[message(digest) for digest in DIGESTS])),
+    ("BatchReadBlobs", EncodedBatchRead, lambda: reapi.BatchReadBlobsRequest(
+        digests=[message(digest) for digest in DIGESTS])),
+    ("BatchUpdateBlobs", EncodedBatchUpdate, lambda: reapi.BatchUpdateBlobsRequest(
+        requests=[reapi.BatchUpdateBlobsRequestRequest(digest=message(digest), data=b"x") for digest in DIGESTS])),
+])  # fmt: skip
+async def test_while_a_client_takes_the_reply_nothing_of_the_request_is_kept(method, kind, request_of):
+    """What it does not take counts as held for it; a request, as objects, is twenty times as large."""
+    service = CasService({"": CasInstance(Counting())})
+    [(full, handler)] = [item for item in service.__mapping__().items() if item[0].endswith("/" + method)]
+    kinds = (reapi.Digest, FindMissingRequest, kind)
+    before = kept_of(kinds)
+    stream = Unread(handler, full)
+    stream.request = kind(encode(request_of()))
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(stream.serve)
+        await wait_all_tasks_blocked()
+        del stream.request
+        assert kept_of(kinds) <= before
+        nursery.cancel_scope.cancel()

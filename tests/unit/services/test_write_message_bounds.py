@@ -209,3 +209,13 @@ async def test_a_message_whose_data_comes_first_is_decoded_beside_the_loop_if_it
         scope.cancel()
         assert (await WriteMessages(AtHand(), idle_s=10.0).receive_message()).size == size - frame
     assert scope.cancelled_caught is (not in_loop)
+
+
+@pytest.mark.parametrize("beyond", [0, 1])
+async def test_a_resource_name_is_kept_and_so_has_a_limit(beyond):
+    messages = messages_of(Body(request(name="n" * (64 * 1024 + beyond))))
+    if beyond:
+        with pytest.raises(InvalidRequestError, match="resource_name of 65537 characters; expected at most 65536"):
+            await messages.receive_message()
+    else:
+        await messages.receive_message()
