@@ -138,3 +138,49 @@ def test_what_makes_no_sense_is_told_as_lost(journals, layouts):
         entry = struct.calcsize("<HBq") + 4
         os.pwrite(layouts[0].lock_fd, nonsense, 4096 + (one._head - entry) % journal_module.RING)
         assert (news(two) is None) == bool(nonsense)
+
+
+@pytest.mark.parametrize("torn", [b"\x05", b"\x05\x00\x00" + bytes(8) + b"abc", b"\x01\x00\x09" + bytes(8) + b"x"])
+def test_what_is_no_whole_change_is_not_believed(journals, layouts, torn):
+    one, two = journals
+    one.read()
+    one.write(Change(layouts[0].blobs, "x", 5))
+    head = one._head
+    one._write_ring(torn)
+    os.pwrite(layouts[0].lock_fd, struct.pack("<8sQQ", b"nl sum 3", 0, head + len(torn)), 0)
+    assert news(two) is None, "it lists the folder instead"
+
+
+def test_who_writes_before_it_has_read_loses_nothing_and_who_does_not_follow_follows_no_more_for_it(journals, layouts):
+    one, two = journals
+    write(one, Change(layouts[0].texts, "of one", 5))
+    two.read()
+    two.write(Change(layouts[1].texts, "of two", 6))
+    two.tell(0)
+    assert [name for _, name, _ in news(two)] == ["of one", "of two"]
+    third = Journal(layouts[0])
+    third.read()
+    third.write(Change(layouts[0].texts, "x", 1))
+    assert not third.is_followed
+
+
+def test_a_change_has_the_form_that_other_versions_read(journals, layouts):
+    one, _ = journals
+    one.read()
+    at = 4096 + one._head % (1 << 20)
+    one.write(Change(layouts[0].executables, "name", 5))
+    one.write(Change(layouts[0].blobs, "x", None))
+    told = struct.pack("<HBq4sHBq1s", 4, 3, 5, b"name", 1, 0, -1, b"x")
+    first = os.pread(layouts[0].lock_fd, len(told), at)[: 4096 + (1 << 20) - at]
+    assert first + os.pread(layouts[0].lock_fd, len(told) - len(first), 4096) == told
+
+
+def test_a_journal_for_which_no_room_is_reserved_is_followed_all_the_same(layouts, monkeypatch):
+    def refuse(fd, *, offset, count):
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(journal_module, "reserve", refuse)
+    journal = Journal(layouts[0])
+    journal.read()
+    journal.follow()
+    assert journal.is_followed
