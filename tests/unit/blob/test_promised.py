@@ -68,3 +68,12 @@ async def test_a_buffer_of_the_caller_is_filled_in_place_and_only_cut_at_the_end
     buffer = bytearray(150)
     assert await source.take(buffer) is buffer and len(buffer) == 150
     assert await source.take(buffer) is buffer and len(buffer) == 50
+
+
+def test_cutting_buffers_copies_nothing():
+    parts = [bytes(10), bytes(10)]
+    head, rest = split_parts(parts, 15)
+    assert [memoryview(each).obj for each in (*head, *rest)] == [*parts, parts[1]]
+    assert all(memoryview(each).obj is parts[1] for each in (head[1], rest[0]))
+    assert split_parts(parts, 20) == (parts, ())
+    assert split_parts(parts, 10) == (parts[:1], [memoryview(parts[1])])

@@ -62,3 +62,23 @@ async def test_what_comes_once_says_so():
         assert not reader.can_rewind
         with pytest.raises(InternalError, match="cannot be rewound"):
             await reader.rewind()
+
+
+@pytest.mark.parametrize("size", [200, -1])
+async def test_a_spool_knows_what_its_source_knows_and_asks_it_for_nothing_after_its_end(size):
+    source = PartsReader([DATA], size=size)
+    reader = SpoolingReader(source, limit=1000)
+    assert reader.size == size
+    for _ in range(3):
+        assert await drain(reader) == DATA
+        assert source.calls == 2
+        await reader.rewind()
+
+
+async def test_what_a_spool_keeps_are_copies_that_stay_what_they_were():
+    reader = SpoolingReader(PartsReader(split(DATA, 50)), limit=200)
+    await drain(reader)  # by now the source has scribbled over what it handed out
+    await reader.rewind()
+    first = await reader.receive_parts(10)
+    assert await drain(reader, taken=10) == DATA[10:]
+    assert b"".join(first) == DATA[:10]

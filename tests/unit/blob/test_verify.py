@@ -80,6 +80,18 @@ def test_hashes_are_those_of_the_reference_libraries():
 def test_whole_blobs_are_checked_the_same_way():
     digest = digest_of(b"abc")
     check_bytes(memoryview(b"abc"), digest)
-    for wrong in (b"abd", b"ab", b"abcd"):
-        with pytest.raises(UploadMismatchError):
-            check_bytes(wrong, digest)
+    for function in FUNCTIONS:
+        digest = digest_of(b"abc", function)
+        check_bytes(memoryview(b"abc"), digest)
+        for wrong, problem in ((b"abd", f"have the {function.name} hash"), (b"ab", "has 2 bytes"), (b"abcd", "has 4")):
+            with pytest.raises(UploadMismatchError, match=f"^{digest}: the upload.* {problem}"):
+                check_bytes(wrong, digest)
+
+
+async def test_a_single_byte_too_many_is_refused_with_the_part_that_it_comes_in():
+    for parts in ([b"abcd"], [b"abc", b"d"]):
+        reader = VerifyingReader(PartsReader(parts, size=-1), digest_of(b"abc"))
+        if len(parts) == 2:
+            assert await reader.receive_parts(3)
+        with pytest.raises(UploadMismatchError, match="more bytes than its digest says"):
+            await reader.receive_parts()

@@ -271,3 +271,22 @@ async def test_a_hundred_thousand_wait_at_most_and_five_thousand_are_told_at_onc
         assert store.keys == []
         await told.add_all(["one more"])
         assert [len(keys) for keys in store.keys] == [5000] * 20 + [1]
+
+
+async def test_others_have_their_turn_between_trips_to_a_store_that_never_waits(monkeypatch):
+    monkeypatch.setattr(uses, "MAX_PER_TRIP", 1)
+    turns = 0
+
+    class Here(MemoryStore):
+        seen = ()
+
+        async def touch(self, keys):
+            self.seen = (*self.seen, turns)
+
+    store = Here(MemoryOptions(), BareContext())
+    async with telling(store) as told:
+        await told.add_all(f"{number}" for number in range(20))
+        while len(store.seen) < 20:
+            await trio.lowlevel.checkpoint()
+            turns += 1
+    assert len(set(store.seen)) > 10

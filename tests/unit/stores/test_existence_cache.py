@@ -655,3 +655,14 @@ async def test_a_backend_that_is_away_makes_nothing_forgotten():
 def test_how_long_a_yes_is_believed_is_counted_on_the_monotonic_clock():
     context = BareContext()
     assert abs(make(context, Backend(context))._clock() - time.monotonic()) < 600
+
+
+async def test_only_what_is_answered_from_memory_is_told_as_used(autojump_clock):
+    context = BareContext()
+    backend = Backend(context)
+    async with started(make(context, backend), context) as store:
+        await backend.put(TWO, b"2")
+        await store.put(ONE, b"1")
+        assert await store.has([ONE, TWO, digest_of(b"3")]) == [1, 1, None]
+        await trio.sleep(2)
+    assert backend.touched == [ONE], "of the others it has been asked itself"
