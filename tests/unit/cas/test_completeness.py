@@ -213,7 +213,8 @@ async def test_others_have_their_turns_while_a_large_tree_is_read(cas, asking):
         result = reapi.ActionResult(output_directories=[reapi.OutputDirectory(path="t", tree_digest=tree)])
         await asking.require(ActionKey("ab" * 32, 7), encode(result))
         nursery.cancel_scope.cancel()
-    assert before_asking[0] >= tree.size_bytes // (64 * 1024), "one for each part, of a millisecond"
+    parts = tree.size_bytes // (64 * 1024)
+    assert before_asking[0] >= parts - 3 > 5, "one for each part, of a millisecond, but for the first and the last"
 
 
 async def test_a_value_that_is_too_large_to_be_remembered_is_looked_at_each_time(cas, monkeypatch):

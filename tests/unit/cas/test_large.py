@@ -61,7 +61,7 @@ async def test_nobody_who_gives_up_waits_for_the_thread(way):
 
     def work(data):
         begun.set()
-        go_on.wait(10)
+        go_on.wait(60)
         ended.set()
 
     async with trio.open_nursery() as nursery:
