@@ -9,6 +9,7 @@ from nl.config.registry import GROUP, StoreKinds
 from nl.errors import ConfigError, InternalError, PluginError
 from nl.model.digest import Digest
 from nl.storage.builder import build_stores
+from nl.storage.coder_memory import CoderMemory
 from tests.unit.storage import kinds as classes
 
 WORKER = {"local": {"cas_fast_slow_store": "A", "work_directory": "/w"}}
@@ -21,11 +22,11 @@ def kinds():
     return StoreKinds(metadata.EntryPoint(name.lower(), f"{classes.__name__}:{name}", GROUP) for name in names)
 
 
-def build(**stores):
+def build(coder_memory=None, /, **stores):
     found = kinds()
     config = load_value({"stores": [{"name": name, **spec} for name, spec in stores.items()], "workers": [WORKER]},
                         env={}, kinds=found)
-    return build_stores(config.stores, kinds=found)
+    return build_stores(config.stores, kinds=found, coder_memory=coder_memory)
 
 
 def test_children_are_built_before_their_parents_and_named_by_their_fields():
@@ -107,3 +108,11 @@ def test_what_nobody_refers_to_is_built_in_the_order_of_the_config():
     graph = build(**{name: {"plain": {}} for name in "BAC"})
     assert [built.name for built in graph.stores] == ["B", "A", "C"]
     assert repr(graph["A"].context) == "<StoreContext of A>"
+
+
+def test_all_stores_of_a_config_share_the_memory_for_coders():
+    stores = {"A": {"pair": {"left": {"plain": {}}, "right": {"plain": {}}}}, "B": {"plain": {}}}
+    for given in (None, CoderMemory(1000)):
+        graph = build(given, **stores)
+        assert {id(built.store.context.coder_memory) for built in graph} == {id(graph.coder_memory)}
+        assert graph.coder_memory is given or given is None
