@@ -16,7 +16,7 @@ from nl.cas.action_results import (
     store_action_result,
     unseal,
 )
-from nl.cas.large import IN_PLACE_BYTES
+from nl.cas.large import READ_IN_PLACE_BYTES
 from nl.errors import BlobNotFoundError, CorruptBlobError, ExhaustedError, TooLargeError
 from nl.model.digest import ActionKey, Digest, DigestFunction
 from nl.pb import reapi
@@ -183,7 +183,7 @@ async def test_a_value_that_is_larger_than_any_result_is_corrupt_and_not_read_to
 async def test_only_large_results_are_looked_into_in_a_thread():
     """A thread is a checkpoint, where a cancellation is met; so few bytes cost none."""
     store = make_store()
-    for printed, completes in ((IN_PLACE_BYTES - 100, True), (IN_PLACE_BYTES, False)):
+    for printed, completes in ((READ_IN_PLACE_BYTES - 100, True), (READ_IN_PLACE_BYTES, False)):
         await store_action_result(store, ACTION, encode(reapi.ActionResult(stdout_raw=bytes(printed))))
         with trio.CancelScope() as scope:
             scope.cancel()

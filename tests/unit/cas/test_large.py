@@ -5,7 +5,7 @@ import threading
 import pytest
 import trio
 
-from nl.cas.large import IN_PLACE_BYTES, MANY, off_loop_if, off_loop_if_large
+from nl.cas.large import IN_PLACE_BYTES, MANY, READ_IN_PLACE_BYTES, off_loop_if, off_loop_if_large
 from nl.pb import reapi
 from nl.pb.codec import DecodeError, encode
 from nl.pb.find_missing import FindMissingRequest
@@ -52,7 +52,7 @@ async def test_what_takes_long_by_another_measure_is_done_in_a_thread_and_else_i
 
     assert await off_loop_if(False, place, 1, 2) == (True, (1, 2))
     assert await off_loop_if(True, place, 1, 2) == (False, (1, 2))
-    assert (IN_PLACE_BYTES, MANY) == (1024 * 1024, 1000), "ten milliseconds either way"
+    assert (IN_PLACE_BYTES, READ_IN_PLACE_BYTES, MANY) == (64 * 1024, 1024 * 1024, 1000), "ten milliseconds each"
 
 
 @pytest.mark.parametrize("way", ["large", "long"])
