@@ -34,6 +34,14 @@ LEAST_PACKED: Final = 256
 _UNPACKED_AT_ONCE: Final = 8 * OUTPUT
 """How much is unpacked in one stay in a thread: some milliseconds, after which a cancelled caller is let go."""
 _THREADS: Final = 4
+_FREE_BYTES: Final = 64 * 1024
+
+
+def most_packed(digest: Digest) -> int:
+    """How long a packed form may be, in bytes. What cannot be packed grows by a thousandth; beyond this are frames that
+    stand for nothing, which a store would keep and send to everybody who asks for the blob.
+    """
+    return 2 * digest.size + _FREE_BYTES
 
 
 def unpacking_bytes(digest: Digest) -> int:
@@ -55,6 +63,8 @@ class Packing:
         """What a client sent packed, unpacked and checked. Raises InvalidRequestError, UploadMismatchError."""
 
         def unpack_and_check() -> bytes:
+            if len(data) > most_packed(digest):
+                raise _far_too_large(digest)
             try:
                 blob = decompress(data, digest.size)
             except CodingError as error:
@@ -212,6 +222,8 @@ class PackedUpload(Reader):
             parts = await message.receive_parts(max_bytes)
             if parts:
                 self.committed += sum(map(len, parts))
+                if self.committed > most_packed(self._digest):
+                    raise _far_too_large(self._digest)
                 return parts
             if message.finish:
                 return ()
@@ -223,6 +235,10 @@ class PackedUpload(Reader):
                 f"{self._digest}: write_offset {message.offset} came after {self.committed} packed bytes; a packed "
                 "upload cannot be resumed"
             )
+
+
+def _far_too_large(digest: Digest) -> NlError:
+    return _wrong_upload(digest, f"its packed form has more than {most_packed(digest)} bytes")
 
 
 def _wrong_upload(digest: Digest, problem: str) -> NlError:

@@ -10,7 +10,7 @@ from nl.blob.zstd import compress, decompress
 from nl.errors import InvalidRequestError, UploadMismatchError
 from nl.model.digest import Digest
 from nl.pb.hot import WriteHead
-from nl.services.packing import LEAST_PACKED, CheckedUpload, PackedTarget, PackedUpload, Packing
+from nl.services.packing import LEAST_PACKED, CheckedUpload, PackedTarget, PackedUpload, Packing, most_packed
 from nl.services.write_messages import WriteMessage
 from nl.stores.memory import MemoryOptions, MemoryStore
 from nl.testing import BareContext
@@ -137,3 +137,25 @@ async def test_and_goes_on_where_it_is(offset):
 async def test_one_that_ends_too_early_is_told_how_much_came():
     with pytest.raises(InvalidRequestError, match="ended after 3 packed bytes without finish_write"):
         await read_all(upload_of(message(b"abc", 0)))
+
+
+def padded(data, size):
+    """The blob, packed, in `size` bytes: before it stands a frame that is to be skipped, and stands for nothing."""
+    frame = compress(data)
+    empty = size - len(frame) - 8
+    return b"\x50\x2a\x4d\x18" + empty.to_bytes(4, "little") + bytes(empty) + frame
+
+
+@pytest.mark.parametrize("beyond", [0, 1])
+async def test_what_stands_for_nothing_is_not_kept_without_end(beyond):
+    digest = digest_of(DATA)
+    frames = padded(DATA, most_packed(digest) + beyond)
+    assert 2 * len(DATA) < most_packed(digest) < 3 * len(DATA)
+    upload = upload_of(message(frames[:9], 0), message(frames[9:], 9, finish=True))
+    if beyond:
+        for refused in (read_all(upload), Packing().unpack(frames, digest)):
+            with pytest.raises(InvalidRequestError, match=f"packed form has more than {most_packed(digest)} bytes"):
+                await refused
+    else:
+        assert await read_all(upload) == frames
+        assert await Packing().unpack(frames, digest) == DATA
