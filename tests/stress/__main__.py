@@ -145,11 +145,14 @@ def report(
             slowest[name] = max(slowest.get(name, 0.0), took)
         seen.update(found["seen"])
     watcher.stop()
+    lost = [line for line in (root / "log").read_text().splitlines() if line.startswith(BROKEN)]
+    seen.update({name: sum(line.startswith(name) for line in lost) for name in BROKEN})  # by those killed, too
     share = watcher.most / options.max_bytes
     print(f"{options.processes} processes, inotify: {options.inotify}, {options.kills} kills, "
           f"{time.monotonic() - began:.0f} s; most bytes {share:.1%} of max_bytes in {watcher.looks} looks")
     for name, count in sorted(seen.items()):
         print(f"  {count:8}  {name}" + (f" (slowest {slowest[name]:.3f} s)" if name in slowest else ""))
+    print(*lost, sep="\n", end="\n" if lost else "")
     return 1 if any(seen[name] for name in BROKEN) or share > OVER[options.inotify] else 0
 
 

@@ -138,19 +138,22 @@ class Load:
             if await self.files.link_files([Link(digest, str(path), self.chance.random() < 0.5)]):
                 return
         if hashlib.sha256(path.read_bytes()).hexdigest() != digest.hash:
-            self.seen["wrong bytes"] += 1
+            print("wrong bytes", flush=True)
         path.unlink()
 
     async def must_be_there(self, number: int, when: float, else_seen: str) -> None:
-        """After a blob was put or said to be there; when that began."""
+        """After a blob was put or said to be there; when that began. A loss goes to the log at once: who sees it may be
+        killed.
+        """
         try:
             await self._read(number)
         except BlobNotFoundError:
             older = self._judge.older(when)
-            self.seen["gone as the oldest" if older is None else else_seen] += 1
-            if older is not None:
-                ago = time.monotonic() - when
-                print(f"{else_seen}: {DIGESTS[number]}, {ago:.3f} s ago; {older} is older and there", flush=True)
+            if older is None:
+                self.seen["gone as the oldest"] += 1
+                return
+            ago = time.monotonic() - when
+            print(f"{else_seen}: {DIGESTS[number]}, {ago:.3f} s ago; {older} is older and there", flush=True)
 
     async def _read(self, number: int) -> None:
         digest, found = DIGESTS[number], hashlib.sha256()
@@ -160,7 +163,7 @@ class Load:
                     for part in parts:
                         found.update(part)
         if found.hexdigest() != digest.hash:
-            self.seen["wrong bytes"] += 1
+            print("wrong bytes", flush=True)
 
 
 async def _run(orders: Orders, parent: Connection) -> Mapping[str, object]:

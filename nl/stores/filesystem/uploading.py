@@ -21,9 +21,10 @@ from nl.plugin import (
     UploadMismatchError,
 )
 from nl.stores.filesystem.commit import Committer, Finished
+from nl.stores.filesystem.copying import copy_bytes
 from nl.stores.filesystem.disk_space import ATTEMPTS, DiskSpace
 from nl.stores.filesystem.layout import Folder
-from nl.stores.filesystem.names import IndexKey
+from nl.stores.filesystem.names import IndexKey, name_of
 from nl.stores.filesystem.oserrors import translate
 from nl.stores.filesystem.writing import DiskPace, Gatherer, TempFile, drain
 
@@ -129,7 +130,7 @@ class Uploader:
             raise self._failed(error, finished.folder, finished.name, finished.facts.st_size) from error
 
     async def write(self, key: Key, reader: Reader) -> None:
-        """See Store.write. UnavailableError if the blob was there, and has gone while its bytes came once more."""
+        """See Store.write."""
         if key in EMPTY_DIGESTS:
             await drain(reader)
             return
@@ -137,15 +138,13 @@ class Uploader:
         folder, name, index_key = self._layout.locate(key)
         expected = key.size if type(key) is Digest else reader.size
         self._committer.refuse_too_large(key, expected)
-        if type(key) is Digest and self._committer.is_intact(key):
-            _require_size(key, await drain(reader))
-            await self._mirror.catch_up()
-            if not self._committer.is_there(key):
-                raise UnavailableError(
-                    f"{key} has left {self._layout.where} while it was being uploaded anew: upload it again"
-                )
-            return
         try:
+            if type(key) is Digest and (fd := self._open_intact(key)) is not None:
+                try:
+                    await self._take_again(key, reader, fd)
+                finally:
+                    os.close(fd)
+                return
             with await self._temp_file(expected) as file:
                 await self._receive(reader, file)
                 if type(key) is Digest:
@@ -153,6 +152,37 @@ class Uploader:
                 await self._commit(file, folder, name, index_key)
         except OSError as error:
             raise self._failed(error, folder, name, max(expected, 0)) from error
+
+    def _open_intact(self, digest: Digest) -> int | None:
+        """A descriptor of a blob that is there and known to be right. Raises OSError."""
+        if not self._committer.is_intact(digest):
+            return None
+        try:
+            return os.open(name_of(digest), os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW, dir_fd=self._layout.blobs.fd)
+        except FileNotFoundError:
+            return None
+
+    async def _take_again(self, digest: Digest, reader: Reader, fd: int) -> None:
+        """Receives a blob that is there, and open as `fd`: of that, a copy is placed if it has gone meanwhile.
+
+        Whoever has deleted it may have found it wrong, so the copy is hashed before it is served. Raises OSError,
+        UnavailableError if somebody has written to it.
+        """
+        before = os.fstat(fd)
+        _require_size(digest, await drain(reader))
+        await self._mirror.catch_up()
+        if self._committer.is_there(digest):
+            return
+        with await self._temp_file(digest.size) as file:
+            if digest.size <= SMALL:
+                copied = copy_bytes(fd, file.fd, digest.size)
+            else:
+                copied = await trio.to_thread.run_sync(copy_bytes, fd, file.fd, digest.size, limiter=self._threads)
+            if copied != digest.size or os.fstat(fd).st_mtime_ns != before.st_mtime_ns:
+                raise UnavailableError(
+                    f"{digest} was changed in {self._layout.where} while it was being uploaded anew: upload it again"
+                )
+            await self._place(file, Finished(file.name, *self._layout.locate(digest), file.finish()), is_known=False)
 
     async def _temp_file(self, expected: int) -> TempFile:
         """A new file for so many bytes, -1 if that is not known. Raises OSError."""
@@ -189,17 +219,17 @@ class Uploader:
         if durable:  # the name, too
             await trio.to_thread.run_sync(os.fsync, folder.fd, limiter=self._threads)
 
-    async def _place(self, file: TempFile, finished: Finished) -> None:
+    async def _place(self, file: TempFile, finished: Finished, *, is_known: bool = True) -> None:
         temp_name, folder, name, key, facts = finished
         for attempt in range(ATTEMPTS):
             try:
-                await self._committer.commit(temp_name, folder, name, key=key, facts=facts)
+                await self._committer.commit(temp_name, folder, name, key=key, facts=facts, is_known=is_known)
                 break
             except OSError as error:
                 if not await self._space.make_room_for_name(error, attempt=attempt):
                     raise
         else:
-            await self._committer.commit(temp_name, folder, name, key=key, facts=facts)
+            await self._committer.commit(temp_name, folder, name, key=key, facts=facts, is_known=is_known)
         self._count(file, facts)
 
     def _count(self, file: TempFile, facts: os.stat_result) -> None:

@@ -4,13 +4,15 @@ import os
 from contextlib import asynccontextmanager
 
 import pytest
+import trio
 
 from nl.blob.hashing import digest_of
-from nl.plugin import ActionKey
+from nl.plugin import ActionKey, UnavailableError
 from nl.stores.filesystem import mirror
 from nl.stores.filesystem.journal import Change
 from nl.stores.filesystem.names import legacy_action_key
 from nl.stores.filesystem.watch import WatchUnavailableError
+from nl.testing import BlockingReader, make_blob
 
 from .conftest import put, until
 
@@ -21,6 +23,11 @@ BLOCK = 4096
 def watched(request, monkeypatch):
     if request.param == "no inotify":
         monkeypatch.setattr(mirror, "remote_file_system", lambda path: "nfs")
+
+
+async def refused(store, digest, upload):
+    with pytest.raises(UnavailableError, match="upload it again"):
+        await store.write(digest, upload)
 
 
 @asynccontextmanager
@@ -100,6 +107,44 @@ async def test_an_upload_of_what_is_being_evicted_is_written_again(place, watche
         assert intact == [False]
         await put(two, b"a")
         assert await one.has([a]) == [1]
+
+
+@pytest.mark.parametrize("size", [1000, 300_000])
+async def test_what_is_evicted_while_it_is_uploaded_anew_is_placed_again_and_hashed(place, watched, size):
+    data = make_blob(size)
+    async with place.running() as store:
+        digest = await put(store, data)
+        written = store.statistics()["written_blobs"]
+        async with trio.open_nursery() as nursery:
+            upload = BlockingReader([data])
+            nursery.start_soon(store.write, digest, upload)
+            await upload.blocked.wait()
+            place.file(digest).unlink()
+            assert await store.has([digest]) == [None]
+            upload.go_on.set()
+        assert store.statistics()["written_blobs"] == written + 1
+        assert await store.has([digest]) == [size]
+        hashed = store.statistics()["hashed_blobs"]
+        assert await store.get(digest) == data
+        assert store.statistics()["hashed_blobs"] == hashed + 1
+        assert place.temp_files() == []
+
+
+async def test_what_somebody_has_written_to_before_he_deleted_it_is_not_placed_again(place, watched):
+    data = make_blob(1000)
+    async with place.running() as store:
+        digest = await put(store, data)
+        upload = BlockingReader([data])
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(refused, store, digest, upload)
+            await upload.blocked.wait()
+            place.file(digest).chmod(0o644)
+            place.file(digest).write_bytes(bytes(1000))
+            os.utime(place.file(digest), ns=(1, 1))  # whatever the clock's resolution
+            place.file(digest).unlink()
+            upload.go_on.set()
+        assert await store.has([digest]) == [None]
+        assert place.temp_files() == []
 
 
 async def test_what_a_killed_process_was_evicting_is_missing_only_until_somebody_has_the_lock(place, watched):
