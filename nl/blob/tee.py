@@ -14,7 +14,7 @@ from collections.abc import Sequence
 
 import trio
 
-from nl.blob.reader import CHUNK, Buffer, Reader
+from nl.blob.reader import CHUNK, Buffer, BytesReader, Reader
 from nl.errors import UnavailableError
 
 
@@ -31,6 +31,13 @@ class Tee:
         self.ended = False
         self.leader = Leader(self, source.size)
         self.follower = Follower(self, source.size)
+
+    def forget(self) -> None:
+        """Both sides are done: lets go of the source, and of what it raised. The sides and this one know each other, so
+        what it holds would wait for the cycle collector, which is rare; the source may be a coder of many MiB.
+        """
+        self.error = None
+        self._source = BytesReader(b"")
 
     async def pull(self, max_bytes: int) -> Sequence[Buffer]:
         """The source's next bytes."""

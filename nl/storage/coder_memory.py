@@ -60,7 +60,7 @@ class CoderMemory:
         self.limit = limit
         self.used = 0
         self.ended = 0
-        """How many uploads had to make room."""
+        """How many coders of uploads had to make room: one upload may have several."""
         self._patience_s = patience_s
         self._requests: dict[trio.lowlevel.Task, _Request] = {}
         self._waiting: dict[_Waiter, None] = {}
@@ -71,7 +71,7 @@ class CoderMemory:
     def statistics(self) -> dict[str, int]:
         """Figures for pages."""
         return {"bytes": self.used, "max_bytes": self.limit, "holders": self._holders, "waiting": len(self._waiting),
-                "uploads_ended": self.ended}
+                "ended": self.ended}
 
     @contextmanager
     def together(self) -> Iterator[None]:

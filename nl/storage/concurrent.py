@@ -45,8 +45,11 @@ async def for_each(count: int, act: Callable[[int], Awaitable[None]], *, tasks: 
             failures.append(exc)
             nursery.cancel_scope.cancel()
 
-    async with trio.open_nursery() as nursery:
-        for _ in range(min(tasks, count)):
-            nursery.start_soon(work_or_fail)
-    if failures:
-        raise failures[0]
+    try:
+        async with trio.open_nursery() as nursery:
+            for _ in range(min(tasks, count)):
+                nursery.start_soon(work_or_fail)
+        if failures:
+            raise failures[0]
+    finally:
+        failures.clear()  # an error knows the frames that it has passed, and with them this list: a circle

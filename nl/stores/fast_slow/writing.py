@@ -189,19 +189,26 @@ async def _write_both(key: Key, reader: Reader, *, slow: Store, fast: Store) -> 
         finally:
             tee.follower.close()
 
-    async with trio.open_nursery() as nursery:
-        nursery.start_soon(write_fast)
-        try:
-            await slow.write(key, tee.leader)
-            slow_has_it.set()
-        except Exception as error:  # noqa: BLE001 - raised below, outside of the nursery that would wrap it
-            failures.insert(0, error)
-            nursery.cancel_scope.cancel()
-        finally:
-            tee.leader.close()
-    if failures:
-        raise failures[0]
-    return refusals[0] if refusals else None
+    try:
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(write_fast)
+            try:
+                await slow.write(key, tee.leader)
+                slow_has_it.set()
+            except Exception as error:  # noqa: BLE001 - raised below, outside of the nursery that would wrap it
+                failures.insert(0, error)
+                nursery.cancel_scope.cancel()
+            finally:
+                tee.leader.close()
+        if failures:
+            raise failures[0]
+        return refusals[0] if refusals else None
+    finally:
+        # Errors know the frames that they have passed, and with them these lists and all that the stores held: circles,
+        # which the cycle collector rarely looks for.
+        failures.clear()
+        refusals.clear()
+        tee.forget()
 
 
 class _HeldBack(Reader):

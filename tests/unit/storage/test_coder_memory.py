@@ -52,7 +52,7 @@ async def test_who_finds_no_room_waits_and_gets_it_in_the_order_of_arrival(nurse
     third.leave.set()
     small.leave.set()
     await BLOCKED()
-    assert memory.statistics() == {"bytes": 0, "max_bytes": 100, "holders": 0, "waiting": 0, "uploads_ended": 0}
+    assert memory.statistics() == {"bytes": 0, "max_bytes": 100, "holders": 0, "waiting": 0, "ended": 0}
 
 
 async def test_what_is_larger_than_the_memory_is_admitted_when_it_has_all_of_it(nursery):
@@ -158,7 +158,7 @@ async def test_the_upload_that_has_waited_longest_for_its_client_makes_room(nurs
     async with memory.reading(40):
         assert [name for name, _ in ended] == ["longer"]
         assert "global.max_coder_memory" in ended[0][1]
-    assert memory.statistics()["uploads_ended"] == 1
+    assert memory.statistics()["ended"] == 1
     nursery.cancel_scope.cancel()
 
 
@@ -173,7 +173,7 @@ async def test_an_upload_that_waits_for_its_store_is_not_ended(nursery, autojump
     nursery.start_soon(upload)
     await BLOCKED()
     async with memory.reading(100):
-        assert memory.statistics()["uploads_ended"] == 0
+        assert memory.statistics()["ended"] == 0
 
 
 async def test_an_upload_gets_what_it_would_like_only_of_the_first_half():

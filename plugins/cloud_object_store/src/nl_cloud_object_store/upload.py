@@ -217,7 +217,10 @@ class Uploader:
                 failed.append(error)
                 nursery.cancel_scope.cancel()
         if failed:
-            raise failed[0]
+            try:
+                raise failed[0]
+            finally:
+                failed.clear()  # a circle: the error knows these frames, and they the parts
 
     async def _take_and_send(
         self, source: PromisedSource, room: int, send: Callable[[bytearray, Reservation], None]
