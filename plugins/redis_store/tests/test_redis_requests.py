@@ -23,6 +23,7 @@ from nl.plugin import (
     RetryOptions,
     Scans,
     TooLargeError,
+    Traits,
     UnavailableError,
     UploadMismatchError,
     digest_of,
@@ -236,24 +237,29 @@ async def test_an_upload_of_the_wrong_size_is_refused_before_it_is_read(redis: R
             await store.write(Digest("ab" * 32, 4), reader)
         assert reader.calls == 0
         await store.write(ONE, PartsReader([b"one"], size=-1))
+        await store.write("name", PartsReader([b"value"], size=-1))
         await store.write(digest_of(b""), PartsReader([]))
-        assert redis.lines() == [[f"SET {ONE}"]]
-        assert counted(store) == {"uploads": 1, "bytes_uploaded": 3}
+        with pytest.raises(UploadMismatchError):
+            await store.write(digest_of(b""), PartsReader([b"x"], size=-1))
+        assert redis.lines() == [[f"SET {ONE}"], ["SET ~name"]]
+        assert counted(store) == {"uploads": 2, "bytes_uploaded": 8}
 
 
 @pytest.mark.parametrize("size", [3, 3 * MIB])
-async def test_a_cancelled_upload_waits_for_the_end_of_its_request(
+async def test_a_cancelled_upload_or_deletion_waits_for_the_end_of_its_request(
     redis: Redis, size: int, autojump_clock: object
 ) -> None:
     """What its caller does next comes after it."""
     key = digest_of(data := bytes(size))
     async with running(redis) as store, trio.open_nursery() as nursery:
-        for upload in (lambda: store.put(key, data), lambda: store.write(key, PartsReader([data]))):
+        for change in (
+            lambda: store.put(key, data), lambda: store.write(key, PartsReader([data])), lambda: store.delete([key])
+        ):
             redis.held = trio.Event()
             began = trio.current_time()
             with trio.move_on_after(1) as scope:
                 nursery.start_soon(_after, 4, redis.held)
-                await upload()
+                await change()
             assert scope.cancelled_caught
             assert trio.current_time() - began == pytest.approx(4)
 
@@ -321,10 +327,29 @@ async def test_the_start_finds_out_what_the_server_is(redis: Redis, mode: str, r
     assert caught.value.path == "mode"
 
 
+@pytest.mark.parametrize("tracked", [True, False])
+async def test_use_is_tracked_where_all_servers_of_a_cluster_evict_by_it(
+    nursery: trio.Nursery, monkeypatch: pytest.MonkeyPatch, tracked: bool
+) -> None:
+    slots = [[0, 8000, [b"a", 1, b"id"]], [8001, 16383, [b"b", 2, b"id"]]]
+    servers = {"a": Redis(nursery), "b": Redis(nursery)}
+    for name, server in servers.items():
+        server.refusals[b"CLUSTER"] = [slots] * 9
+        policy = "allkeys-lru" if tracked or name == "a" else "volatile-lru"
+        server.info = f"redis_mode:cluster\r\nmaxmemory_policy:{policy}\r\n".encode()
+
+    async def dial(address: Address, **how: float) -> Connection:
+        return await servers[address.host].dial(address, **how)
+
+    monkeypatch.setattr(topology, "dial", dial)
+    async with started(RedisStore(options(addresses=("redis://a",), mode="cluster"), BareContext())) as store:
+        assert store.traits.tracks_use == tracked
+
+
 async def test_who_may_not_ask_what_the_server_is_may_use_it(redis: Redis) -> None:
     redis.refusals[b"INFO"] = [Exception("NOPERM this user has no permissions to run the 'info' command")]
     async with running(redis) as store:
-        assert not store.traits.tracks_use
+        assert store.traits == Traits(authoritative=True, tracks_use=False)
         await store.put(ONE, b"one")
 
 
