@@ -23,7 +23,7 @@ from nl.plugin import (
     UnavailableError,
 )
 from nl.stores.memory import MemoryOptions, MemoryStore
-from nl.testing import BareContext, BlockingReader, FaultyStore, PartsReader, away, read, started
+from nl.testing import BareContext, BlockingReader, FaultyStore, PartsReader, away, read, split, started
 from tests.unit.stores.test_fast_slow import LARGE, RING_BYTES, Watched, put_slow, running
 from tests.unit.stores.test_fast_slow_files import make_store
 
@@ -428,6 +428,31 @@ async def test_a_value_that_the_fast_store_has_again_is_served_from_it(streamed)
         assert store.statistics()["stale_in_fast"] == 0
 
 
+async def test_a_value_that_could_not_be_taken_out_of_the_fast_store_is_not_served_from_it():
+    class Keeps(Watched):
+        async def delete(self, keys):
+            raise UnavailableError("away")
+
+    async with running(fast=Keeps()) as store:
+        await store.put(ACTION, b"old")
+        store.fast.write_error = ExhaustedError("full")
+        await store.put(ACTION, b"new")
+        assert await store.fast.get(ACTION) == b"old" and await store.get(ACTION) == b"new"
+        assert store.statistics()["stale_in_fast"] == 1
+
+
+async def test_a_slow_store_that_takes_no_more_since_it_has_the_blob_stops_the_fast_one_nowhere():
+    class HasIt(Watched):
+        async def write(self, key, reader):
+            await reader.receive_parts()
+
+    data = os.urandom(LARGE)
+    async with running(slow=HasIt()) as store:
+        with trio.fail_after(60):
+            await store.write(digest_of(data), PartsReader(split(data, 70_000)))
+        assert await store.fast.get(digest_of(data)) == data
+
+
 async def test_a_bug_in_the_fast_store_is_not_taken_for_a_success():
     class Buggy(Watched):
         async def write(self, key, reader):
@@ -576,3 +601,133 @@ async def test_a_file_whose_blob_the_slow_store_has_is_not_sent_again(tmp_path):
         await store.capability(LocalFiles).adopt_file(digest_of(b"output"), str(tmp_path / "out"))
         assert slow.calls["write"] == 0
         assert await store.fast.get(digest_of(b"output")) == b"output"
+
+
+async def test_what_the_fast_store_has_is_linked_and_only_the_rest_fetched(tmp_path):
+    context = BareContext()
+    store = make_store(context, tmp_path)
+    async with started(store, context):
+        blobs = [os.urandom(100 + number) for number in range(4)]
+        for number, data in enumerate(blobs):
+            await (store if number % 2 else store.slow).put(digest_of(data), data)
+        links = [Link(digest_of(data), str(tmp_path / f"in{n}"), False) for n, data in enumerate(blobs)]
+        assert await store.capability(LocalFiles).link_files(links) == []
+        for link, data in zip(links, blobs, strict=True):
+            with open(link.path, "rb") as file:
+                assert file.read() == data
+        assert store.statistics()["fetches_completed"] == 2
+
+
+async def test_where_reads_do_not_fill_the_fast_store_links_are_copies_of_the_slow_ones(tmp_path):
+    context = BareContext()
+    store = make_store(context, tmp_path, fast_direction="update")
+    async with started(store, context):
+        digest = digest_of(data := os.urandom(1000))
+        await store.slow.put(digest, data)
+        assert await store.capability(LocalFiles).link_files([Link(digest, str(tmp_path / "in"), False)]) == []
+        assert (tmp_path / "in").read_bytes() == data
+        assert await store.fast.has([digest]) == [None]
+
+
+class Wrong(Watched):
+    """A slow store that cannot delete, or takes its time to."""
+
+    def __init__(self, *, deletes=False):
+        super().__init__()
+        self.deletes = deletes
+        self.deleting, self.go_on = trio.Event(), trio.Event()
+
+    def capability(self, kind):
+        return None if kind is Deletes and not self.deletes else super().capability(kind)
+
+    async def delete(self, keys):
+        self.deleting.set()
+        await self.go_on.wait()
+        await super().delete(keys)
+
+
+async def test_a_wrong_blob_is_no_file_and_missing(tmp_path):
+    context = BareContext()
+    store = make_store(context, tmp_path, slow=Wrong(), max_bytes=8192)  # too small: it is copied out
+    async with started(store, context):
+        digest = digest_of(os.urandom(300_000))
+        store.slow._insert(digest, os.urandom(300_000))
+        links = [Link(digest, str(tmp_path / "in"), False)]
+        store.fetches.fetch_here = nothing
+        assert await store.capability(LocalFiles).link_files(links) == [digest]
+        assert not os.path.exists(links[0].path)
+
+
+async def nothing(keys):
+    return []
+
+
+async def test_a_wrong_blob_is_there_again_once_its_file_is_adopted(tmp_path):
+    context = BareContext()
+    store = make_store(context, tmp_path, slow=Wrong())
+    async with started(store, context):
+        digest = digest_of(data := os.urandom(1000))
+        store.slow._insert(digest, os.urandom(1000))
+        with pytest.raises(BlobNotFoundError):
+            await store.get(digest)
+        assert await store.has([digest]) == [None]
+        (tmp_path / "out").write_bytes(data)
+        await store.capability(LocalFiles).adopt_file(digest, str(tmp_path / "out"))
+        assert await store.has([digest]) == [1000] and await store.slow.get(digest) == data
+
+
+async def test_a_file_is_adopted_after_the_deletion_of_its_wrong_blob(tmp_path):
+    context = BareContext()
+    store = make_store(context, tmp_path, slow=Wrong(deletes=True))
+    async with started(store, context), trio.open_nursery() as nursery:
+        digest = digest_of(data := os.urandom(1000))
+        store.slow._insert(digest, os.urandom(1000))
+
+        async def find_wrong():
+            with pytest.raises(BlobNotFoundError):
+                await store.get(digest)
+
+        nursery.start_soon(find_wrong)
+        await store.slow.deleting.wait()
+        (tmp_path / "out").write_bytes(data)
+        nursery.start_soon(store.capability(LocalFiles).adopt_file, digest, str(tmp_path / "out"))
+        await trio.testing.wait_all_tasks_blocked()
+        store.slow.go_on.set()
+        with trio.fail_after(60):
+            while await store.has([digest]) == [None]:
+                await trio.sleep(0.001)
+        assert await store.slow.get(digest) == data
+
+
+async def test_a_file_that_is_being_adopted_is_an_upload_under_way(tmp_path):
+    class Slow(Watched):
+        def __init__(self):
+            super().__init__()
+            self.begun, self.go_on = trio.Event(), trio.Event()
+
+        async def write(self, key, reader):
+            self.begun.set()
+            await self.go_on.wait()
+            await super().write(key, reader)
+
+    context = BareContext()
+    store = make_store(context, tmp_path, slow=Slow())
+    async with started(store, context), trio.open_nursery() as nursery:
+        digest = digest_of(b"output")
+        (tmp_path / "out").write_bytes(b"output")
+        nursery.start_soon(store.capability(LocalFiles).adopt_file, digest, str(tmp_path / "out"))
+        await store.slow.begun.wait()
+        answers = []
+
+        async def ask():
+            answers.extend(await store.has([digest]))
+
+        nursery.start_soon(ask)
+        await trio.testing.wait_all_tasks_blocked()
+        assert not answers
+        store.slow.go_on.set()
+        await store.uploads.wait_for([digest])
+        with trio.fail_after(60):
+            while not answers:
+                await trio.sleep(0.001)
+        assert answers == [6]
