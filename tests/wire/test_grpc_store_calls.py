@@ -160,6 +160,7 @@ async def test_blobs_as_small_as_the_config_says_travel_in_batches_and_larger_on
             (small, "BatchReadBlobs", "BatchUpdateBlobs"), (large, "Read", "Write")
         ):  # fmt: skip
             server.calls.clear()
+            server.requests.clear()
             assert await store.get(digest) == data
             assert await store.get_many([digest]) == [data]
             assert await read(store, digest) == data
@@ -167,6 +168,8 @@ async def test_blobs_as_small_as_the_config_says_travel_in_batches_and_larger_on
             await store.put(digest, data)
             await store.put_many([(digest, data)])
             await store.write(digest, PartsReader([data]))
+            if read_by == "Read":
+                assert [(each.read_offset, each.read_limit) for each in requests_of(server, "Read")][-1] == (10, 20)
             assert [call for call in server.calls if call != "GetCapabilities"] == [read_by] * 4 + [written_by] * 3
 
 
@@ -203,6 +206,39 @@ async def test_as_many_batches_of_each_sort_are_under_way_as_the_config_says_and
             later.set()
         counts = store.statistics()
         assert (counts["read_batches"], counts["read_in_batches"]) == (slots + 1, 6)
+
+
+@pytest.mark.parametrize("method", ["BatchReadBlobs", "BatchUpdateBlobs"])
+async def test_no_more_gathers_for_the_next_batch_than_the_config_says(
+    server: ForeignServer, later: threading.Event, method: str
+) -> None:
+    blobs = [kept(server, 100, seed=seed) for seed in range(12)]
+    batching = ReadBatching(dispatch_slots=1, max_queued_bytes=1000)  # a blob counts with what else it takes: 228
+    server.plan(method, Fault(held=later))
+    async with remote_cas(server.port, experimental_read_batching=batching) as store, trio.open_nursery() as nursery:
+        for digest, data in blobs:
+            if method == "BatchReadBlobs":
+                nursery.start_soon(store.get, digest)
+            else:
+                nursery.start_soon(store.put, digest, data)
+            if digest is blobs[0][0]:
+                await trio.to_thread.run_sync(server.wait_for, method, 1)
+        await wait_all_tasks_blocked()
+        later.set()
+    field = "digests" if method == "BatchReadBlobs" else "requests"
+    counts = [len(getattr(request, field)) for request in requests_of(server, method)]
+    assert counts[:2] == [1, 4] and sum(counts) == 12 and max(counts) == 4
+
+
+async def test_two_hundred_thousand_lookups_gather_at_most(server: ForeignServer, later: threading.Event) -> None:
+    server.plan("FindMissingBlobs", *[Fault(held=later)] * 2)
+    digests = [digest_of(b"x")] * 10_000
+    async with remote_cas(server.port) as store, trio.open_nursery() as nursery:
+        for _ in range(24):
+            nursery.start_soon(store.has, digests)
+            await wait_all_tasks_blocked()
+        assert store.backend._lookups._queued == 200_000
+        nursery.cancel_scope.cancel()
 
 
 async def test_the_statistics_count_calls_retries_failures_and_connections(server: ForeignServer) -> None:

@@ -11,6 +11,7 @@ from typing import Any
 import pytest
 import trio
 
+from nl.model.caller import caused_by
 from nl.plugin import (
     CHUNK,
     BlobNotFoundError,
@@ -275,6 +276,33 @@ async def test_a_reader_of_a_packed_blob_keeps_to_what_it_is_asked_for_and_may_l
         assert store.statistics()["read_packed"] == 34, "each gives its place back"
         with trio.fail_after(60):
             assert await store.has([digest]) == [digest.size]
+
+
+async def test_what_goes_on_plain_has_the_same_name_and_headers_and_may_be_left_as_well(server: ForeignServer) -> None:
+    digest = digest_of(data := packable(SIZE), DigestFunction.BLAKE3)
+    server.put(data, digest)
+    more = {"forward_headers": ("x-who",), "use_legacy_resource_names": True, "max_concurrent_requests": 1}
+    server.plan("Read", fail("UNAVAILABLE", after=10 * PIECE))
+    server.plan("Write", fail("UNAVAILABLE"))
+    async with packing(server, instance_name="a", **more) as store:
+        with caused_by((("x-who", "me"),)):
+            async with store.open(digest) as reader:
+                while server.count("Read") < 2:
+                    assert await reader.receive_parts(100_000)
+            with trio.fail_after(60):
+                await store.put(digest_of(other := packable(SIZE, seed=1), DigestFunction.BLAKE3), other)
+    calls = list(zip(server.calls, server.requests, strict=True))
+    asked = [(call, each.resource_name.split("/")) for call, each in calls if call in ("Read", "Write")]
+    assert [name for call, name in asked if call == "Read"] == [
+        ["a", "compressed-blobs", "zstd", digest.hash, str(SIZE)], ["a", "blobs", digest.hash, str(SIZE)]
+    ]
+    assert [name[3:] for call, name in asked if call == "Write"] == [
+        ["compressed-blobs", "zstd", digest_of(other, DigestFunction.BLAKE3).hash, str(SIZE)],
+        ["blobs", digest_of(other, DigestFunction.BLAKE3).hash, str(SIZE)],
+    ]
+    sent = [headers.get("x-who") for call, headers in zip(server.calls, server.metadata, strict=True)
+            if call != "GetCapabilities"]  # fmt: skip
+    assert sent == ["me"] * 4
 
 
 # --- writing

@@ -20,6 +20,7 @@ from nl.plugin import (
     LocalFiles,
     RangeError,
     TooLargeError,
+    Traits,
     UnavailableError,
 )
 from nl.stores.memory import MemoryOptions, MemoryStore
@@ -255,12 +256,12 @@ async def test_a_value_too_large_to_be_had_whole_fills_the_fast_store_as_a_strea
 async def test_of_failures_in_a_row_the_first_is_told_and_the_first_after_a_success(caplog):
     async with running(fast_direction="get") as store:
         digests = [(await put_slow(store, 100 + number))[0] for number in range(6)]
-        for digest, fails in zip(digests, (True, True, False, True, True, False), strict=True):
+        for digest, fails in zip(digests, (True, False, True, False, True, True), strict=True):
             store.fast.write_error = ExhaustedError("full") if fails else None
             await store.get(digest)
             await store.fetches.wait_idle()
         told = [record for record in caplog.records if "did not take" in record.getMessage()]
-        assert [record.levelname for record in told if record.levelname == "WARNING"] == ["WARNING"] * 2
+        assert [record.levelname for record in told if record.levelname == "WARNING"] == ["WARNING"] * 3
         assert store.statistics()["fetches_failed"] == 4
 
 
@@ -280,8 +281,11 @@ async def test_fetches_of_many_are_counted_one_by_one():
         assert store.statistics()["fetches_failed"] == 4
 
 
-async def test_readers_of_many_do_not_wait_for_the_fast_store():
+async def test_readers_do_not_wait_for_the_fast_store():
     class Stuck(Watched):
+        async def put(self, key, data):
+            await trio.sleep_forever()
+
         async def put_many(self, blobs):
             await trio.sleep_forever()
 
@@ -289,6 +293,84 @@ async def test_readers_of_many_do_not_wait_for_the_fast_store():
         blobs = [await put_slow(store, 100) for _ in range(3)]
         with trio.fail_after(60):
             assert await store.get_many([digest for digest, _ in blobs]) == [data for _, data in blobs]
+            digest, data = await put_slow(store, 200)
+            assert await store.get(digest) == data
+
+
+async def test_a_fast_store_that_is_away_costs_many_nothing_but_time():
+    class Away(Watched):
+        async def get_many(self, keys):
+            raise UnavailableError("away")
+
+        async def put_many(self, blobs):
+            raise UnavailableError("away")
+
+    async with running(fast=Away()) as store:
+        blobs = [(digest_of(data := os.urandom(100 + number)), data) for number in range(3)]
+        assert await store.put_many(blobs) == [None] * 3
+        assert await store.get_many([digest for digest, _ in blobs]) == [data for _, data in blobs]
+        assert store.statistics()["fast_failures"] == 6
+    async with running(fast=Away(), slow_direction="read_only") as store:
+        assert [type(each) for each in await store.put_many(blobs)] == [UnavailableError] * 3
+
+
+async def test_readers_of_a_fetch_that_stands_still_ask_the_slow_store_after_a_minute(autojump_clock):
+    class Stalls(Watched):
+        stalled = 0
+
+        async def get(self, key):
+            self.stalled += 1
+            if self.stalled == 1:
+                await trio.sleep_forever()
+            return await super().get(key)
+
+        async def get_many(self, keys):
+            return [await super(Stalls, self).get(key) for key in keys]
+
+    async with running(slow=Stalls()) as store:
+        digest, data = await put_slow(store, 100)
+        began = trio.current_time()
+        assert await store.get(digest) == data
+        assert trio.current_time() - began == pytest.approx(60)
+        assert store.statistics()["follower_timeouts"] == 1
+        assert await store.get_many([digest]) == [data]
+        assert trio.current_time() - began == pytest.approx(120)
+        assert store.statistics()["follower_timeouts"] == 2
+
+
+async def test_what_is_missing_is_asked_for_once():
+    class Asked(Watched):
+        trips = ()
+
+        async def get_many(self, keys):
+            self.trips = (*self.trips, len(keys))
+            return await super().get_many(keys)
+
+    async with running(slow=Asked()) as store:
+        await store.get_many([digest_of(b"one"), digest_of(b"two")])
+        assert store.slow.trips == (2,)
+
+
+async def test_a_streamed_fetch_is_counted_and_makes_its_value_served():
+    async with running() as store:
+        digest, data = await put_slow(store)
+        assert await read(store, digest) == data
+        await store.fetches.wait_idle()
+        assert (store.statistics()["fetches_completed"], store.statistics()["fetches_failed"]) == (1, 0)
+
+
+async def test_a_wrong_blob_that_the_slow_store_does_not_delete_is_told_and_missing(caplog):
+    class Refuses(Watched):
+        async def delete(self, keys):
+            raise UnavailableError("read-only")
+
+    async with running(slow=Refuses()) as store:
+        digest = digest_of(b"blob")
+        store.slow._insert(digest, b"blub")
+        with pytest.raises(BlobNotFoundError):
+            await store.get(digest)
+        assert f"could not delete {digest}: read-only" in caplog.text
+        assert await store.has([digest]) == [None]
 
 
 async def test_a_blob_that_can_just_be_had_whole_fills_the_fast_store():
@@ -441,6 +523,25 @@ async def test_a_value_that_could_not_be_taken_out_of_the_fast_store_is_not_serv
         assert store.statistics()["stale_in_fast"] == 1
 
 
+@pytest.mark.parametrize(("authoritative", "there", "stale"), [(True, False, 0), (True, True, 1), (False, False, 1)])
+async def test_a_fast_store_that_cannot_delete_may_answer_again_if_it_surely_has_no_old_value(
+    authoritative, there, stale
+):
+    class Keeps(Watched):
+        traits = Traits(authoritative=authoritative)
+
+        def capability(self, kind):
+            return None if kind is Deletes else super().capability(kind)
+
+    async with running(fast=Keeps()) as store:
+        if there:
+            await store.fast.put(ACTION, b"old")
+        store.fast.write_error = ExhaustedError("full")
+        await store.put(ACTION, b"new")
+        assert store.statistics()["stale_in_fast"] == stale
+        assert await store.get(ACTION) == b"new"
+
+
 async def test_a_slow_store_that_takes_no_more_since_it_has_the_blob_stops_the_fast_one_nowhere():
     class HasIt(Watched):
         async def write(self, key, reader):
@@ -552,6 +653,23 @@ async def test_a_link_copied_out_leaves_no_file_where_the_slow_store_fails(tmp_p
         assert await store.capability(LocalFiles).link_files([link]) == []
         with open(link.path, "rb") as file:
             assert file.read() == data
+
+
+async def test_copying_links_out_leaves_no_descriptor_open(tmp_path):
+    context = BareContext()
+    store = make_store(context, tmp_path, max_bytes=8192)
+    async with started(store, context):
+        data = os.urandom(300_000)
+        await store.slow.put(digest_of(data), data)
+
+        async def link(name):
+            await store.capability(LocalFiles).link_files([Link(digest_of(data), str(tmp_path / name), False)])
+
+        await link("first")
+        before = len(os.listdir("/proc/self/fd"))
+        for number in range(30):
+            await link(str(number))
+        assert len(os.listdir("/proc/self/fd")) < before + 15
 
 
 async def test_a_file_that_is_there_is_never_written_over(tmp_path):
@@ -691,7 +809,7 @@ async def test_a_file_is_adopted_after_the_deletion_of_its_wrong_blob(tmp_path):
         await store.slow.deleting.wait()
         (tmp_path / "out").write_bytes(data)
         nursery.start_soon(store.capability(LocalFiles).adopt_file, digest, str(tmp_path / "out"))
-        await trio.testing.wait_all_tasks_blocked()
+        await trio.sleep(0.1)  # so long it would mostly take not to wait
         store.slow.go_on.set()
         with trio.fail_after(60):
             while await store.has([digest]) == [None]:

@@ -670,6 +670,18 @@ async def test_fetches_under_way_are_bounded_and_make_room_when_they_end(monkeyp
         assert (under_way.completed, under_way.failed) == (12, 0)
 
 
+async def test_a_fetch_for_who_needs_it_takes_the_place_of_another(monkeypatch):
+    async with fetching(monkeypatch, 2) as (under_way, slow, fast, names):
+        async with trio.open_nursery() as nursery:
+            for number in range(2):
+                nursery.start_soon(under_way.fetch_here, [names[number]])
+            await trio.testing.wait_all_tasks_blocked()
+            assert under_way.join(names[2]) is None
+            slow.go_on.set()
+        assert under_way.join(names[2]) is not None
+        await under_way.wait_idle()
+
+
 async def test_sixty_four_fetches_are_under_way_at_most(monkeypatch):
     async with fetching(monkeypatch) as (under_way, slow, fast, names):
         others = [digest_of(b"other %d" % number) for number in range(64)]
