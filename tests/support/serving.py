@@ -42,9 +42,12 @@ class Serving:
 @asynccontextmanager
 async def serving(
     *, store: Store | None = None, results: Store | None = None, persist_s: float = 60.0, max_parked: int = 64,
-    max_parked_bytes: int = 1 << 30,
+    max_parked_bytes: int = 1 << 30, packs: bool = False,
 ) -> AsyncIterator[Serving]:
-    """Instances: '' and 'main' (all services), 'locked' (the action cache is read-only), 'builds' (has a scheduler)."""
+    """A server; `packs`: it announces zstd.
+
+    Instances: '' and 'main' (all services), 'locked' (the action cache is read-only), 'builds' (has a scheduler).
+    """
     store = store or memory_store()
     results = results or memory_store()
     names = ("", "main", "locked", "builds", "a/b/c")
@@ -66,6 +69,7 @@ async def serving(
                     BATCH_BYTES,
                     update_enabled=name != "locked",
                     execution=name == "builds",
+                    compression=packs,
                     supported_node_properties=("mtime", "unix_mode") if name == "builds" else (),
                 )
                 for name in names

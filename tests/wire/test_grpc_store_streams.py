@@ -12,6 +12,7 @@ import trio
 from nl.plugin import (
     CHUNK,
     BlobNotFoundError,
+    BytesReader,
     CorruptBlobError,
     Digest,
     InvalidRequestError,
@@ -278,14 +279,15 @@ def test_sixteen_uploads_at_once_can_be_had_again_and_others_when_these_have_end
                 way.gen.throw(OSError("failed"))
 
 
+@pytest.mark.parametrize("size", [LARGE, 24 * 1024 * 1024], ids=["at its end", "in the middle"])
 async def test_an_upload_that_stands_still_for_the_time_limit_is_made_anew(
-    server: ForeignServer, never: threading.Event
+    server: ForeignServer, never: threading.Event, size: int
 ) -> None:
-    digest = digest_of(data := make_blob(LARGE))
+    digest = digest_of(data := make_blob(size))
     server.plan("Write", Fault(held=never))
     async with remote_cas(server.port, rpc_timeout_s=LIMIT_S) as store:
-        await store.write(digest, PartsReader(split(data, 70_000)))
-    assert same(server.blobs[digest.hash, LARGE], data)
+        await store.write(digest, BytesReader(data))
+    assert same(server.blobs[digest.hash, size], data)
 
 
 @pytest.mark.parametrize("there", [False, True])
