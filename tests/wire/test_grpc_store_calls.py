@@ -434,6 +434,14 @@ async def test_a_blobs_status_in_a_batch_means_what_it_means_of_a_call(
             await store.put(digest, data)
 
 
+async def test_a_small_blob_does_not_keep_the_message_it_came_in(server: ForeignServer) -> None:
+    blobs = [kept(server, size) for size in (100, 64 * 1024, 64 * 1024 + 1)]
+    async with remote_cas(server.port) as store:
+        got = await store.get_many([digest for digest, _ in blobs])
+    assert got == [data for _, data in blobs]
+    assert [type(each) for each in got] == [bytes, bytes, memoryview], "a large one is not copied"
+
+
 async def test_a_store_that_is_not_running_says_so() -> None:
     store = grpc_store(1)
     with pytest.raises(UnavailableError, match="the grpc store 'REMOTE' is not running"):

@@ -137,6 +137,7 @@ async def test_names_as_before_are_so_for_packed_blobs_too(server: ForeignServer
     async with packing(server, use_legacy_resource_names=True) as store:
         digest = await store_and_load(store, packable(SIZE), DigestFunction.BLAKE3)
     assert server.requests[-1].resource_name == f"compressed-blobs/zstd/{digest.hash}/{SIZE}"
+    assert server.requests[-2].resource_name.split("/")[2:] == ["compressed-blobs", "zstd", digest.hash, str(SIZE)]
 
 
 async def test_action_results_are_never_packed_and_who_wants_it_is_told(
