@@ -32,11 +32,14 @@ _WINDOW_BYTES = 4 * 1024 * 1024
 
 
 class LoadedDirectory(NamedTuple):
-    """One directory met on a walk: `encoded` is what the store holds, `children` the subdirectories it names."""
+    """One directory met on a walk: `encoded` is what the store holds, `children` the subdirectories it names, `known`
+    how many directories the walk knows of so far.
+    """
 
     digest: Digest
     encoded: Buffer
     children: Sequence[Digest]
+    known: int = 0
 
 
 def decode_directory(digest: Digest, encoded: Buffer) -> reapi.Directory:
@@ -117,7 +120,7 @@ async def walk(store: Store, root: Digest, *, limit: int = MAX_DIRECTORIES) -> A
                         found.append(child)
                 if len(seen) > limit:
                     raise ExhaustedError(f"the tree {root} has more than {limit} distinct directories")
-                yield LoadedDirectory(digest, encoded, children)
+                yield LoadedDirectory(digest, encoded, children, len(seen))
         queue = found
 
 

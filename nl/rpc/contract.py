@@ -80,9 +80,10 @@ class ServerStream(Protocol, Generic[Req, Rep]):
         nothing else than that `receive_body` is to be asked.
         """
 
-    def pin(self, count: int) -> None:
-        """So many bytes of what the client has sent are kept by the handler now: for the bound of what all clients make
-        the listener hold (`max_held`). Each call replaces the count of the one before; the end of the handler ends it.
+    def keep(self, count: int) -> None:
+        """So many bytes that the client has caused are with the handler now: for the bound of what all clients make the
+        listener hold (`max_held`). Each call replaces the count of the one before; the end of the handler ends it.
+        What is read, and what is sent, is counted without this.
         """
 
     async def send_initial_metadata(self, *, metadata: Any = None) -> None: ...

@@ -78,7 +78,7 @@ class ServerCall(Call):
         self.cancel_reason: Outcome | None = None
         self.received = 0
         self.kept = 0
-        """Bytes of a request that is larger than its method has use for. Set by `keep`."""
+        """Bytes that the handler keeps, beside what is pinned. Set by `keep`."""
         self.handler_done = False
         self.winding_down = False
         """The call is over, reset by the client or answered by its handler, and the handler still runs."""
@@ -149,7 +149,7 @@ class ServerCall(Call):
         return await off_loop(definition.decode, data)
 
     def keep(self, count: int) -> None:
-        """So many bytes of the request are with the handler, and count as held for the client until it is done."""
+        """So many bytes are with the handler, and count as held for the client until it is done."""
         connection = self.connection
         connection.pinned += count - self.kept
         self.kept = count

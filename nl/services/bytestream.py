@@ -285,7 +285,7 @@ async def _receive_small(source: Reader, size: int, messages: WriteMessages) -> 
             return parts[0]
         data = b"".join((data, *parts))
         if len(data) < size:
-            messages.pin(len(data))
+            messages.keep(len(data))
     return data
 
 

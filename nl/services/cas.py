@@ -229,7 +229,9 @@ class CasService:
         root = parse_digest(request.root_digest, function, "root_digest")
         if request.page_size < 0:
             raise InvalidRequestError(f"page_size {request.page_size} is negative")
-        pages = tree_pages(store, root, page_size=request.page_size, page_token=request.page_token)
+        pages = tree_pages(
+            store, root, page_size=request.page_size, page_token=request.page_token, keep=stream.keep
+        )
         async with aclosing(pages):
             async for page in pages:
                 await stream.send_parts(page)

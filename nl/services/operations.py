@@ -62,6 +62,10 @@ class OperationsService:
 
         The name may be that of the instance or of its collection, `{instance}/operations`.
         """
+        await stream.send_parts([await self._page(stream)])
+
+    async def _page(self, stream: ServerStream[longrunning.ListOperationsRequest, Any]) -> bytes:
+        """The reply; what it is made of is gone when the client takes it."""
         request = await receive_request(stream)
         if request.filter:
             raise InvalidRequestError("filters are not supported by ListOperations")
@@ -85,7 +89,7 @@ class OperationsService:
                 break
             reply.operations.append(message)
             after = operation.number
-        await stream.send_message(reply)
+        return encode(reply)
 
     async def cancel_operation(self, stream: ServerStream[longrunning.CancelOperationRequest, wkt.Empty]) -> None:
         """Ends it as CANCELLED. One that is over already stays as it is."""

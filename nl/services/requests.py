@@ -103,11 +103,11 @@ async def receive_decoded(stream: ServerStream[Any, Any], decode: Callable[[Buff
 
 async def decode_off_loop(stream: ServerStream[Any, Any], decode: Callable[[Buffer], T], data: Buffer) -> T:
     """`decode(data)` in a thread. There are few of these, and what waits for one is held for its client meanwhile."""
-    stream.pin(len(data))
+    stream.keep(len(data))
     try:
         return await off_loop(decode, data)
     finally:
-        stream.pin(0)
+        stream.keep(0)
 
 
 async def receive_request(stream: ServerStream[Req, Rep]) -> Req:

@@ -7,8 +7,9 @@ since the order of a walk depends on the root alone, a listing that broke off ca
 
 from __future__ import annotations
 
-from collections.abc import AsyncGenerator
+from collections.abc import AsyncGenerator, Callable
 from contextlib import aclosing
+from typing import Final
 
 from nl.blob.reader import Buffer
 from nl.cas.directories import walk
@@ -20,13 +21,16 @@ from nl.storage.contract import Store
 
 PAGE_BYTES = REPLY_BYTES - 512 * 1024
 """A page is closed here; only one directory alone may be larger, up to what fits into a reply."""
+KNOWN_BYTES: Final = 300
+"""What a walk takes for each directory that it knows of: digests as objects, in a set and in lists (measured)."""
 _DIRECTORIES, _NEXT_PAGE_TOKEN = b"\x0a", b"\x12"
 
 
 async def tree_pages(
-    store: Store, root: Digest, *, page_size: int, page_token: str
+    store: Store, root: Digest, *, page_size: int, page_token: str, keep: Callable[[int], None]
 ) -> AsyncGenerator[list[Buffer], None]:
     """Encoded GetTreeResponses as parts, at least one. `page_size` is the most directories in each, 0 for no limit.
+    `keep` is told before each page how many bytes the walk takes beside it.
 
     Raises as `walk` does, and InvalidRequestError for a token that belongs to no directory of this tree. To be closed
     with `contextlib.aclosing`.
@@ -44,6 +48,7 @@ async def tree_pages(
             if size > REPLY_BYTES:
                 raise ExhaustedError(f"directory {directory.digest} does not fit into {REPLY_BYTES} bytes")
             if count and (count == page_size or total + size > PAGE_BYTES):
+                keep(directory.known * KNOWN_BYTES)
                 token = key_text(directory.digest).encode()
                 yield [*parts, _NEXT_PAGE_TOKEN, varint(len(token)), token]
                 parts, count, total = [], 0, 0
@@ -52,6 +57,7 @@ async def tree_pages(
             total += size + 6
     if start is not None:
         raise InvalidRequestError(f"page_token {page_token[:200]!r} names no directory of the tree {root}")
+    keep(0)
     yield parts
 
 

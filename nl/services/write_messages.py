@@ -4,7 +4,7 @@ A WriteRequest's data field comes last on the wire, as every known client writes
 views of what the connection received, without being joined. A message that is written in another order is taken in
 whole and decoded: the same meaning, at the price of a copy.
 
-What is copied of a message whose rest is still to come is pinned: it counts as held for the client.
+What is copied of a message whose rest is still to come counts as held for the client.
 
 Each wait for the client has an end: a client that sends nothing for `idle_s` is taken for gone, whatever its connection
 says, because an upload under way holds a file. The server's own work (a slow disk) does not count.
@@ -71,7 +71,7 @@ class WriteStoppedError(Exception):  # an event rather than an error: whoever st
 class WriteMessages:
     """The messages of a call, in order. Each must be read to its end before the next is asked for."""
 
-    __slots__ = ("_is_stopped", "_name", "_pinned", "_reason", "_scope", "_stream", "idle_s", "waiting_since")
+    __slots__ = ("_is_stopped", "_kept", "_name", "_reason", "_scope", "_stream", "idle_s", "waiting_since")
 
     def __init__(self, stream: ServerStream[Any, Any], *, idle_s: float) -> None:
         self.waiting_since = inf
@@ -79,7 +79,7 @@ class WriteMessages:
         self._stream = stream
         self.idle_s = idle_s
         self._name = ""
-        self._pinned = 0
+        self._kept = 0
         self._scope: trio.CancelScope | None = None
         self._is_stopped = False
         self._reason: Exception | None = None
@@ -116,11 +116,11 @@ class WriteMessages:
             f"the upload made no progress for {self.idle_s:g} s (idle_upload_timeout_s of the bytestream service)"
         )
 
-    def pin(self, count: int) -> None:
+    def keep(self, count: int) -> None:
         """So many bytes of the upload are in memory of our own until the next message is here, or the call's end."""
-        if count != self._pinned:
-            self._pinned = count
-            self._stream.pin(count)
+        if count != self._kept:
+            self._kept = count
+            self._stream.keep(count)
 
     async def receive_message(self) -> WriteMessage | None:
         """The next message, None when the client has half-closed.
@@ -132,7 +132,7 @@ class WriteMessages:
         if data is None:
             message = await self.wait_for(self._receive)
         else:
-            self.pin(0)
+            self.keep(0)
             message = await _read_whole(data, self)
         if message is None:
             return None
@@ -151,7 +151,7 @@ class WriteMessages:
 
     async def _receive(self) -> WriteMessage | None:
         body = await self._stream.receive_body()
-        self.pin(0)  # not before: whoever has been given the last message's bytes may have kept them until now
+        self.keep(0)  # not before: whoever has been given the last message's bytes may have kept them until now
         return None if body is None else await _read_message(body, self)
 
 
@@ -184,7 +184,7 @@ async def _read_message(body: MessageBody, messages: WriteMessages) -> WriteMess
         while (head := parse_write_head(first, size)) is None:
             # The head came in pieces. What is kept over a receive is copied: its buffer is reused.
             first = b"".join((first, *rest))
-            messages.pin(len(first))
+            messages.keep(len(first))
             rest = await body.receive_parts()
     except DecodeError as exc:
         raise _malformed(exc) from exc
@@ -205,7 +205,7 @@ async def _join(parts: Sequence[Buffer], body: MessageBody, messages: WriteMessa
     while parts:
         for part in parts:
             whole += part
-        messages.pin(len(whole))
+        messages.keep(len(whole))
         parts = await body.receive_parts()
     return whole
 

@@ -18,7 +18,7 @@ class MemoryStream:
         self.peer = "test:1"
         self.deadline = None
         self.identity = identity
-        self.pinned = 0
+        self.kept = 0
         self.metadata = MultiDict(metadata)
         self._handler = handler
         self._to_server, self._requests = trio.open_memory_channel(math.inf)
@@ -44,8 +44,8 @@ class MemoryStream:
     def header(self, name):
         return self.metadata.get(name)
 
-    def pin(self, count):
-        self.pinned = count
+    def keep(self, count):
+        self.kept = count
 
     async def recv_message(self):
         try:

@@ -77,10 +77,10 @@ class _OneRequest:
 
     def __init__(self, data):
         self.data = data
-        self.pins = []
+        self.counts = []
 
-    def pin(self, count):
-        self.pins.append(count)
+    def keep(self, count):
+        self.counts.append(count)
 
     async def recv_message(self):
         return EncodedBatchRead.decode(self.data)
@@ -129,7 +129,7 @@ async def test_the_blobs_of_an_upload_are_decoded_in_the_loop_however_many_bytes
     )
     stream = _OneRequest(kind(encode(request)))
     assert await is_received_in_the_loop(receive_batch(stream, decode_few_updates, decode_batch_update))
-    assert not stream.pins
+    assert not stream.counts
 
 
 def field(tag, data):
@@ -170,7 +170,7 @@ async def test_what_may_be_many_small_fields_is_decoded_beside_the_loop(what, in
     ):
         stream = _OneRequest(data)
         assert not await is_received_in_the_loop(receiving(stream))
-        assert stream.pins == [len(data), 0]
+        assert stream.counts == [len(data), 0]
 
 
 @pytest.mark.parametrize(("count", "in_loop"), [(10_000, True), (20_000, False)])

@@ -356,7 +356,7 @@ class InPieces(Writes):
         self._pieces = [encoded[at : at + count] for at in range(0, len(encoded), count)]
         self._is_taken = False
 
-    def pin(self, count):
+    def keep(self, count):
         """Of no interest here."""
 
     async def receive_body(self):

@@ -11,7 +11,7 @@ from nl.pb import reapi
 from nl.pb.codec import decode, encode
 from nl.services import tree_pages as module
 from nl.services.limits import MESSAGE_BYTES, REPLY_BYTES
-from nl.services.tree_pages import PAGE_BYTES, tree_pages
+from nl.services.tree_pages import KNOWN_BYTES, PAGE_BYTES, tree_pages
 from nl.stores.memory import MemoryOptions, MemoryStore
 from nl.testing import BareContext
 
@@ -45,8 +45,9 @@ async def tree_of(store, *sizes):
     return (await put(store, reapi.Directory(directories=nodes)))[1]
 
 
-async def pages_of(store, root, *, page_size=0, page_token=""):
-    async with aclosing(tree_pages(store, root, page_size=page_size, page_token=page_token)) as pages:
+async def pages_of(store, root, *, page_size=0, page_token="", keep=lambda count: None):
+    pages = tree_pages(store, root, page_size=page_size, page_token=page_token, keep=keep)
+    async with aclosing(pages):
         return [decode(reapi.GetTreeResponse, b"".join(page)) async for page in pages]
 
 
@@ -57,6 +58,14 @@ async def test_a_page_has_no_more_directories_than_were_asked_for(store, page_si
     pages = await pages_of(store, root, page_size=page_size)
     assert [len(page.directories) for page in pages] == sizes
     assert [bool(page.next_page_token) for page in pages] == [True] * (len(sizes) - 1) + [False]
+
+
+async def test_what_a_walk_knows_is_told_with_each_page_and_nothing_of_it_is_left_with_the_last(store):
+    """Its client may take its time with any of them."""
+    kept = []
+    root = await tree_of(store, *[100] * 5)
+    await pages_of(store, root, page_size=2, keep=kept.append)
+    assert kept == [6 * KNOWN_BYTES, 6 * KNOWN_BYTES, 0]
 
 
 async def test_each_token_begins_where_its_page_ended(store):

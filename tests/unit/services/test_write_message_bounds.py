@@ -39,12 +39,12 @@ class Stream:
     def __init__(self, *bodies, ends=True):
         self._bodies = list(bodies)
         self._ends = ends
-        self.pinned = 0
-        self.pins = []
+        self.kept = 0
+        self.counts = []
 
-    def pin(self, count):
-        self.pinned = count
-        self.pins.append(count)
+    def keep(self, count):
+        self.kept = count
+        self.counts.append(count)
 
     def take_body(self, max_bytes):
         return None  # nothing is at hand as a whole
@@ -173,25 +173,25 @@ async def test_who_is_stopped_before_it_waits_does_not_wait():
         await messages.receive_message()
 
 
-async def test_what_is_copied_while_the_rest_is_to_come_is_pinned_until_the_next_message_is_here():
+async def test_what_is_copied_while_the_rest_is_to_come_is_held_until_the_next_message_is_here():
     encoded = reordered(b"x" * 100)
     stream = Stream(Body(encoded[:30], encoded[30:60], encoded[60:]), Body(request()))
     messages = WriteMessages(stream, idle_s=10.0)
     message = await messages.receive_message()
-    assert stream.pins == [30, 60, len(encoded)]
+    assert stream.counts == [30, 60, len(encoded)]
     await read_all(message)
-    assert stream.pinned == len(encoded)
+    assert stream.kept == len(encoded)
     await messages.receive_message()
-    assert stream.pinned == 0
+    assert stream.kept == 0
 
 
-async def test_a_head_that_comes_in_pieces_is_pinned_with_what_came_in_the_last_of_them():
+async def test_a_head_that_comes_in_pieces_is_held_with_what_came_in_the_last_of_them():
     encoded = request()
     stream = Stream(Body(encoded[:10], encoded[10:20], encoded[20:]), Body(request()))
     messages = WriteMessages(stream, idle_s=10.0)
     await read_all(await messages.receive_message())
     await messages.receive_message()
-    assert stream.pins == [10, 20, len(encoded), 0]
+    assert stream.counts == [10, 20, len(encoded), 0]
 
 
 @pytest.mark.parametrize(("size", "in_loop"), [(IN_PLACE_BYTES, True), (IN_PLACE_BYTES + 1, False)])

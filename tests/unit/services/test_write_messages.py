@@ -35,7 +35,7 @@ class Stream:
         self._count = count
         self._silent_at = silent_at
 
-    def pin(self, count):
+    def keep(self, count):
         """Of no interest here."""
 
     def take_body(self, max_bytes):
