@@ -87,13 +87,14 @@ class RefusedError(MongoError):
         return failure
 
 
-# Numbers of MongoDB's error_codes.yml. Those that a driver may try again by MongoDB's own rules (Retryable Reads and
-# Retryable Writes), then those that say the same of one command.
-_AWAY = frozenset({6, 7, 89, 91, 134, 189, 262, 9001, 10107, 11600, 11602, 13388, 13435, 13436})
-_BUSY = frozenset({24, 46, 84, 112, 133, 225, 291, 11000})  # locks, conflicts, overload; two that made one document
-_LATE = frozenset({50, 64, 100, 202})  # of which 64 and 100 are about a write concern
+# Numbers of MongoDB's error_codes.yml. Those that a driver may try again by MongoDB's own rules (its specifications of
+# retryable reads and writes), then those that say the same of one command. Cursors (43, 175, 237) are forgotten by a
+# server that starts again between two batches.
+_AWAY = frozenset({6, 7, 43, 89, 91, 134, 175, 189, 237, 262, 9001, 10107, 11600, 11602, 13388, 13435, 13436})
+_BUSY = frozenset({24, 46, 112, 133, 462, 11000})  # locks, conflicts, no primary, overload, two that made one document
+_LATE = frozenset({50, 64, 202})  # 64 is about a write concern
 _FULL = frozenset({14031, 12501})
-_TOO_LARGE = frozenset({10334, 17280, 17419, 17420})
+_TOO_LARGE = frozenset({10334, 17419, 17420})
 _LOGIN = frozenset({11, 13, 18, 8000})
 
 
