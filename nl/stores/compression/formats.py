@@ -115,7 +115,8 @@ class Lz4Form(Form):
 
     def encoder_bytes(self, size: int) -> Sequence[int]:
         block = self._block_size if size < 0 else min(self._block_size, size)
-        return (2 * block + _BATCHES, 2 * min(block, _CROWDED_BLOCK) + _BATCHES)
+        batches = 2 * Lz4Encoder.batch
+        return (2 * block + batches, 2 * min(block, _CROWDED_BLOCK) + batches)
 
     def decoder_bytes(self, size: int) -> int:
         block = self._max_block_size if size < 0 else min(self._max_block_size, size)

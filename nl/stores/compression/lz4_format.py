@@ -252,8 +252,6 @@ class Lz4Decoder(Decoder):
 class BlocksDecoder(Decoder):
     """Decodes some blocks of a sealed object, each of which is checked before it is given. Fed with them alone."""
 
-    is_quick = True
-
     def __init__(self, blocks: Blocks, numbers: range) -> None:
         self._blocks = blocks
         self._left = numbers
@@ -265,6 +263,10 @@ class BlocksDecoder(Decoder):
         self._at = 0
         for part in parts:
             self._input += part
+
+    @property
+    def is_quick(self) -> bool:
+        return self._blocks.block_size <= CHUNK
 
     @property
     def _wanted(self) -> int:

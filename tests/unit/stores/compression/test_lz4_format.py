@@ -6,7 +6,7 @@ import pytest
 import trio
 from blake3 import blake3
 
-from nl.plugin import ActionKey, CodingError, DigestFunction, ForeignKey, digest_of
+from nl.plugin import CHUNK, ActionKey, CodingError, DigestFunction, ForeignKey, digest_of
 from nl.stores.compression.lz4_format import (
     HEAD_BYTES,
     TAIL_BYTES,
@@ -149,6 +149,31 @@ def test_some_blocks_are_decoded_and_no_others(step, most):
     decoder.decode(1000)
     with pytest.raises(CodingError, match="not where its seal says"):
         decoder.finish()
+
+
+@pytest.mark.parametrize(("block_size", "quick"), [(CHUNK, True), (CHUNK + 1, False)])
+def test_blocks_that_take_longer_than_a_hop_to_a_thread_are_left_to_one(block_size, quick):
+    encoder = Lz4Encoder(block_size, size=10)
+    whole = b"".join([*encoder.encode([DATA[:10]]), *encoder.finish()])
+    for step in (1, HEAD_BYTES, len(whole)):
+        decoder = Lz4Decoder(max_block_size=block_size)
+        assert not decoder.is_quick
+        for at in range(0, len(whole) - 1, step):
+            decoder.feed([whole[at : at + step]])
+            if at + step >= HEAD_BYTES:
+                assert decoder.is_quick is quick
+            decoder.decode(1000)
+        assert decoder.is_quick is quick
+    blocks = Blocks(whole[-seal_bytes(10, block_size) :], head_bytes=HEAD_BYTES, stored_size=len(whole))
+    assert BlocksDecoder(blocks, range(1)).is_quick is quick
+
+
+def test_what_nativelink_has_written_is_hashed_besides_and_left_to_a_thread():
+    decoder = Lz4Decoder(max_block_size=10)
+    decoder.feed([VECTOR])
+    assert not decoder.is_quick
+    decoder.decode(1)
+    assert not decoder.is_quick and not decoder.is_sealed
 
 
 def test_sizes_around_whole_blocks():
