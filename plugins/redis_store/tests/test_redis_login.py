@@ -110,6 +110,7 @@ class Watchers:
     def __init__(self, nursery: trio.Nursery, monkeypatch: pytest.MonkeyPatch) -> None:
         self.peers: dict[tuple[str, int], Peer] = {}
         self.opened: list[tuple[str, int]] = []
+        self.asked: list[tuple[object, ...]] = []
         self._nursery = nursery
         monkeypatch.setattr(trio, "open_tcp_stream", self._open)
         self.says("a", 26379, [b"m", b"7001"])
@@ -118,6 +119,7 @@ class Watchers:
 
     def says(self, host: str, port: int, reply: object) -> None:
         def answer(command: tuple[bytes, ...]) -> object:
+            self.asked.append((host, *command))
             return reply if command[0] in (b"SENTINEL", b"ROLE") else b"OK"
 
         self.peers[host, port] = Peer(self._nursery, port, answer=answer)
@@ -149,6 +151,10 @@ def watchers(nursery: trio.Nursery, monkeypatch: pytest.MonkeyPatch) -> Watchers
 async def test_the_master_is_where_the_first_sentinel_that_knows_it_says(watchers: Watchers) -> None:
     assert await watchers.master() == "m:7001"
     assert watchers.opened == [("a", 26379), ("m", 7001)]
+    assert watchers.asked == [
+        ("a", b"SENTINEL", b"get-master-addr-by-name", b"builds"),
+        ("m", b"AUTH", b"u", b"p"), ("m", b"SELECT", b"1"), ("m", b"ROLE"),
+    ]
     for silence in (lambda: watchers.peers.pop(("a", 26379)), lambda: watchers.says("a", 26379, None)):
         silence()
         watchers.opened.clear()

@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
+from typing import Any
 
 import pytest
 import trio
@@ -52,7 +53,8 @@ class Redis(Peer):
         self.timeouts: set[float] = set()
         """That connections had to be made in."""
 
-    async def dial(self, address: Address, *, timeout_s: float, **_: object) -> Connection:
+    async def dial(self, address: Address, *, timeout_s: float, tls: object) -> Connection:
+        assert (tls is not None) >= address.tls
         self.timeouts.add(timeout_s)
         if self.away:
             raise TransientError("away")
@@ -264,6 +266,23 @@ async def test_a_cancelled_upload_or_deletion_waits_for_the_end_of_its_request(
             assert trio.current_time() - began == pytest.approx(4)
 
 
+async def test_an_upload_that_is_given_up_is_deleted_when_its_last_chunk_has_ended_and_not_before(redis: Redis) -> None:
+    """Over another connection the deletion could overtake it."""
+    data = bytes(3 * MIB)
+    async with running(redis) as store:
+        redis.held = trio.Event()
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(store.write, digest_of(data), PartsReader([data]))
+            await trio.testing.wait_all_tasks_blocked()
+            nursery.cancel_scope.cancel()
+            with trio.CancelScope(shield=True):
+                await trio.testing.wait_all_tasks_blocked()
+            assert [trip[0][0] for trip in redis.trips] == [b"MULTI"]
+            redis.held.set()
+        assert [trip[0][0] for trip in redis.trips] == [b"MULTI", b"UNLINK"]
+        assert len(redis.trips[1][0]) == 3, "the value and its mark"
+
+
 async def _after(seconds: float, event: trio.Event) -> None:
     await trio.sleep(seconds)
     event.set()
@@ -322,7 +341,8 @@ async def test_the_start_finds_out_what_the_server_is(redis: Redis, mode: str, r
         async with running(redis) as store:
             assert store.traits.tracks_use
         return
-    with pytest.raises(ConfigError, match=f'the server is part of a {mode}; expected mode "{mode}"') as caught:
+    problem = f'the server is part of a {mode}; expected mode "{mode}"'
+    with pytest.raises(ConfigError, match=problem) as caught, trio.fail_after(30):
         await RedisStore(options(), BareContext()).run()
     assert caught.value.path == "mode"
 
@@ -338,11 +358,14 @@ async def test_use_is_tracked_where_all_servers_of_a_cluster_evict_by_it(
         policy = "allkeys-lru" if tracked or name == "a" else "volatile-lru"
         server.info = f"redis_mode:cluster\r\nmaxmemory_policy:{policy}\r\n".encode()
 
-    async def dial(address: Address, **how: float) -> Connection:
+    async def dial(address: Address, **how: Any) -> Connection:
+        if address.host not in servers:
+            raise TransientError("nobody is there")
         return await servers[address.host].dial(address, **how)
 
     monkeypatch.setattr(topology, "dial", dial)
-    async with started(RedisStore(options(addresses=("redis://a",), mode="cluster"), BareContext())) as store:
+    seeds = ("redis://absent", "rediss://a")
+    async with started(RedisStore(options(addresses=seeds, mode="cluster"), BareContext())) as store:
         assert store.traits.tracks_use == tracked
 
 

@@ -516,6 +516,30 @@ async def test_a_master_that_has_left_the_cluster_is_not_asked_any_more(
         assert [record.getMessage() for record in caplog.records] == ["the cluster's masters are now peer:2"]
 
 
+async def test_the_map_is_asked_of_the_masters_first_and_of_the_configured_nodes_where_these_have_gone(
+    masters: Masters, autojump_clock: trio.testing.MockClock
+) -> None:
+    leads = dialer(masters.one)
+    leads.peers[masters.other.address] = masters.other
+    async with client_over(Cluster(leads)) as client:
+        assert await client.many([get(LOW), get(HIGH)]) == [[b"1"], [b"2"]]
+        del leads.peers[masters.one.address]
+        masters.replies[LOW] = CLOSE
+        masters.map = [[0, 16383, [b"peer", 2, b"id"]]]
+        with pytest.raises(TransientError):
+            await client.one(get(LOW))
+        await trio.sleep(1)
+        assert await client.one(get(LOW)) == [b"2"]
+        leads.peers[masters.one.address] = leads.peers.pop(masters.other.address)
+        masters.map = [[0, 16383, [b"peer", 1, b"id"]]]
+        says: list[object] = [CLOSE, b"new"]
+        masters.other.answer = lambda command: list(masters.map) if command[0] == b"CLUSTER" else says.pop(0)
+        with pytest.raises(TransientError):
+            await client.one(get(LOW))
+        await trio.sleep(1)
+        assert await client.one(get(LOW)) == [b"new"]
+
+
 async def test_a_slot_that_nobody_has_is_unavailable_and_looked_for_and_the_others_are_there(
     masters: Masters, autojump_clock: trio.testing.MockClock
 ) -> None:
