@@ -186,6 +186,8 @@ class ForeignServer:
         fault = self._begin("BatchUpdateBlobs", request, context)
         reply = REAPI.BatchUpdateBlobsResponse()
         for each in request.requests:
+            if fault.drops:
+                continue
             if not fault.blob_code:
                 self.blobs[each.digest.hash, each.digest.size_bytes] = each.data
             reply.responses.add(digest=each.digest, status=RPC.Status(code=fault.blob_code, message="as planned"))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import threading
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -440,6 +441,40 @@ async def test_a_small_blob_does_not_keep_the_message_it_came_in(server: Foreign
         got = await store.get_many([digest for digest, _ in blobs])
     assert got == [data for _, data in blobs]
     assert [type(each) for each in got] == [bytes, bytes, memoryview], "a large one is not copied"
+
+
+@pytest.mark.parametrize("method", ["BatchReadBlobs", "Read", "FindMissingBlobs"])
+async def test_a_call_is_sent_again_after_a_pause_that_grows(
+    server: ForeignServer, mock_clock: Any, method: str
+) -> None:
+    digest, _ = kept(server, LARGE if method == "Read" else 100)
+    server.plan(method, *[fail("UNAVAILABLE")] * 2)
+    retry = GrpcRetry(max_retries=2, delay=5, jitter=0)
+    async with remote_cas(server.port, retry=retry) as store, trio.open_nursery() as nursery:
+        if method == "FindMissingBlobs":
+            nursery.start_soon(store.has, [digest])
+        else:
+            nursery.start_soon(store.get, digest)
+        for retries, pause in ((1, 10), (2, 20)):
+            while store.statistics()["retries"] < retries:  # until its failure is here
+                await trio.to_thread.run_sync(time.sleep, 0.001)
+            mock_clock.jump(pause - 0.1)
+            await wait_all_tasks_blocked()
+            assert store.statistics()["calls"] - (method == "BatchReadBlobs") == retries
+            mock_clock.jump(0.2)
+    assert server.count(method) == 3
+
+
+async def test_a_failure_names_the_server_that_it_came_from(server: ForeignServer) -> None:
+    with ForeignServer().running() as other:
+        for each in (server, other):
+            each.plan("FindMissingBlobs", *[fail("FAILED_PRECONDITION", says=str(each.port))] * 10)
+        async with remote_cas(server.port, other.port) as store:
+            for _ in range(10):
+                with pytest.raises(InternalError) as caught:
+                    await store.has([digest_of(b"x")])
+                port = int(str(caught.value).rpartition(" ")[2])
+                assert f"the grpc store 'REMOTE' (127.0.0.1:{port}): " in str(caught.value)
 
 
 async def test_a_store_that_is_not_running_says_so() -> None:

@@ -126,13 +126,20 @@ async def test_a_blob_of_another_size_is_no_blob(server: ForeignServer, size: in
                 await way(digest)
 
 
-async def test_blobs_that_a_batch_leaves_out_or_has_no_room_for_are_asked_for_alone(server: ForeignServer) -> None:
+async def test_blobs_that_a_batch_leaves_out_or_has_no_room_for_travel_alone(server: ForeignServer) -> None:
     digest, data = kept(server, 5000)
     async with remote_cas(server.port) as store:
-        for fault in (Fault(drops=True), Fault(blob_code=8), fail("UNIMPLEMENTED"), fail("RESOURCE_EXHAUSTED")):
+        whole = [fail(code) for code in ("UNIMPLEMENTED", "RESOURCE_EXHAUSTED", "INVALID_ARGUMENT")]
+        for fault in (Fault(drops=True), Fault(blob_code=8), *whole):
             server.plan("BatchReadBlobs", fault)
             assert await store.get(digest) == data
-    assert server.count("Read") == 4
+        assert server.count("Read") == 5
+        for fault in (Fault(drops=True), Fault(blob_code=12), *whole):
+            server.blobs.clear()
+            server.plan("BatchUpdateBlobs", fault)
+            await store.put(digest, data)
+            assert server.blobs == {(digest.hash, 5000): data}
+        assert server.count("Write") == 5
 
 
 async def test_a_batch_is_sent_again(server: ForeignServer) -> None:
