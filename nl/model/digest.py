@@ -142,7 +142,7 @@ def key_text(key: Key) -> str:
 
 def _looks_cut(text: str) -> bool:
     """Whether a string's text could be that of a longer one, which was cut."""
-    return len(text) == MAX_TEXT and _CUT_TAIL.fullmatch(text, _UNCUT) is not None
+    return _CUT_TAIL.fullmatch(text, _UNCUT) is not None
 
 
 def key_of_text(text: str) -> Key | None:

@@ -127,3 +127,12 @@ def test_ages_are_counted_on_the_monotonic_clock():
     """A wall clock that is set would empty it, or keep what has expired."""
     index = LruIndex(EvictionPolicy(max_seconds=1))
     assert abs(index._clock() - time.monotonic()) < 600
+
+
+def test_eviction_comes_in_batches_but_for_a_last_entry_that_fits():
+    index, _ = make_index(max_bytes=10, evict_bytes=4)
+    for key in "abcde":
+        assert index.insert(key, key, size=2) == []
+    assert [key for key, _ in index.insert("f", "f", size=1)] == ["a", "b", "c"], "down to six"
+    assert [key for key, _ in index.insert("g", "g", size=9)] == ["d", "e", "f"]
+    assert list(index) == ["g"] and index.total_bytes == 9

@@ -242,6 +242,7 @@ async def test_what_was_cut_stored_and_remembered_is_counted():
     dedup = make_store()
     nothing = {"cut_bytes": 0, "stored_bytes": 0, "corrupt_chunks": 0, "remembered_lists": 0, "remembered_bytes": 0}
     assert dedup.statistics() == nothing
+    assert dedup._threads.total_tokens == 4, "they share the interpreter with the loop"
     small, large = blob(1000), blob(100_000)
     await dedup.put(digest_of(small), small)
     await dedup.put(digest_of(large), large)
