@@ -308,3 +308,53 @@ async def test_both_sides_of_fast_slow_are_one_request():
             nursery.start_soon(store.write, digest_of(data), BytesReader(data))
     assert await read(store, digest_of(data)) == data
     assert memory.used == 0
+
+
+def test_what_nobody_configures_is_a_gibibyte_and_half_a_minute_of_patience():
+    assert CoderMemory().limit == 1 << 30
+    assert (PATIENCE_S, MIN_IDLE_S) == (30, 5)
+
+
+async def test_of_uploads_that_all_wait_for_their_clients_the_longest_makes_room_and_no_more_than_are_needed(
+    nursery, autojump_clock
+):
+    memory, ended = CoderMemory(120), []
+
+    async def upload(number):
+        try:
+            async with memory.uploading((40,)) as held:
+                await held.watched(BlockingReader([])).receive_parts()
+        except ExhaustedError:
+            ended.append(number)
+
+    for number in range(3):
+        nursery.start_soon(upload, number)
+        await trio.sleep(1)
+    await trio.sleep(MIN_IDLE_S * 3)
+    async with memory.reading(50):
+        assert sorted(ended) == [0, 1], "two of 40 for one of 50"
+    assert memory.statistics()["uploads_ended"] == 2
+    nursery.cancel_scope.cancel()
+
+
+async def test_while_an_upload_that_has_to_make_room_still_ends_no_other_has_to(nursery, autojump_clock):
+    memory, ends = CoderMemory(80), []
+
+    async def upload(name, takes):
+        try:
+            async with memory.uploading((40,)) as held:
+                held.waiting_since = trio.current_time()
+                with trio.CancelScope(shield=bool(takes)):
+                    await trio.sleep(takes or 1000)
+            ends.append((name, "done"))
+        except ExhaustedError:
+            ends.append((name, "refused"))
+
+    nursery.start_soon(upload, "slow to end", MIN_IDLE_S * 3)
+    await trio.sleep(1)
+    nursery.start_soon(upload, "idle", 0)
+    await trio.sleep(MIN_IDLE_S)
+    async with memory.reading(40):
+        assert ends == [("slow to end", "done")], "nothing stopped it, so it is no failure"
+    assert memory.statistics()["uploads_ended"] == 1
+    nursery.cancel_scope.cancel()
