@@ -180,3 +180,26 @@ def test_those_that_stand_on_others_are_not_asked_themselves():
         {"name": "C", "noop": {}},
     ], "workers": [{"local": {"cas_fast_slow_store": "A", "work_directory": "/w"}}]}, env={})  # fmt: skip
     assert [built.name for built in stores_to_check(build_stores(config.stores))] == ["A.backend", "C"]
+
+
+async def test_the_probe_is_taken_out_also_if_whoever_asked_has_given_up():
+    class Stuck(Backend):
+        def __init__(self):
+            super().__init__()
+            self.is_read = trio.Event()
+
+        async def get(self, key):
+            self.is_read.set()
+            await trio.sleep_forever()
+
+        async def delete(self, keys):
+            await trio.lowlevel.checkpoint()
+            await super().delete(keys)
+
+    store = Stuck()
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(check, store)
+        await store.is_read.wait()
+        assert await store.has(store.written) != [None]
+        nursery.cancel_scope.cancel()
+    assert await store.has(store.written) == [None]

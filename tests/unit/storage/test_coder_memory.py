@@ -358,3 +358,23 @@ async def test_while_an_upload_that_has_to_make_room_still_ends_no_other_has_to(
         assert ends == [("slow to end", "done")], "nothing stopped it, so it is no failure"
     assert memory.statistics()["uploads_ended"] == 1
     nursery.cancel_scope.cancel()
+
+
+async def test_who_held_some_and_gave_it_back_waits_like_anybody(nursery, autojump_clock):
+    memory, order = CoderMemory(100), []
+    holder = Holder(memory, 100)
+
+    async def leave_later():
+        await trio.sleep(1)
+        order.append("left")
+        holder.leave.set()
+
+    with memory.together():
+        async with memory.reading(10):
+            pass
+        nursery.start_soon(holder)
+        await BLOCKED()
+        nursery.start_soon(leave_later)
+        async with memory.reading(50):
+            order.append("admitted")
+    assert order == ["left", "admitted"]

@@ -273,12 +273,14 @@ async def test_what_a_failed_store_passed_on_of_its_backend_still_works_for_othe
             self.fail_now = trio.Event()
 
         def capability(self, kind):
-            return self.backend.capability(kind)
+            return own if kind is Scans else self.backend.capability(kind)
 
         async def run(self, *, task_status=trio.TASK_STATUS_IGNORED):
             task_status.started()
             await self.fail_now.wait()
             raise OSError("gone")
+
+    own = SimpleNamespace(scan=nothing)
 
     backend = Offers("B", [])
     failing = Wrapping(backend)
@@ -287,5 +289,7 @@ async def test_what_a_failed_store_passed_on_of_its_backend_still_works_for_othe
         await trio.testing.wait_all_tasks_blocked()
         with pytest.raises(UnavailableError):
             await failing.get(BLOB)
+        with pytest.raises(UnavailableError):
+            await own.scan()
         for kind in (LocalFiles, Deletes, Scans):
             await getattr(backend.capability(kind), OFFERS[kind][0])([])

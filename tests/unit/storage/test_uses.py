@@ -66,6 +66,7 @@ async def test_nothing_is_noted_before_it_runs_and_after():
         assert store.keys == []
         told.add("c")
         await wait_all_tasks_blocked()
+        assert store.keys == [["c"]], "at once, if nothing else was said"
         nursery.cancel_scope.cancel()
     assert store.keys == [["c"]]
     told.add("d")
@@ -103,6 +104,10 @@ async def test_uses_are_told_a_while_after_the_first_or_when_something_may_be_ev
         told.tell_soon()
         await trio.sleep(5)
         assert store.trips[1:] == [(pytest.approx(began + 0.25), ["c"])]
+        began = trio.current_time()
+        told.add("d")
+        await trio.sleep(5)
+        assert store.trips[2:] == [(pytest.approx(began + gather_s), ["d"])]
 
 
 async def test_trips_take_a_tenth_of_the_time_at_most_but_there_is_one_each_second(autojump_clock):
