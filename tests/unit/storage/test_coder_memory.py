@@ -360,21 +360,24 @@ async def test_while_an_upload_that_has_to_make_room_still_ends_no_other_has_to(
     nursery.cancel_scope.cancel()
 
 
-async def test_who_held_some_and_gave_it_back_waits_like_anybody(nursery, autojump_clock):
-    memory, order = CoderMemory(100), []
+async def test_who_held_some_and_gave_it_back_waits_like_anybody(nursery):
+    memory, again, admitted = CoderMemory(100), trio.Event(), []
     holder = Holder(memory, 100)
 
-    async def leave_later():
-        await trio.sleep(1)
-        order.append("left")
-        holder.leave.set()
+    async def ask_twice():
+        with memory.together():
+            async with memory.reading(10):
+                pass
+            await again.wait()
+            async with memory.reading(50):
+                admitted.append(50)
 
-    with memory.together():
-        async with memory.reading(10):
-            pass
-        nursery.start_soon(holder)
+    for each in (ask_twice, holder):
+        nursery.start_soon(each)
         await BLOCKED()
-        nursery.start_soon(leave_later)
-        async with memory.reading(50):
-            order.append("admitted")
-    assert order == ["left", "admitted"]
+    again.set()
+    await BLOCKED()
+    assert admitted == []
+    holder.leave.set()
+    await BLOCKED()
+    assert admitted == [50] and memory.used == 0
