@@ -333,7 +333,7 @@ async def test_of_uploads_that_all_wait_for_their_clients_the_longest_makes_room
     await trio.sleep(MIN_IDLE_S * 3)
     async with memory.reading(50):
         assert sorted(ended) == [0, 1], "two of 40 for one of 50"
-    assert memory.statistics()["uploads_ended"] == 2
+    assert memory.statistics()["ended"] == 2
     nursery.cancel_scope.cancel()
 
 
@@ -356,7 +356,7 @@ async def test_while_an_upload_that_has_to_make_room_still_ends_no_other_has_to(
     await trio.sleep(MIN_IDLE_S)
     async with memory.reading(40):
         assert ends == [("slow to end", "done")], "nothing stopped it, so it is no failure"
-    assert memory.statistics()["uploads_ended"] == 1
+    assert memory.statistics()["ended"] == 1
     nursery.cancel_scope.cancel()
 
 
