@@ -10,6 +10,7 @@ import trio.testing
 from nl.blob.hashing import digest_of
 from nl.plugin import Digest
 from nl.stores.filesystem import mirror
+from nl.stores.filesystem.journal import Change, Journal
 from nl.stores.filesystem.uses import CELLS
 
 from .conftest import put
@@ -57,6 +58,21 @@ async def test_without_inotify_the_folder_is_listed_once_a_minute(place, unwatch
         assert store._scanner.scans == 2
         await passes(0.75, store, mock_clock)
         assert store._scanner.scans == 3
+
+
+async def test_without_inotify_what_other_processes_place_is_learned_several_times_a_second(
+    place, unwatched, mock_clock
+):
+    """Before it is more than the journal holds."""
+    async with place.running() as store:
+        await passes(0.25, store, mock_clock)
+        digest, journal = digest_of(b"x"), Journal(store._layout)
+        journal.read()
+        journal.write(Change(store._layout.blobs, place.lay(digest, b"x").name, 1))
+        journal.tell(BLOCK)
+        assert store.statistics()["blobs"] == 0
+        await passes(0.3, store, mock_clock)
+        assert store.statistics()["blobs"] == 1
 
 
 async def test_with_inotify_it_is_listed_once_and_others_changes_are_learned_several_times_a_second(place, mock_clock):

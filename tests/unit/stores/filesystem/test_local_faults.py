@@ -44,7 +44,7 @@ async def test_a_path_that_cannot_be_made_is_the_callers_fault_and_is_the_one_th
         digest = await put(store, b"x" * size)
         links = [Link(digest, str(place.inputs / name), False) for name in ("first", bad, *map(str, range(9 * many)))]
         before = descriptors()
-        with pytest.raises(InternalError, match=f"cannot make the input {place.inputs}/{bad}"):
+        with pytest.raises(InternalError, match=f"^cannot make the input {place.inputs}/{bad}: "):
             await store.capability(LocalFiles).link_files(links)
         assert descriptors() == before
         assert (place.inputs / "file").read_bytes() == b"kept"
@@ -183,3 +183,62 @@ async def test_variants_found_when_the_store_starts_are_hashed_once_and_then_kno
         assert await files.link_files([Link(digest, str(place.inputs / "none"), True)]) == [digest]
         with pytest.raises(BlobNotFoundError):
             await store.get(digest)
+
+
+@pytest.mark.parametrize("executable", [False, True])
+async def test_what_cannot_be_opened_is_not_said_to_be_missing(place, monkeypatch, executable):
+    """Or the client would upload all of it anew, and to a disk that is broken."""
+    data = make_blob(1000)
+    place.lay(digest_of(data), data)
+    real = os.open
+
+    def refuse(name, *args, dir_fd=None, **options):
+        if dir_fd == store._layout.blobs.fd:
+            raise OSError(errno.EIO, os.strerror(errno.EIO))
+        return real(name, *args, dir_fd=dir_fd, **options)
+
+    async with place.running() as store:
+        monkeypatch.setattr(os, "open", refuse)
+        with pytest.raises(UnavailableError, match="the disk reports an I/O error"):
+            await store.capability(LocalFiles).link_files(
+                [Link(digest_of(data), str(place.inputs / "x"), executable)]
+            )
+
+
+async def test_a_blob_that_goes_while_its_variant_is_made_is_copied_from_where_it_is_open(place, monkeypatch):
+    async with place.running(policy={"max_bytes": 100 * 4096}) as store:
+        digest = await put(store, make_blob(1000))
+        real = os.copy_file_range
+
+        def evict_and_copy(*args, **options):
+            place.file(digest).unlink(missing_ok=True)
+            return real(*args, **options)
+
+        monkeypatch.setattr(os, "copy_file_range", evict_and_copy)
+        before = descriptors()
+        assert await store.capability(LocalFiles).link_files([Link(digest, str(place.inputs / "tool"), True)]) == []
+        facts = (place.inputs / "tool").stat()
+        assert (facts.st_size, facts.st_nlink, stat.S_IMODE(facts.st_mode)) == (1000, 1, 0o555)
+        assert os.listdir(place.executables) == [] and place.temp_files() == [] and descriptors() == before
+
+
+@pytest.mark.parametrize("linked", [True, False])
+async def test_inputs_are_readable_by_all_whatever_the_umask(place, monkeypatch, linked):
+    def refuse(*args, **options):
+        raise OSError(errno.EXDEV, os.strerror(errno.EXDEV))
+
+    before = os.umask(0o077)
+    try:
+        async with place.running() as store:
+            if not linked:
+                monkeypatch.setattr(os, "link", refuse)
+            digests = [digest_of(b""), await put(store, b"x"), await put(store, make_blob(300_000))]
+            links = [
+                Link(digest, str(place.inputs / f"{at}{executable}"), executable)
+                for at, digest in enumerate(digests) for executable in (False, True)
+            ]  # fmt: skip
+            assert await store.capability(LocalFiles).link_files(links) == []
+            modes = {link.path: stat.S_IMODE(os.stat(link.path).st_mode) for link in links}
+            assert modes == {link.path: 0o555 if link.executable else 0o444 for link in links}
+    finally:
+        os.umask(before)

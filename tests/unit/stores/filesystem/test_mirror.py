@@ -231,3 +231,37 @@ async def test_variants_and_results_of_others_are_seen_and_forgotten(place):
         variant.unlink()
         await store.has([])
         assert (store.statistics()["executables"], store.statistics()["bytes"]) == (0, BLOCK)
+
+
+async def test_a_link_in_the_place_of_a_blob_is_none(place):
+    async with place.running() as store:
+        digest, other = await put(store, b"x"), digest_of(b"y")
+        (place.root / "outside").write_bytes(b"x")
+        place.file(other).symlink_to(place.root / "outside")
+        (place.root / "link").symlink_to(place.root / "outside")
+        os.rename(place.root / "link", place.file(digest))
+        assert await store.has([digest, other]) == [None, None]
+        assert store.statistics()["blobs"] == 0 == store.statistics()["bytes"]
+
+
+async def test_who_has_lost_track_relies_on_its_index_no_more_until_the_folder_is_listed(place, watched):
+    async with place.running() as store:
+        await put(store, b"x")
+        assert store._mirror.is_complete
+        store._mirror.lose_track()
+        assert not store._mirror.is_complete and store._mirror.scan_wanted
+        store._scanner.asked.set()
+        await until(lambda: store._mirror.is_complete and not store._mirror.scan_wanted)
+
+
+async def test_two_files_of_one_hash_that_others_have_written_are_both_counted_and_both_evicted(place):
+    async with place.running(policy={"max_count": 2}) as store:
+        digest = digest_of(b"right")
+        paths = [place.lay(digest, b"right"), place.lay(Digest(digest.hash, 6), b"other.")]
+        assert await store.has([digest, digest_of(b"none")]) == [5, None]
+        assert store.statistics()["blobs"] == 2 and store.statistics()["bytes"] == 2 * BLOCK
+        await put(store, b"a")
+        assert [path.exists() for path in paths] == [True, False]
+        await put(store, b"b")
+        assert [path.exists() for path in paths] == [False, False]
+        assert store.statistics()["blobs"] == 2

@@ -1,5 +1,6 @@
 """The sum of bytes that processes on a folder keep together, where none of them sees all of it."""
 
+import errno
 import fcntl
 import os
 
@@ -7,12 +8,23 @@ import pytest
 import trio
 
 from nl.blob.hashing import digest_of
-from nl.plugin import BytesReader, Deletes, Digest, DigestFunction, Link, LocalFiles, TooLargeError
+from nl.plugin import (
+    BlobNotFoundError,
+    BytesReader,
+    Deletes,
+    Digest,
+    DigestFunction,
+    Link,
+    LocalFiles,
+    NlError,
+    TooLargeError,
+)
 from nl.stores.filesystem import mirror
 from nl.stores.filesystem.journal import Journal
 from nl.testing import PartsReader, split
 
 from .conftest import put, until
+from .test_evicting import watched as watched  # a fixture
 from .test_scanning import held_scan
 
 BLOCK = 4096
@@ -29,6 +41,10 @@ def told(store):
     journal.read()
     assert journal.sum is not None
     return journal.sum // BLOCK
+
+
+def refuse(*args, **options):
+    raise OSError(errno.EIO, os.strerror(errno.EIO))
 
 
 async def test_it_says_what_is_there_whoever_has_written_or_deleted_it(place, unwatched):
@@ -59,17 +75,39 @@ async def test_a_process_that_was_killed_between_deed_and_word_is_made_up_for_by
         assert told(store) == 11
 
 
-async def test_who_does_not_see_everything_yet_tells_nobody_its_own_sum(place, unwatched, monkeypatch):
+async def test_who_does_not_see_everything_yet_tells_nobody_its_own_sum_but_what_it_adds(place, watched, monkeypatch):
     async with place.running() as one:
         for number in range(3):
             await put(one, b"%d" % number)
+        await one.put("name", b"value")
+        await one._committer.tell_sum()
         with held_scan(monkeypatch) as go_on:
             async with place.running(scanned=False) as two:
                 await two._committer.tell_sum()
-                assert told(one) == 3
-                await put(two, b"one more")
                 assert told(one) == 4
+                await put(two, b"one more")
+                assert told(one) == 5
+                await two.put("name", bytes(2 * BLOCK))
+                assert told(one) == 6, "one block was replaced by two"
+                with monkeypatch.context() as patched, pytest.raises(NlError):
+                    patched.setattr(os, "rename", refuse)
+                    await put(two, b"not to be placed")
+                assert told(one) == 6 == place.used() // BLOCK
                 go_on()
+
+
+async def test_without_inotify_all_hear_of_what_was_set_aside_and_renamed(place, unwatched):
+    wrong, unmarked = digest_of(b"right"), digest_of(b"unmarked", DigestFunction.BLAKE3)
+    place.lay(wrong, b"wrong")
+    place.lay(Digest(*unmarked[:2]), b"unmarked")
+    async with place.running() as one, place.running() as two:
+        assert two.statistics()["blobs"] == 2
+        with pytest.raises(BlobNotFoundError):
+            await one.get(wrong)
+        assert await one.get(unmarked) == b"unmarked"
+        await two._committer.follow()
+        assert list(two._index.slots) == ["b" + unmarked.hash]
+        assert told(one) == two.statistics()["bytes"] // BLOCK == 1
 
 
 async def test_the_bound_holds_also_after_the_file_with_the_sum_was_deleted(place, unwatched):
