@@ -28,6 +28,7 @@ from nl.model.access import Right
 from nl.model.digest import Digest, DigestFunction
 from nl.pb import reapi, rpc_status
 from nl.pb.codec import encode
+from nl.pb.find_missing import FindMissingRequest
 from nl.pb.hot import BatchReadReply, stored_blob
 from nl.rpc.contract import ServerStream
 from nl.services.bounded import (
@@ -99,13 +100,10 @@ class CasService:
         request = await receive_find_missing(stream)
         store = self._instances.get(stream, request.instance_name, Right.READ_CAS).store
         function = parse_function(request.digest_function)
-        triples = zip(request.hashes, request.sizes, repeat(function), strict=False)
-        if request.is_plain:  # the codec has checked them all
-            digests = list(map(_make_digest, repeat(Digest), triples))
-        else:
-            digests = list(map(_parse_triple, triples))
+        are_many = len(request.hashes) > (_HAS_AT_ONCE if request.is_plain else MANY)
+        digests = await off_loop_if(are_many, _digests_of, request, function)
         sizes = await store.has(digests) if len(digests) <= _HAS_AT_ONCE else await _has_many(store, digests)
-        return request.missing(sizes).encode_parts()
+        return await off_loop_if(are_many, _missing_of, request, sizes)
 
     async def batch_update_blobs(
         self, stream: ServerStream[EncodedBatchUpdate, reapi.BatchUpdateBlobsResponse]
@@ -150,12 +148,7 @@ class CasService:
         results = await instance.store.put_many([(digest, blobs[at].data) for at, digest in plain])
         for (at, _), error in zip(plain, results, strict=True):
             failed[at] = error
-        explain = _Explanations()
-        statuses = [
-            None if error is None else rpc_status.Status(code=int(error.code), message=explain(error))
-            for error in failed
-        ]
-        return await off_loop_if(len(blobs) > MANY, _encode_statuses, blobs, statuses)
+        return await off_loop_if(len(blobs) > MANY, _encode_statuses, blobs, failed)
 
     async def _store_packed(
         self,
@@ -191,7 +184,8 @@ class CasService:
         instance = self._instances.get(stream, request.instance_name, Right.READ_CAS)
         function = parse_function(request.digest_function)
         found: list[Buffer | NlError] = [b""] * len(request.digests)
-        wanted = _that_fit(request.digests, function, found)
+        are_many = len(found) > MANY
+        wanted = await off_loop_if(are_many, _that_fit, request.digests, function, found)
         packed = [False] * len(found)
         if _ZSTD in request.acceptable_compressors:
 
@@ -207,19 +201,7 @@ class CasService:
             blobs = await instance.store.get_many([digest for _, digest in wanted])
             for (at, _), blob in zip(wanted, blobs, strict=True):
                 found[at] = blob
-        reply = BatchReadReply()
-        explain = _Explanations()
-        for digest, blob, is_packed in zip(request.digests, found, packed, strict=True):
-            pair = (digest.hash, digest.size_bytes & _MASK64)
-            if isinstance(blob, NlError):
-                reply.add_status(pair, code=int(blob.code), message=explain(blob))
-            elif is_packed:
-                reply.add_blob(pair, blob, compressor=_ZSTD)
-            else:
-                reply.add_blob(pair, blob)
-        if reply.size > MESSAGE_BYTES:  # invalid digests can be of any length
-            raise InvalidRequestError(f"the digests that the batch asks for do not fit into {MESSAGE_BYTES} bytes")
-        return reply.encode_parts()
+        return await off_loop_if(are_many, _read_reply, request.digests, found, packed)
 
     async def get_tree(self, stream: ServerStream[reapi.GetTreeRequest, reapi.GetTreeResponse]) -> None:
         """All distinct directories below a root, in pages."""
@@ -268,6 +250,18 @@ class CasService:
 _make_digest: Callable[[type[Digest], _Triple], Digest] = tuple.__new__
 
 
+def _digests_of(request: FindMissingRequest, function: DigestFunction) -> list[Digest]:
+    """Raises InvalidRequestError for what is none."""
+    triples = zip(request.hashes, request.sizes, repeat(function), strict=False)
+    if request.is_plain:  # the codec has checked them all
+        return list(map(_make_digest, repeat(Digest), triples))
+    return list(map(_parse_triple, triples))
+
+
+def _missing_of(request: FindMissingRequest, sizes: Sequence[int | None]) -> list[Buffer]:
+    return request.missing(sizes).encode_parts()
+
+
 def _parse_triple(triple: _Triple) -> Digest:
     try:
         return Digest.parse(*triple)
@@ -295,15 +289,36 @@ def _that_fit(
     return wanted
 
 
+def _read_reply(
+    digests: Sequence[reapi.Digest], found: Sequence[Buffer | NlError], packed: Sequence[bool]
+) -> Sequence[Buffer]:
+    """The reply to a read, as it is sent."""
+    reply = BatchReadReply()
+    explain = _Explanations()
+    for digest, blob, is_packed in zip(digests, found, packed, strict=True):
+        pair = (digest.hash, digest.size_bytes & _MASK64)
+        if isinstance(blob, NlError):
+            reply.add_status(pair, code=int(blob.code), message=explain(blob))
+        elif is_packed:
+            reply.add_blob(pair, blob, compressor=_ZSTD)
+        else:
+            reply.add_blob(pair, blob)
+    if reply.size > MESSAGE_BYTES:  # invalid digests can be of any length
+        raise InvalidRequestError(f"the digests that the batch asks for do not fit into {MESSAGE_BYTES} bytes")
+    return reply.encode_parts()
+
+
 def _encode_statuses(
-    blobs: Sequence[reapi.BatchUpdateBlobsRequestRequest], statuses: Sequence[rpc_status.Status | None]
+    blobs: Sequence[reapi.BatchUpdateBlobsRequestRequest], errors: Sequence[NlError | None]
 ) -> bytes:
     """The reply to an upload; None is OK, which only a blob with a digest can be."""
     reply = []
-    for blob, status in zip(blobs, statuses, strict=True):
-        if status is None and blob.digest is not None:
+    explain = _Explanations()
+    for blob, error in zip(blobs, errors, strict=True):
+        if error is None and blob.digest is not None:
             reply.append(stored_blob((blob.digest.hash, blob.digest.size_bytes)))
         else:
+            status = None if error is None else rpc_status.Status(code=int(error.code), message=explain(error))
             response = reapi.BatchUpdateBlobsResponseResponse(digest=blob.digest, status=status)
             reply.append(encode(reapi.BatchUpdateBlobsResponse(responses=[response])))
     return b"".join(reply)

@@ -6,6 +6,8 @@ import pytest
 import trio
 from trio.testing import wait_all_tasks_blocked
 
+from nl.blob.off_loop import THREADS, threads
+from nl.cas.large import MANY
 from nl.errors import Code, UnavailableError
 from nl.model.digest import Digest
 from nl.pb import reapi
@@ -134,3 +136,70 @@ async def test_while_a_client_takes_the_reply_nothing_of_the_request_is_kept(met
         del stream.request
         assert kept_of(kinds) <= before
         nursery.cancel_scope.cancel()
+
+
+class TakesAllThreads(Counting):
+    """What is done after the store was asked gets no thread, until `free` is called."""
+
+    def __init__(self):
+        super().__init__()
+        self.taken = []
+
+    def take(self):
+        for number in () if self.taken else range(THREADS):
+            threads().acquire_on_behalf_of_nowait(number)
+            self.taken.append(number)
+
+    def free(self):
+        while self.taken:
+            threads().release_on_behalf_of(self.taken.pop())
+
+    async def has(self, keys):
+        self.take()
+        return await super().has(keys)
+
+    async def get_many(self, keys):
+        self.take()
+        return await super().get_many(keys)
+
+    async def put_many(self, blobs):
+        self.take()
+        return await super().put_many(blobs)
+
+
+def odd_names(count):
+    """Digests as no real client writes them."""
+    return b"".join(b"\x12\x44\x10\x01\x0a\x40%064x" % number for number in range(count))
+
+
+@pytest.mark.parametrize("beyond", [0, 1])
+@pytest.mark.parametrize(("method", "kind", "encoded", "few"), [
+    ("FindMissingBlobs", EncodedFindMissing, odd_names, 20_000),
+    ("BatchReadBlobs", EncodedBatchRead, odd_names, MANY),
+    ("BatchUpdateBlobs", EncodedBatchUpdate, lambda count: b"\x12\x44\x0a\x42\x0a\x40%064x" % 1 * count, MANY),
+])
+async def test_the_reply_about_many_blobs_is_made_beside_the_loop(method, kind, encoded, few, beyond):
+    """40,000 would be half a second."""
+    store = TakesAllThreads()
+    service = CasService({"": CasInstance(store)})
+    [(full, handler)] = [item for item in service.__mapping__().items() if item[0].endswith("/" + method)]
+    stream = Sent(handler, full)
+    stream.request = kind(encoded(few + beyond))
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(handler.func, stream)
+        with trio.fail_after(20):
+            while not store.taken:
+                await trio.sleep(0.001)
+        await wait_all_tasks_blocked()
+        assert bool(stream.size) is (not beyond)
+        store.free()
+    assert stream.size > 60 * few
+
+
+class Sent(Unread):
+    """A call whose client takes all of the reply."""
+
+    size = 0
+
+    async def send_parts(self, parts):
+        self.size = sum(map(len, parts))
