@@ -6,6 +6,8 @@ from __future__ import annotations
 
 import logging
 import sys
+import time
+from types import SimpleNamespace
 
 import pytest
 import trio
@@ -19,7 +21,7 @@ from nl.plugin import RetryOptions, UnavailableError, digest_of
 from nl.testing import BlockingReader, PartsReader, make_blob, read, split
 from nl_cloud_object_store import CloudObjectStoreOptions
 from nl_cloud_object_store.azure_auth import SharedAccessSignature, SharedKey, Token, find_authorization
-from nl_cloud_object_store.client import RefusedError
+from nl_cloud_object_store.client import RefusedError, TransientError
 
 MIB = 1024 * 1024
 
@@ -108,6 +110,58 @@ def test_requests_are_signed_as_azures_documentation_does() -> None:
         "GET\n\n\n\n\n\n\n\n\n\n\n\nx-ms-date:Fri, 26 Jun 2015 23:39:12 GMT\nx-ms-version:2015-02-21\n"
         "/myaccount/mycontainer\ncomp:metadata\nrestype:container\ntimeout:20"
     )
+
+
+def test_a_body_without_bytes_is_signed_as_one_without_a_length() -> None:
+    """So it is since version 2015-02-21."""
+    key = SharedKey("myaccount", KEY)
+    for told, signed in (("0", ""), ("5", "5")):
+        lines = key.text_to_sign("PUT", "https://h/c/k", {"Content-Length": told}).split("\n")
+        assert (lines[0], lines[3], lines[-1]) == ("PUT", signed, "/myaccount/c/k")
+
+
+class Tokens:
+    """A credential as azure-identity has them: tokens that are good for so many seconds."""
+
+    def __init__(self, seconds: float) -> None:
+        self.seconds = seconds
+        self.given = 0
+        self.error: Exception | None = None
+
+    def get_token(self, scope: str) -> SimpleNamespace:
+        assert scope == "https://storage.azure.com/.default"
+        if self.error is not None:
+            raise self.error
+        self.given += 1
+        return SimpleNamespace(token=f"token-{self.given}", expires_on=time.time() + self.seconds)
+
+
+@pytest.mark.parametrize(("seconds", "looks"), [
+    (3600, [(0, 1), (3299, 1), (2, 2), (3299, 2), (2, 3)]), (10, [(0, 1), (0.5, 1), (0.6, 2), (1.1, 3)]),
+])
+def test_a_token_is_renewed_five_minutes_before_it_ends_and_no_more_than_once_a_second(
+    seconds: float, looks: list[tuple[float, int]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pytest.importorskip("azure.core")
+    now = time.time()
+    monkeypatch.setattr(time, "time", lambda: now)
+    token = Token(tokens := Tokens(seconds))
+    for later, given in looks:
+        now += later
+        headers: dict[str, str] = {}
+        assert token.sign("GET", "https://h/c", headers) == "https://h/c"
+        assert (headers, tokens.given) == ({"Authorization": f"Bearer token-{given}"}, given)
+
+
+def test_credentials_that_are_wrong_end_it_and_a_place_for_tokens_that_is_away_does_not() -> None:
+    azure = pytest.importorskip("azure.core.exceptions")
+    tokens = Tokens(3600)
+    for error, kind in (
+        (azure.ClientAuthenticationError("no\nway"), RefusedError), (azure.ServiceRequestError("away"), TransientError),
+    ):
+        tokens.error = error
+        with pytest.raises(kind, match=r"no credentials: no way|no token: away"):
+            Token(tokens).sign("GET", "https://h/c", {})
 
 
 async def test_the_machines_identity_is_used_where_nothing_else_is_given(

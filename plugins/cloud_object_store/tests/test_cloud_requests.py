@@ -165,7 +165,7 @@ class Bucket(ObjectClient):
             raise UploadGoneError(f"{upload} is gone")
         parts = self.uploads.pop(upload)
         assert list(tags) == [f"tag{number}" for number in sorted(parts)]
-        assert all(len(parts[number]) >= self.MIN_PART for number in sorted(parts)[:-1])
+        assert all(len(parts[number]) >= 5 * MIB for number in sorted(parts)[:-1])
         begins = [sum(len(parts[each]) for each in parts if each < number) for number in sorted(parts)]
         assert [self.offsets[upload][number] for number in sorted(parts)] == begins
         self.store(key, b"".join(parts[number] for number in sorted(parts)))
@@ -554,6 +554,84 @@ async def test_an_upload_that_the_server_has_lost_begins_anew_where_the_source_c
         bucket.store(f"cas/{digest}", data)
         bucket.errors["complete"] = [UploadGoneError("gone")]
         await store.write(digest, PartsReader(split(data, MIB)))  # another has written it meanwhile
+
+
+async def test_a_value_that_the_server_has_lost_is_not_taken_for_the_older_one_of_the_same_size(bucket: Bucket) -> None:
+    old, new = bytes(11 * MIB), b"x" * (11 * MIB)
+    async with running() as store:
+        bucket.store("cas/~name", old)
+        bucket.errors["complete"] = [UploadGoneError("gone")]
+        with pytest.raises(UnavailableError, match="gone"):
+            await store.write("name", PartsReader(split(new, MIB)))
+        assert bucket.objects["cas/~name"][0] == old
+        bucket.errors["complete"] = [UploadGoneError("gone")]
+        await store.write("name", BytesReader(new))
+        assert bucket.objects["cas/~name"][0] == new, "it began anew"
+        assert "head" not in bucket.took()
+        bucket.errors["complete"] = [TransientError("lost"), UploadGoneError("gone")]
+        await store.write("name", PartsReader(split(new, MIB)))  # the first request may have worked
+        assert bucket.took()[-3:] == ["complete", "complete", "head"]
+
+
+async def test_what_no_parts_of_the_largest_size_can_hold_is_too_large_and_is_not_begun(
+    bucket: Bucket, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(Bucket, "MAX_PARTS", 2)
+    monkeypatch.setattr(Bucket, "MAX_PART", 6 * MIB)
+    async with running() as store:
+        await store.write("name", PartsReader(split(bytes(12 * MIB), MIB)))
+        bucket.took()
+        reader = PartsReader(split(bytes(12 * MIB + 2), MIB))
+        with pytest.raises(TooLargeError, match=f"{12 * MIB + 2} bytes are more than an object can have"):
+            await store.write("name", reader)
+        assert (bucket.took(), reader.calls) == ([], 0)
+        assert store.statistics()["upload_memory"] == 0
+
+
+@pytest.mark.parametrize(("in_order", "threads", "parts", "most"), [
+    (False, 16, 10, 10), (False, 2, 10, 3), (True, 16, 10, 2), (True, 16, 1, 1),
+])
+async def test_an_upload_takes_as_many_parts_into_memory_as_can_be_of_use(
+    bucket: Bucket, in_order: bool, threads: int, parts: int, most: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Those that are sent, and one that is being taken; of those that go in order only one is sent."""
+    monkeypatch.setattr(Bucket, "IN_ORDER", in_order)
+    size, go_on = 12 * 5 * MIB, threading.Event()
+    for number in range(1, 13):
+        bucket.before[f"part {number}"] = go_on.wait  # type: ignore[assignment]
+    async with running(max_threads=threads, multipart_max_concurrent_uploads=parts) as store:
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(store.write, "name", PartsReader(split(bytes(size), 5 * MIB)))
+            with trio.fail_after(120):
+                while store.statistics()["upload_memory"] < most * 5 * MIB:  # noqa: ASYNC110
+                    await trio.sleep(0.001)
+            await trio.testing.wait_all_tasks_blocked()
+            assert store.statistics()["upload_memory"] == most * 5 * MIB
+            go_on.set()
+        assert len(bucket.objects["cas/~name"][0]) == size
+
+
+async def test_a_cancelled_upload_of_a_blob_in_one_request_waits_for_nothing(bucket: Bucket) -> None:
+    """Its bytes are the same whenever they arrive; those of a value could come after the next one's."""
+    begun, go_on = threading.Event(), threading.Event()
+
+    def wait() -> None:
+        begun.set()
+        go_on.wait(60)
+
+    bucket.before["put"] = wait
+    async with running() as store:
+        for key, ended in ((ONE, False), ("name", True)):
+            begun.clear()
+            go_on.clear()
+            async with trio.open_nursery() as nursery:
+                nursery.start_soon(store.put, key, b"one")
+                await trio.to_thread.run_sync(begun.wait, 60)
+                nursery.cancel_scope.cancel()
+                if ended:
+                    threading.Timer(0.05, go_on.set).start()
+            assert go_on.is_set() == ended
+            go_on.set()
 
 
 @pytest.mark.parametrize(("stored", "works"), [("all", True), ("another size", False), ("nothing", False)])

@@ -210,6 +210,17 @@ async def test_a_reader_asks_for_a_mebibyte_at_first_and_then_for_chunks(redis: 
         assert counted(store) == {"downloads": 3}
 
 
+async def test_a_value_that_gets_shorter_while_it_is_read_ends_its_reader(redis: Redis) -> None:
+    digest = digest_of(data := bytes(3 * MIB))
+    async with running(redis, read_chunk_size=512 * 1024) as store:
+        redis.values[b"cas/" + str(digest).encode()] = data
+        async with store.open(digest) as reader:
+            redis.values[b"cas/" + str(digest).encode()] = data[: MIB + 1000]
+            assert sum(map(len, await reader.receive_parts(MIB))) == MIB
+            with pytest.raises(UnavailableError, match=f"{digest} left the server while it was being read"):
+                await reader.receive_parts()
+
+
 # --- writing
 
 

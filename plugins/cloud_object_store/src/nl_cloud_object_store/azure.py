@@ -87,7 +87,6 @@ class AzureSettings:
 class AzureClient(ObjectClient):
     """One container."""
 
-    MIN_PART: ClassVar[int] = 1
     MAX_PART: ClassVar[int] = 4000 * _MIB
     MAX_PARTS: ClassVar[int] = 50_000
 

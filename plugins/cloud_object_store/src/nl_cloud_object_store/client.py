@@ -136,9 +136,8 @@ class ObjectBody(ABC):
 class ObjectClient(ABC):
     """The requests, for one bucket."""
 
-    MIN_PART: ClassVar[int] = 5 * 1024 * 1024
-    """No part of a multipart upload but the last may be smaller (bytes)."""
     MAX_PART: ClassVar[int] = 5 * 1024 * 1024 * 1024
+    """No part of a multipart upload may be larger (bytes). None but the last is smaller than 5 MiB: S3 wants that."""
     MAX_PARTS: ClassVar[int] = 10_000
     GRANULE: ClassVar[int] = 1
     """All parts but the last are multiples of this (bytes)."""

@@ -66,7 +66,6 @@ class GcsSettings:
 class GcsClient(ObjectClient):
     """One bucket."""
 
-    MIN_PART: ClassVar[int] = 256 * _KIB
     MAX_PART: ClassVar[int] = 5 * _KIB**3
     MAX_PARTS: ClassVar[int] = 100_000
     GRANULE: ClassVar[int] = 256 * _KIB
