@@ -209,7 +209,7 @@ async def wrapper_rows(stack: AsyncExitStack, digests: Sequence[Digest]) -> list
 
 
 async def compression_rows(stack: AsyncExitStack) -> list[Row]:
-    """Beside the bare library on the same pieces; for LZ4, with the BLAKE3 of each: nothing unchecked is served."""
+    """Beside the bare library on the same pieces; for LZ4 (sealed) with the BLAKE3 of each: what is served is checked."""
     import lz4.block
 
     from nl.blob.zstd import library
@@ -218,7 +218,7 @@ async def compression_rows(stack: AsyncExitStack) -> list[Row]:
     digest = digest_of(large)
     lz4_store, zstd_store = (
         CompressionStore(CompressionOptions(backend=context.spec(memory()), compression_algorithm=algorithm), context)
-        for algorithm in (CompressionAlgorithm(lz4=Lz4Options()), CompressionAlgorithm(zstd=ZstdOptions()))
+        for algorithm in (CompressionAlgorithm(lz4=Lz4Options(seal=True)), CompressionAlgorithm(zstd=ZstdOptions()))
     )
     await stack.enter_async_context(started(lz4_store, context))
     await stack.enter_async_context(started(zstd_store))

@@ -104,13 +104,14 @@ class Form(ABC):
 
 
 class Lz4Form(Form):
-    """LZ4 blocks and a seal. NativeLink's have none, so a blob of its is compared with its digest when it is read."""
+    """LZ4 blocks as NativeLink keeps them, or sealed. What has no seal is compared with its digest when it is read."""
 
     suffix = ".lz4"
     tail_bytes = lz4_format.TAIL_BYTES
 
     def __init__(self, options: Lz4Options) -> None:
         self._block_size = options.block_size
+        self._sealed = options.seal
         self._max_block_size = options.max_decode_block_size or options.block_size
 
     def encoder_bytes(self, size: int) -> Sequence[int]:
@@ -123,7 +124,7 @@ class Lz4Form(Form):
         return 2 * block + _BATCHES
 
     def encode(self, data: Buffer) -> bytes:
-        encoder = Lz4Encoder(self._block_size, size=len(data))
+        encoder = Lz4Encoder(self._block_size, size=len(data), sealed=self._sealed)
         return b"".join(encoder.encode([data]) + encoder.finish())
 
     def decode(self, data: Buffer, digest: Digest | None, *, most: int) -> bytes | None:
@@ -141,7 +142,7 @@ class Lz4Form(Form):
 
     def encoding(self, reader: Reader, *, size: int, crowded: bool, threads: trio.CapacityLimiter) -> Reader:
         block_size = min(self._block_size, _CROWDED_BLOCK) if crowded else self._block_size
-        return EncodingReader(reader, Lz4Encoder(block_size, size=size), threads=threads)
+        return EncodingReader(reader, Lz4Encoder(block_size, size=size, sealed=self._sealed), threads=threads)
 
     def decoding(
         self, reader: Reader, digest: Digest | None, *, stored_size: int, failure: Failure,
@@ -173,7 +174,7 @@ class Lz4Form(Form):
 
     def map_bytes(self, size: int) -> int:
         length = seal_bytes(size, self._block_size)
-        return length if length <= _LARGEST_MAP else 0
+        return length if self._sealed and length <= _LARGEST_MAP else 0
 
     def blocks(self, tail: Buffer, *, stored_size: int) -> Blocks:
         blocks = Blocks(tail, head_bytes=lz4_format.HEAD_BYTES, stored_size=stored_size)

@@ -7,9 +7,9 @@ All numbers are little-endian and of fixed width::
     footer   0x01, length u32, then: count u64, count * u32 (the compressed lengths of all blocks but the last),
              count u32, decoded size u64, block_size u32, version u8 = 1
 
-That is version 1, which is read and never written. It has no checksum, and its index is not needed to read front to
-back. Everything that is said twice in it is compared; what the blocks decode to is for the caller to compare with a
-digest. Version 2 differs in its number and its end: a seal (lz4_seal.py) in place of the footer.
+That is version 1. It has no checksum, and its index is not needed to read front to back. Everything that is said twice
+in it is compared; what the blocks decode to is for the caller to compare with a digest. Version 2, which is written if
+the config says `seal`, differs in its number and its end: a seal (lz4_seal.py) in place of the footer.
 """
 
 from __future__ import annotations
@@ -58,17 +58,18 @@ def largest_compressed(block_size: int) -> int:
 
 
 class Lz4Encoder(Encoder):
-    """Encodes one blob, in version 2. `size` is what the header says: -1 if it is not known."""
+    """Encodes one blob, `sealed` in version 2. `size` is what the header says: -1 if it is not known."""
 
     batch = 1024 * 1024
 
-    def __init__(self, block_size: int, *, size: int = -1) -> None:
+    def __init__(self, block_size: int, *, size: int = -1, sealed: bool) -> None:
         self._compress = _library().compress
         self._block_size = block_size
         kind = (EXACT, size) if size >= 0 else (AT_MOST, (1 << 64) - 1)
-        self._head = _HEADER.pack(lz4_seal.VERSION, block_size, *kind)
+        self._head = _HEADER.pack(lz4_seal.VERSION if sealed else VERSION, block_size, *kind)
         self._rest = bytearray()
-        self._sealing = Sealing()
+        self._sealing = Sealing() if sealed else None
+        self._lengths = array("I")
         self._size = 0
 
     def encode(self, parts: Sequence[Buffer]) -> list[Buffer]:
@@ -96,13 +97,24 @@ class Lz4Encoder(Encoder):
         coded: list[Buffer] = [self._head]
         if self._rest:
             self._add_block(coded, self._rest)
-        seal = self._sealing.content(size=self._size, block_size=self._block_size)
-        coded += (_FRAME.pack(SEAL, len(seal)), seal)
+        if self._sealing is None:
+            kind, content = _FOOTER, self._footer()
+        else:
+            kind, content = SEAL, self._sealing.content(size=self._size, block_size=self._block_size)
+        coded += (_FRAME.pack(kind, len(content)), content)
         return coded
+
+    def _footer(self) -> bytes:
+        count = max(len(self._lengths) - 1, 0)
+        index = struct.pack(f"<Q{count}I", count, *self._lengths[:-1])
+        return index + _TAIL.pack(count, self._size, self._block_size, VERSION)
 
     def _add_block(self, coded: list[Buffer], block: Buffer) -> None:
         compressed = self._compress(block, store_size=False)
-        self._sealing.add(compressed)
+        if self._sealing is None:
+            self._lengths.append(len(compressed))
+        else:
+            self._sealing.add(compressed)
         coded += (_FRAME.pack(_BLOCK, len(compressed)), compressed)
 
 

@@ -73,9 +73,10 @@ class TestZstdConformance(StoreConformance):
         return make_store("zstd", context)
 
 
-class TestLz4OverFilesConformance(StoreConformance):
+class TestSealedLz4OverFilesConformance(StoreConformance):
     def make_store(self, context, folder):
-        return make_store(CompressionAlgorithm(lz4=Lz4Options(block_size=5000)), context, filesystem(folder))
+        algorithm = CompressionAlgorithm(lz4=Lz4Options(block_size=5000, seal=True))
+        return make_store(algorithm, context, filesystem(folder))
 
 
 class TestZstdOverFilesConformance(StoreConformance):

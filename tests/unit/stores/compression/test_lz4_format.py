@@ -80,9 +80,10 @@ def test_the_vector_is_what_is_made_by_hand():
     assert by_hand(DATA, 10) == VECTOR
 
 
-def test_what_the_encoder_makes_is_sealed_however_it_comes():
-    encoder = Lz4Encoder(10, size=26)
-    assert b"".join([*encoder.encode([DATA[:3], DATA[3:25], DATA[25:]]), *encoder.finish()]) == SEALED
+@pytest.mark.parametrize(("sealed", "expected"), [(False, VECTOR), (True, SEALED)], ids=["NativeLink's", "sealed"])
+def test_the_encoder_makes_the_vectors_however_the_blob_comes(sealed, expected):
+    encoder = Lz4Encoder(10, size=26, sealed=sealed)
+    assert b"".join([*encoder.encode([DATA[:3], DATA[3:25], DATA[25:]]), *encoder.finish()]) == expected
 
 
 @pytest.mark.parametrize("step", [1, 2, 7, 1000])
@@ -153,7 +154,7 @@ def test_some_blocks_are_decoded_and_no_others(step, most):
 
 @pytest.mark.parametrize(("block_size", "quick"), [(CHUNK, True), (CHUNK + 1, False)])
 def test_blocks_that_take_longer_than_a_hop_to_a_thread_are_left_to_one(block_size, quick):
-    encoder = Lz4Encoder(block_size, size=10)
+    encoder = Lz4Encoder(block_size, size=10, sealed=True)
     whole = b"".join([*encoder.encode([DATA[:10]]), *encoder.finish()])
     for step in (1, HEAD_BYTES, len(whole)):
         decoder = Lz4Decoder(max_block_size=block_size)
@@ -179,10 +180,11 @@ def test_what_nativelink_has_written_is_hashed_besides_and_left_to_a_thread():
 def test_sizes_around_whole_blocks():
     for size in (0, 1, 9, 10, 11, 20, 21):
         data = DATA[:size]
-        encoder = Lz4Encoder(10, size=size)
-        encoded = b"".join([*encoder.encode([data]), *encoder.finish()])
-        assert encoded == sealed_by_hand(data, 10)
-        assert decode(encoded) == decode(by_hand(data, 10)) == data
+        for sealed, expected in ((False, by_hand(data, 10)), (True, sealed_by_hand(data, 10))):
+            encoder = Lz4Encoder(10, size=size, sealed=sealed)
+            encoded = b"".join([*encoder.encode([data]), *encoder.finish()])
+            assert encoded == expected
+            assert decode(encoded) == data
 
 
 def test_an_empty_last_block_and_a_size_that_was_only_an_upper_bound_are_read():
