@@ -209,7 +209,7 @@ async def wrapper_rows(stack: AsyncExitStack, digests: Sequence[Digest]) -> list
 
 
 async def compression_rows(stack: AsyncExitStack) -> list[Row]:
-    """Beside the bare library on the same pieces; for LZ4 (sealed) with the BLAKE3 of each: what is served is checked."""
+    """Beside the bare library on the same pieces; for LZ4 (sealed) with the BLAKE3 of each: all of it is checked."""
     import lz4.block
 
     from nl.blob.zstd import library

@@ -18,7 +18,7 @@ class Lz4Options(Options):
     max_decode_block_size: Size = 0
     """Blobs with larger blocks than this are refused when they are read; 0 means `block_size`."""
     seal: Flag = False
-    """End blobs with a checksum of each block, instead of as NativeLink does: what is read costs half, since it need not
+    """End blobs with a checksum of each block, instead of as NativeLink does: what is read costs half, as it need not
     be hashed, and a range costs its own blocks, not all before it. Blobs of either form are read whatever this says."""
     find_nativelink_blobs: Flag = True
     """Find blobs that NativeLink has written, too: they have other names, so what is not there is looked for twice."""
