@@ -122,3 +122,13 @@ async def test_a_range_of_what_is_not_there_and_one_outside_are_errors():
         await read(store, other, offset=5, length=5)
     with pytest.raises(RangeError):
         await read(store, DIGEST, offset=len(DATA) + 1, length=5)
+
+
+async def test_the_object_of_another_blob_is_not_read_in_ranges_either():
+    """Its seal is right, and says what it is: not what was asked for."""
+    store, backend = await filled()
+    other = DATA + b"and more"
+    await store.write(digest_of(other), BytesReader(other))
+    await backend.put(PLACE, await backend.get(f"{digest_of(other)}.lz4"))
+    with pytest.raises(CorruptBlobError, match=str(DIGEST)):
+        await read(store, DIGEST, offset=BLOCK, length=10)
