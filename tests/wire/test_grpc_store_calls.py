@@ -35,7 +35,7 @@ from nl.plugin import (
 )
 from nl.stores.grpc import GrpcEndpoint, GrpcRetry
 from nl.stores.grpc.options import ReadBatching
-from nl.testing import PartsReader, make_blob, read
+from nl.testing import PartsReader, drain, make_blob, read
 from tests.support.foreign import REAPI
 from tests.support.foreign_server import Fault, ForeignServer, fail
 from tests.support.grpc_stores import QUICK, grpc_store, remote_cas
@@ -544,7 +544,10 @@ async def test_a_result_of_another_size_than_its_reader_says_is_not_stored(serve
         with pytest.raises(UploadMismatchError, match="20 bytes came of 24"):
             await store.write(ACTION, PartsReader([seal(b"")], size=24))
         await store.write(ACTION, PartsReader([seal(b"\x20\x01")], size=-1))
-    assert server.calls == ["UpdateActionResult"] and server.results == {(ACTION.hash, ACTION.size): b"\x20\x01"}
+        async with store.open(ACTION) as reader:
+            assert await drain(reader) == seal(b"\x20\x01")
+    assert server.calls == ["UpdateActionResult", "GetActionResult"]
+    assert server.results == {(ACTION.hash, ACTION.size): b"\x20\x01"}
 
 
 async def test_a_result_that_is_not_there_is_missing_and_its_key_and_server_are_named(server: ForeignServer) -> None:

@@ -140,6 +140,17 @@ async def test_without_a_time_limit_a_server_may_take_any_time(server: ForeignSe
     assert server.count("Read") == 1
 
 
+async def test_who_finds_no_server_gives_the_turn_back() -> None:
+    digest = digest_of(data := make_blob(LARGE))
+    async with remote_cas(1, retry=ONCE, max_concurrent_requests=1) as store:
+        with trio.fail_after(60):
+            for _ in range(2):
+                with pytest.raises(UnavailableError, match="127.0.0.1:1"):
+                    await read(store, digest)
+                with pytest.raises(UnavailableError, match="127.0.0.1:1"):
+                    await store.put(digest, data)
+
+
 async def test_a_reader_that_leaves_early_gives_its_turn_back(server: ForeignServer) -> None:
     digest, _ = kept(server, 16 * 1024 * 1024)
     async with remote_cas(server.port, max_concurrent_requests=1) as store:
@@ -254,6 +265,17 @@ async def test_how_far_a_server_has_come_is_not_asked_for_ever(server: ForeignSe
         with pytest.raises(UnavailableError):
             await store.write(digest, PartsReader(split(data, 70_000)))
     assert server.count("QueryWriteStatus") == QUICK.max_retries
+
+
+async def test_an_upload_of_which_the_server_has_every_byte_goes_on_without_having_them_again(
+    server: ForeignServer,
+) -> None:
+    digest = digest_of(data := make_blob(6 * 1024 * 1024))
+    server.plan("Write", fail("UNAVAILABLE", after=digest.size))
+    async with remote_cas(server.port) as store:
+        await store.write(digest, PartsReader(split(data, CHUNK)))
+    assert same(server.blobs[digest.hash, digest.size], data)
+    assert server.offsets == [0, digest.size]
 
 
 async def test_four_mebibytes_of_an_upload_can_be_had_again(server: ForeignServer) -> None:

@@ -48,6 +48,8 @@ def load(env=None, warnings=None, **options):
         ({"retry": {"retry_on_errors": ["Unavailabel"]}}, 'retry.retry_on_errors[0]: "Unavailabel" is none'),
         ({"headers": {"grpc-timeout": "1S"}}, 'headers["grpc-timeout"]: '),
         ({"headers": {"x y": "1"}}, 'headers["x y"]: cannot be sent as a header'),
+        ({"forward_headers": ["x-a", "x y"]}, 'forward_headers[1]: "x y" is no header that can be passed on'),
+        ({"forward_headers": ["grpc-timeout"]}, 'forward_headers[0]: "grpc-timeout" is no header'),
         ({"forward_headers": ["te"]}, 'forward_headers[0]: "te" is no header that can be passed on'),
         ({"experimental_read_batching": {"dispatch_slots": 0}},
          "experimental_read_batching.dispatch_slots: 0 would send nothing; expected 1 or more"),
