@@ -2,6 +2,7 @@
 
 import fcntl
 import os
+import random
 from array import array
 
 import pytest
@@ -9,7 +10,7 @@ import trio
 import trio.testing
 
 from nl.plugin import Deletes, digest_of
-from nl.stores.filesystem import FilesystemStore, verify
+from nl.stores.filesystem import FilesystemStore, use_order, verify
 from nl.stores.filesystem.use_order import UseOrder
 from nl.testing import BareContext, make_blob
 
@@ -39,6 +40,29 @@ def test_a_thousand_stale_lines_are_dropped_before_others_have_their_turn():
     order.note(1, 3000.0)
     found = [order.oldest() for _ in range(3)]
     assert found == [None, None, 1] and not order.is_empty
+
+
+def test_the_order_of_use_stays_right_while_it_is_swept(monkeypatch):
+    monkeypatch.setattr(use_order, "RUN", 4)
+    monkeypatch.setattr(use_order, "_SLACK", 0)
+    chance = random.Random(7)
+    used = array("d", [0.0] * 30)
+    order = UseOrder(used)
+    now = 1.0
+    for _ in range(1500):
+        now += 1.0
+        if chance.random() < 0.3:  # a listing finds some that were used long ago
+            found = chance.sample(range(30), 5)
+            for slot in found:
+                used[slot] = chance.uniform(0.0, now)
+            order.add_found([(used[slot], slot) for slot in found])
+        else:
+            slot = chance.randrange(30)
+            used[slot] = now
+            order.note(slot, now)
+        order.sweep(3)
+        oldest = min((when, slot) for slot, when in enumerate(used) if when)
+        assert order.oldest() == oldest[1]
 
 
 def test_uses_of_few_files_take_no_more_memory_than_some_ten_thousand_lines():

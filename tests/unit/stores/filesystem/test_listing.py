@@ -3,6 +3,7 @@
 import errno
 import os
 import stat
+import time
 from types import SimpleNamespace
 
 import pytest
@@ -104,13 +105,14 @@ async def test_empty_files_under_other_keys_than_blobs_are_values(place):
 
 
 async def test_a_listing_goes_by_the_clock_that_files_have(place):
-    """When they were used last, not when they were written; and before the machine was started is before everything."""
+    """When they were used last, not when they were written, and on a clock of which uses of now are later."""
     async with place.running() as store:
         digests = [await put(store, b"%d" % number) for number in range(3)]
     for table in place.content.glob(".uses-*"):
         table.unlink()
-    for atime, mtime, digest in ((3000, 1000, digests[0]), (1000, 3000, digests[1]), (2000, 2000, digests[2])):
-        os.utime(place.file(digest), (atime, mtime))
+    now = time.time()
+    for atime, mtime, digest in ((1000, 3000, digests[0]), (3000, 1000, digests[1]), (2000, 2000, digests[2])):
+        os.utime(place.file(digest), (now - atime, now - mtime))
     async with place.running(policy={"max_count": 3}) as store:
         for number, gone in enumerate((1, 2, 0)):
             await put(store, b"new %d" % number)
@@ -134,3 +136,14 @@ async def test_what_is_found_while_the_folder_is_listed_is_known_before_all_is(p
             assert len(woken) > 4
             monkeypatch.setattr(store._scanner, "_progress", progress)
             assert await store.has([digest_of(b"0")]) == [1]
+
+
+async def test_what_has_gone_unseen_is_forgotten_by_the_next_listing(place, monkeypatch):
+    monkeypatch.setattr(mirror, "remote_file_system", lambda path: "nfs")
+    async with place.running() as store:
+        gone, kept = await put(store, b"gone"), await put(store, b"kept")
+        place.file(gone).unlink()
+        store._mirror.scan_wanted = True
+        store._scanner.asked.set()
+        await until(lambda: store._scanner.scans == 2)
+        assert list(store._index.slots) == [kept.hash] and store.statistics()["bytes"] == BLOCK

@@ -20,10 +20,13 @@ from nl.plugin import (
     UnavailableError,
     UploadMismatchError,
 )
+from nl.stores.filesystem import adopting
+from nl.stores.filesystem.leases import nobody_writes_to
 from nl.testing import find, make_blob
 
 from .conftest import put, until
 from .test_evicting import watched as watched  # a fixture
+from .test_scanning import held_scan
 
 MIB = 1 << 20
 
@@ -242,3 +245,59 @@ async def test_inputs_are_readable_by_all_whatever_the_umask(place, monkeypatch,
             assert modes == {link.path: 0o555 if link.executable else 0o444 for link in links}
     finally:
         os.umask(before)
+
+
+async def test_an_output_that_cannot_be_made_read_only_is_copied_and_put_back(place, monkeypatch):
+    real = os.fchmod
+
+    def refuse(fd, mode):
+        if os.readlink(f"/proc/self/fd/{fd}").startswith(str(place.temp)) and os.fstat(fd).st_mtime == 1:
+            raise OSError(errno.EPERM, os.strerror(errno.EPERM))
+        real(fd, mode)
+
+    async with place.running() as store:
+        (place.inputs / "out").write_bytes(b"output")
+        os.utime(place.inputs / "out", (1, 1))
+        monkeypatch.setattr(os, "fchmod", refuse)
+        await store.capability(LocalFiles).adopt_file(digest_of(b"output"), str(place.inputs / "out"))
+        assert await find(store, digest_of(b"output")) == b"output"
+        assert store._local_files.adopter.copied == 1 and (place.inputs / "out").read_bytes() == b"output"
+
+
+async def test_an_output_that_gets_another_name_while_it_is_taken_over_is_copied(place, monkeypatch):
+    def link_and_ask(fd):
+        os.link(os.readlink(f"/proc/self/fd/{fd}"), place.inputs / "second")
+        return nobody_writes_to(fd)
+
+    async with place.running() as store:
+        (place.inputs / "out").write_bytes(b"output")
+        monkeypatch.setattr(adopting, "nobody_writes_to", link_and_ask)
+        await store.capability(LocalFiles).adopt_file(digest_of(b"output"), str(place.inputs / "out"))
+        assert (place.inputs / "second").stat().st_ino != place.file(digest_of(b"output")).stat().st_ino
+        assert await find(store, digest_of(b"output")) == b"output"
+
+
+async def test_a_variant_of_another_mode_is_replaced_by_one_that_can_be_linked_to(place, watched):
+    async with place.running() as store:
+        digest = await put(store, b"tool")
+        files = store.capability(LocalFiles)
+        await files.link_files([Link(digest, str(place.inputs / "first"), True)])
+        os.chmod(place.inputs / "first", 0o755)
+        for name in ("second", "third"):
+            assert await files.link_files([Link(digest, str(place.inputs / name), True)]) == []
+        assert (place.inputs / "third").stat().st_nlink == 3 and store.statistics()["copied_files"] == 0
+        assert stat.S_IMODE((place.inputs / "third").stat().st_mode) == 0o555
+
+
+async def test_while_the_folder_is_listed_a_variant_that_is_there_is_hashed_once(place, monkeypatch):
+    async with place.running() as store:
+        digest = await put(store, b"tool")
+        await store.capability(LocalFiles).link_files([Link(digest, str(place.inputs / "first"), True)])
+    with held_scan(monkeypatch) as go_on:
+        async with place.running(scanned=False) as store:
+            for number in range(3):
+                links = [Link(digest, str(place.inputs / f"{number}"), True)]
+                assert await store.capability(LocalFiles).link_files(links) == []
+            assert store.statistics()["hashed_blobs"] == 2
+            assert (place.inputs / "first").stat().st_nlink == 5
+            go_on()

@@ -74,13 +74,17 @@ async def test_what_the_store_does_between_listing_and_telling_is_known(place, m
         assert store.statistics()["blobs"] == 3 and store.statistics()["bytes"] == place.used() == 3 * BLOCK
 
 
-async def test_a_listing_during_which_events_were_lost_is_not_the_last(place, monkeypatch):
+@pytest.mark.parametrize("what", ["events", "folder"])
+async def test_a_listing_during_which_events_or_the_folder_were_lost_is_not_the_last(place, monkeypatch, what):
     calls, real = [], scanning._list_piece
     monkeypatch.setattr(scanning, "_list_piece", lambda *args: calls.append(args) or real(*args))
     with held_scan(monkeypatch) as go_on:
         async with place.running(scanned=False) as store:
             await until(lambda: store._scanner.began_at >= 0)
-            store._mirror._note(Event(-1, IN_Q_OVERFLOW, ""), {})
+            if what == "events":
+                store._mirror._note(Event(-1, IN_Q_OVERFLOW, ""), {})
+            else:
+                store._mirror.folder_lost = True
             go_on()
             await until(lambda: store.statistics()["state"] == "exact")
             assert store._scanner.scans == 1 and len(calls) == 2 * 4
