@@ -12,7 +12,7 @@ import trio
 
 T = TypeVar("T")
 Ts = TypeVarTuple("Ts")
-THREADS: Final = 4
+THREADS: Final = 2
 """At once, over everything: each one more makes the loop wait longer for its turn. Who comes beyond waits in line."""
 _limiter: trio.lowlevel.RunVar[trio.CapacityLimiter] = trio.lowlevel.RunVar("nl.blob.off_loop")
 

@@ -18,6 +18,7 @@ from nl.errors import ConfigError
 from nl.server.collector import calm_collector
 from nl.server.composition import Endpoint
 from nl.server.defaults import default_config
+from nl.server.interpreter import take_short_turns
 from nl.server.run import run
 from nl.telemetry.log import set_up_logging
 
@@ -45,6 +46,7 @@ def _serve(config: Config, *, source: str, on_ready: partial[None] | None = None
     if not config.servers and not config.workers:
         raise ConfigError("servers", "is empty, and there are no workers; expected at least one", source=source)
     calm_collector()
+    take_short_turns()
     try:
         trio.run(partial(run, config, on_ready=on_ready), strict_exception_groups=True)
     except ConfigError as error:

@@ -13,6 +13,7 @@ from nl.rpc.options import ServerOptions
 from nl.rpc.server import Server
 from nl.rpc.tls import server_context
 from nl.server.collector import calm_collector
+from nl.server.interpreter import take_short_turns
 
 BLOB = bytes(1 << 20)
 MESSAGES = 4
@@ -57,5 +58,6 @@ async def serve(port: int, options: ServerOptions) -> None:
 
 if __name__ == "__main__":
     calm_collector()  # as `nl serve` does
+    take_short_turns()
     first, *secure = sys.argv[1:]
     trio.run(main, int(first), *map(int, secure[:1]), *secure[1:])
