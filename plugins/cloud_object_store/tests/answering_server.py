@@ -25,7 +25,9 @@ class Answering:
     url: str = ""
     asked: list[Asked] = field(default_factory=list)
     answers: list[tuple[int, dict[str, str], bytes]] = field(default_factory=list)
-    """One for each request that comes. `Content-Length` may say more than there is."""
+    """One for each request that comes: status, headers, body. `Content-Length` may say more than there is. Status 0 is
+    none: the connection ends.
+    """
 
     def will(self, status: int = 200, headers: Mapping[str, str] = {}, body: bytes | str = b"") -> None:
         self.answers.append((status, dict(headers), body.encode() if isinstance(body, str) else body))
@@ -50,6 +52,9 @@ class _Handler(BaseHTTPRequestHandler):
         query = dict(parse_qsl(parts.query, keep_blank_values=True))
         self.server_.asked.append(Asked(self.command, parts.path, query, self.headers, body))
         status, headers, data = self.server_.answers.pop(0)
+        if not status:
+            self.close_connection = True
+            return
         self.send_response_only(status)
         for name, value in {"Content-Length": str(len(data)), **headers}.items():
             self.send_header(name, value)

@@ -43,8 +43,9 @@ def proxy(fake_gcs: FakeGcs) -> Iterator[FaultyProxy]:
 
 
 @pytest.mark.parametrize("faults", [
-    [], ["lose answer"] * 3, ["500"] * 3, ["half"] * 3, ["pass", "half", "lose answer", "500", "half", "lose answer"],
-    ["pass"] * 3 + ["lose answer"], ["pass"] * 3 + ["500"],
+    [], ["lose answer"], ["500"], ["lose answer"] * 3, ["500"] * 3, ["half"] * 3,
+    ["pass", "half", "lose answer", "500", "half", "lose answer"], ["pass"] * 3 + ["lose answer"],
+    ["pass"] * 3 + ["500"],
 ])
 @pytest.mark.parametrize("size", [15 * MIB, 15 * MIB + 70_001])
 async def test_a_session_goes_on_with_what_has_not_arrived(faults: list[str], size: int) -> None:
@@ -56,7 +57,7 @@ async def test_a_session_goes_on_with_what_has_not_arrived(faults: list[str], si
         assert sessions.faults == []
         assert sessions.objects == {f"cas/{key_text(digest)}": data}
         if faults:
-            assert ("bytes */*" in sessions.asked) == (faults != ["half"] * 3)
+            assert sessions.asked.count("bytes */*") == faults.count("lose answer") + faults.count("500")
         else:
             assert sessions.asked[:3] == [f"bytes {at}-{at + 5 * MIB - 1}/*" for at in range(0, 15 * MIB, 5 * MIB)]
             assert len(sessions.asked) == 4

@@ -226,7 +226,9 @@ def test_what_an_error_of_google_means(gcs: ObjectClient, server: Answering) -> 
         check(error, kind, grpc, option)
         assert "bucket b" in str(error)
     for body, said in (('{"error": {"message": "why"}}', "why"), ("<html>", "<html>"), ("", "no reason given"),
-                       ('{"error": {"errors": []}}', "no reason given"), ('{"error": 5}', '{"error": 5}')):
+                       ('{"error": {"errors": []}}', "no reason given"), ("y" * 300, "y" * 300),
+                       (json.dumps({"error": {"message": "y" * 301}}), "y" * 297 + "..."),
+                       ('{"error": 5}', '{"error": 5}')):
         server.will(500, {}, body)
         assert str(failed(gcs)) == f"bucket b, k: 500: {said}"
     server.will(403, {}, '{"error": {"message": "why"}}')
@@ -292,9 +294,10 @@ def test_a_whole_object_in_place_of_a_part_is_no_answer(
     server.will(200, {}, b"0123456789")
     with pytest.raises(TransientError, match=r"a range was asked for, and the answer \(200\) is none"):
         client.get("k", span=(3, 4))
-    server.will(206, {}, b"3456")
-    with pytest.raises(TransientError, match="is none"):
-        client.get("k", span=(3, 4))
+    for status, headers in ((206, {}), (200, {"Content-Range": "bytes 3-6/10"})):
+        server.will(status, headers, b"3456")
+        with pytest.raises(TransientError, match="is none"):
+            client.get("k", span=(3, 4))
 
 
 def test_of_a_server_that_knows_no_ranges_the_beginning_is_skipped(s3: ObjectClient, server: Answering) -> None:
@@ -346,7 +349,7 @@ def read_on(body: ObjectBody) -> None:
 
 
 @ALL
-@pytest.mark.parametrize("status", [500, 503, 429])
+@pytest.mark.parametrize("status", [500, 503, 429, 0])
 def test_each_request_is_one_attempt(
     provider: str, status: int, request: pytest.FixtureRequest, server: Answering
 ) -> None:
@@ -354,8 +357,9 @@ def test_each_request_is_one_attempt(
     client: ObjectClient = request.getfixturevalue(provider)
     for ask in (lambda: client.head("k"), lambda: client.get("k"), lambda: client.put("k", b"data")):
         server.will(status)
-        with pytest.raises(TransientError):
+        with pytest.raises(TransientError) as caught:
             ask()
+        assert caught.value.code == (BUSY if status == 429 else AGAIN)
         server.took()
 
 
@@ -516,6 +520,22 @@ def test_googles_requests_are_as_its_reference_has_them(gcs: ObjectClient, serve
         server.will(body=body)
         with pytest.raises(TransientError, match="cannot be understood"):
             gcs.head("k")
+
+
+def test_a_session_that_takes_nothing_is_an_error_and_is_asked_what_it_has_before_more_is_sent(
+    gcs: ObjectClient, server: Answering
+) -> None:
+    part = bytes(256 * 1024)
+    server.will(308)
+    with pytest.raises(TransientError, match="k: 0 bytes have arrived after 0; expected more"):
+        gcs.upload_part("k", "u1", 1, part, 0)
+    assert server.took().headers["Content-Range"] == "bytes 0-262143/*"
+    server.will(308, {"Range": "bytes=0-262143"})
+    assert gcs.upload_part("k", "u1", 1, part, 0) == "262144:"
+    assert server.took().headers["Content-Range"] == "bytes */*"
+    server.will(308, {"Range": "bytes=0-524287"})
+    assert gcs.upload_part("k", "u1", 2, part, 262144) == "524288:"
+    assert server.took().headers["Content-Range"] == "bytes 262144-524287/*", "there is no doubt any more"
 
 
 def test_a_server_that_says_nothing_is_given_up_after_the_time_for_reading(server: Answering) -> None:

@@ -23,6 +23,7 @@ from nl.plugin import (
     ConfigError,
     Deletes,
     Digest,
+    DigestFunction,
     ExhaustedError,
     ForeignKey,
     InternalError,
@@ -58,13 +59,14 @@ from nl_cloud_object_store.client import (
     UploadGoneError,
     UploadsPage,
 )
-from nl_cloud_object_store.connection import CHECKED_S, COMPLAIN_S, PROBE_S
 from nl_cloud_object_store.download import PIECE
 from nl_cloud_object_store.providers import PROVIDERS, Provider
-from nl_cloud_object_store.sweep import AGAIN_S, FORGOTTEN_S, LIST_S, Sweeper
+from nl_cloud_object_store.sweep import Sweeper
 from nl_cloud_object_store.threads import AbandonedError, Threads
 
 MIB = 1024 * 1024
+PROBE_S, CHECKED_S, COMPLAIN_S, AGAIN_S, LIST_S, FORGOTTEN_S = 15, 30, 60, 30, 6 * 3600, 24 * 3600
+"""Not those of the code: these are promised."""
 ONE, TWO = digest_of(b"one"), digest_of(b"two")
 RETRY = RetryOptions(max_retries=2, delay=0.0, jitter=0.0)
 
@@ -287,6 +289,37 @@ async def test_what_will_soon_be_deleted_by_the_bucket_is_missing(bucket: Bucket
         assert await store.has([ONE, "name"]) == ([3, 5] if there else [None, None])
         if there:
             assert store._remembered._until[ONE] - time.monotonic() <= min(60, 100 - age)
+
+
+async def test_what_was_uploaded_is_remembered_no_longer_than_the_bucket_keeps_it(bucket: Bucket) -> None:
+    async with running(consider_expired_after_s=30) as store:
+        await store.put(ONE, b"one")
+        assert 0 < store._remembered._until[ONE] - time.monotonic() <= 30
+    async with running() as store:
+        await store.put(ONE, b"one")
+        assert 30 < store._remembered._until[ONE] - time.monotonic() <= 60
+
+
+async def test_an_answer_from_before_a_deletion_is_not_remembered_after_it(bucket: Bucket) -> None:
+    asked, go_on = threading.Event(), threading.Event()
+
+    def wait() -> None:
+        asked.set()
+        go_on.wait(60)
+
+    bucket.before["head"] = wait
+    async with running() as store:
+        bucket.store(f"cas/{ONE}", b"one")
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(store.has, [ONE])
+            await trio.to_thread.run_sync(asked.wait, 60)
+            bucket.errors["delete"] = [RefusedError("no answer")]
+            with pytest.raises(UnavailableError):
+                await store.delete([ONE])
+            go_on.set()
+        bucket.took()
+        assert await store.has([ONE]) == [3]
+        assert bucket.took() == ["head"]
 
 
 async def test_what_has_gone_is_forgotten_by_whoever_meets_it(bucket: Bucket) -> None:
@@ -603,34 +636,45 @@ async def test_an_upload_takes_as_many_parts_into_memory_as_can_be_of_use(
         async with trio.open_nursery() as nursery:
             nursery.start_soon(store.write, "name", PartsReader(split(bytes(size), 5 * MIB)))
             with trio.fail_after(120):
-                while store.statistics()["upload_memory"] < most * 5 * MIB:  # noqa: ASYNC110
+                while store.statistics()["upload_memory"] < most * 5 * MIB or "part 1" not in bucket.asked:  # noqa: ASYNC110
                     await trio.sleep(0.001)
             await trio.testing.wait_all_tasks_blocked()
             assert store.statistics()["upload_memory"] == most * 5 * MIB
+            if in_order:
+                assert store.statistics()["threads_busy"] == 1
+                assert bucket.took() == ["create", "part 1"]
             go_on.set()
         assert len(bucket.objects["cas/~name"][0]) == size
 
 
-async def test_a_cancelled_upload_of_a_blob_in_one_request_waits_for_nothing(bucket: Bucket) -> None:
-    """Its bytes are the same whenever they arrive; those of a value could come after the next one's."""
+async def test_a_cancelled_upload_of_a_blob_in_one_request_waits_for_nothing(
+    bucket: Bucket, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its bytes are the same whenever they arrive; those of a value, or a deletion, could come after what is next."""
     begun, go_on = threading.Event(), threading.Event()
 
     def wait() -> None:
         begun.set()
         go_on.wait(60)
 
-    bucket.before["put"] = wait
+    monkeypatch.setattr("nl_cloud_object_store.threads.GRACE_S", 100)
+    bucket.before["put"] = bucket.before["delete"] = wait
     async with running() as store:
-        for key, ended in ((ONE, False), ("name", True)):
+        for request, ended in (
+            (lambda: store.put(ONE, b"one"), False), (lambda: store.put("name", b"one"), True),
+            (lambda: store.delete([ONE]), True),
+        ):
             begun.clear()
             go_on.clear()
+            began = time.monotonic()
             async with trio.open_nursery() as nursery:
-                nursery.start_soon(store.put, key, b"one")
+                nursery.start_soon(request)
                 await trio.to_thread.run_sync(begun.wait, 60)
                 nursery.cancel_scope.cancel()
                 if ended:
                     threading.Timer(0.05, go_on.set).start()
             assert go_on.is_set() == ended
+            assert time.monotonic() - began < 50
             go_on.set()
 
 
@@ -734,6 +778,54 @@ async def test_what_is_deleted_is_forgotten_also_under_its_other_names(bucket: B
         assert store.capability(LocalFiles) is None
 
 
+async def test_while_something_is_being_deleted_it_is_asked_for_and_afterwards_forgotten_again(bucket: Bucket) -> None:
+    blake3 = Digest("ab" * 32, 3, DigestFunction.BLAKE3)
+    asked, go_on = threading.Event(), threading.Event()
+
+    def wait() -> None:
+        asked.set()
+        go_on.wait(60)
+
+    bucket.before["delete"] = wait
+    async with running() as store:
+        for digest in (ONE, blake3):
+            asked.clear()
+            go_on.clear()
+            await store.put(digest, b"one")
+            async with trio.open_nursery() as nursery:
+                nursery.start_soon(store.delete, [digest])
+                await trio.to_thread.run_sync(asked.wait, 60)
+                bucket.took()
+                assert await store.has([digest]) == [3]
+                assert bucket.took() == ["head"]
+                go_on.set()
+            assert await store.has([digest]) == [None]
+
+
+async def test_a_download_that_is_given_up_as_it_begins_lets_its_connection_go(bucket: Bucket) -> None:
+    reading, go_on = threading.Event(), threading.Event()
+
+    def wait() -> None:
+        reading.set()
+        go_on.wait(60)
+
+    bucket.before["read"] = wait
+    async with running() as store:
+        bucket.store(f"cas/{ONE}", b"one")
+        for attempt in (store.get, lambda key: read(store, key)):
+            reading.clear()
+            go_on.clear()
+            async with trio.open_nursery() as nursery:
+                nursery.start_soon(attempt, ONE)
+                await trio.to_thread.run_sync(reading.wait, 60)
+                assert bucket.open_bodies == 1
+                nursery.cancel_scope.cancel()
+            go_on.set()
+            with trio.fail_after(120):
+                while bucket.open_bodies:  # noqa: ASYNC110
+                    await trio.sleep(0.001)
+
+
 async def test_a_listing_has_what_is_right_and_lasts_and_pages_as_large_as_wanted(bucket: Bucket) -> None:
     async with running(consider_expired_after_s=100) as store:
         bucket.store(f"cas/{ONE}", b"one", age=90)
@@ -788,6 +880,28 @@ async def test_wrong_credentials_end_the_start_and_an_unreachable_server_does_no
             await trio.sleep(PROBE_S * 10)
             assert bucket.took("probe") == []
     assert "the store CAS has reached its bucket" in caplog.text
+
+
+async def test_a_bucket_that_turns_out_to_refuse_us_is_told_once(
+    bucket: Bucket, autojump_clock: object, no_threads: None, caplog: pytest.LogCaptureFixture
+) -> None:
+    bucket.errors["probe"] = [TransientError("down"), RefusedError("no permission")]
+    async with running():
+        bucket.took()
+        await trio.sleep(PROBE_S * 3)
+        assert bucket.took("probe") == ["probe"]
+        assert "the store CAS can be reached, and cannot be used: no permission" in caplog.text
+
+
+async def test_an_option_with_which_there_is_no_client_ends_the_start(monkeypatch: pytest.MonkeyPatch) -> None:
+    def connect(options: object) -> ObjectClient:
+        raise RefusedError("the address is none", option="endpoint")
+
+    monkeypatch.setitem(PROVIDERS, "aws", Provider(connect, PROVIDERS["aws"].needs, PROVIDERS["aws"].takes))
+    store = CloudObjectStore(options_for("a-bucket", "http://127.0.0.1:1"), BareContext("CAS"))
+    with pytest.raises(ConfigError, match="the address is none") as caught:
+        await store.run()
+    assert caught.value.path == "endpoint"
 
 
 async def test_a_good_answer_about_health_is_believed_for_a_while_and_a_bad_one_is_not(
@@ -874,6 +988,18 @@ async def test_a_look_that_fails_forgets_nothing_and_what_is_to_be_aborted_is_bo
     assert len(await sweeper._old_ones()) == 4, "a page more at the most"
     monkeypatch.setattr(sweeping, "PAGES", 1)
     assert len(await sweeper._old_ones()) == 2
+
+
+async def test_a_look_ends_after_a_thousand_pages_and_ten_thousand_aborts_are_kept(
+    bucket: Bucket, no_threads: None
+) -> None:
+    sweeper = Sweeper(bucket, threads=Threads(1), prefix="cas/")
+    old = time.time() - FORGOTTEN_S - 60
+    bucket.listed = [OpenUpload(f"cas/{digest_of(bytes(1))}", str(number), old) for number in range(2010)]
+    assert len(await sweeper._old_ones()) == 2000, "there are two on a page here"
+    for number in range(10_005):
+        sweeper.add("cas/x", str(number))
+    assert sweeper.pending == 10_000
 
 
 async def test_aborts_wait_for_the_one_that_fails(bucket: Bucket) -> None:
