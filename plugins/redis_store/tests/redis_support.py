@@ -116,8 +116,13 @@ class RedisServer:
             time.sleep(0.01)
 
     def signal(self, name: str) -> None:
-        """STOP or CONT."""
+        """STOP or CONT. A signal that is sent is on its way: for STOP, each thread is waited for, or one answers.
+        """
         os.kill(self.pid, signal.Signals[f"SIG{name}"])
+        tasks, until = Path(f"/proc/{self.pid}/task"), time.monotonic() + 60
+        while name == "STOP" and any(_state(task) != "T" for task in tasks.iterdir()):
+            assert time.monotonic() < until
+            time.sleep(0.001)
 
     def cli(self, *arguments: str, login: tuple[str, ...] = ()) -> str:
         """What redis-cli prints."""
@@ -129,6 +134,10 @@ class RedisServer:
         """Of all databases that tests use."""
         listed = [self.cli("-n", database, "--scan") for database in ("0", "3")]
         return {line for text in listed for line in text.splitlines()}
+
+
+def _state(task: Path) -> str:
+    return (task / "stat").read_text().rpartition(")")[2].split()[0]
 
 
 @contextmanager
