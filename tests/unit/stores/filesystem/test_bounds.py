@@ -1,5 +1,6 @@
 """How much is done in one go, kept open or kept in memory: the numbers that hold the loop, the disk and memory free."""
 
+import errno
 import fcntl
 import os
 import random
@@ -9,7 +10,7 @@ import pytest
 import trio
 import trio.testing
 
-from nl.plugin import Deletes, digest_of
+from nl.plugin import Deletes, UnavailableError, digest_of
 from nl.stores.filesystem import FilesystemStore, use_order, verify
 from nl.stores.filesystem.use_order import UseOrder
 from nl.testing import BareContext, make_blob
@@ -110,6 +111,23 @@ async def test_sixteen_small_blobs_of_a_batch_are_placed_together(place, monkeyp
         blobs = [(digest_of(b"%d" % number), b"%d" % number) for number in range(40)]
         assert await store.put_many(blobs) == [None] * 40
         assert sections == [16, 16, 8]
+
+
+async def test_what_a_broken_disk_does_not_place_of_a_batch_fails_by_itself(place, monkeypatch):
+    blobs = [(digest_of(b"%d" % number), b"%d" % number) for number in range(5)]
+    bad, real = str(blobs[2][0]), os.rename
+
+    def rename(source, target, **options):
+        if target == bad:
+            raise OSError(errno.EIO, os.strerror(errno.EIO))
+        real(source, target, **options)
+
+    async with place.running() as store:
+        monkeypatch.setattr(os, "rename", rename)
+        failed = await store.put_many(blobs)
+        assert [type(error) for error in failed] == [type(None)] * 2 + [UnavailableError] + [type(None)] * 2
+        assert f"cannot write {place.content}/d/{bad}: the disk reports" in failed[2].message
+        assert len(os.listdir(place.content / "d")) == 4 and place.temp_files() == []
 
 
 @pytest.mark.parametrize(("wanted", "threads"), [(0, 8), (1, 1), (3, 3), (20, 20)])
