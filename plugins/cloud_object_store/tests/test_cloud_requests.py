@@ -810,13 +810,14 @@ async def test_a_download_that_is_given_up_as_it_begins_lets_its_connection_go(b
         go_on.wait(60)
 
     bucket.before["read"] = wait
+    digest = digest_of(data := bytes(3 * PIECE))
     async with running() as store:
-        bucket.store(f"cas/{ONE}", b"one")
+        bucket.store(f"cas/{digest}", data)
         for attempt in (store.get, lambda key: read(store, key)):
             reading.clear()
             go_on.clear()
             async with trio.open_nursery() as nursery:
-                nursery.start_soon(attempt, ONE)
+                nursery.start_soon(attempt, digest)
                 await trio.to_thread.run_sync(reading.wait, 60)
                 assert bucket.open_bodies == 1
                 nursery.cancel_scope.cancel()
@@ -927,7 +928,7 @@ async def test_what_only_somebody_can_mend_is_one_line_a_minute(
     bucket: Bucket, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     async with running() as store:
-        now = time.monotonic()
+        now = float(int(time.monotonic()))  # so that the sums below are exact
         monkeypatch.setattr(time, "monotonic", lambda: now)
         for seconds, lines in ((0, 1), (1, 1), (COMPLAIN_S - 1.5, 1), (0.5, 2), (COMPLAIN_S, 3)):
             now += seconds
@@ -1002,6 +1003,20 @@ async def test_a_look_ends_after_a_thousand_pages_and_ten_thousand_aborts_are_ke
     assert sweeper.pending == 10_000
 
 
+async def test_a_server_that_knows_no_pages_is_not_asked_for_the_same_one_for_ever(
+    bucket: Bucket, no_threads: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked: list[object] = []
+
+    def first_page(prefix: str, after: object = None) -> UploadsPage:
+        asked.append(after)
+        return UploadsPage([], ("cas/x", "1"))
+
+    monkeypatch.setattr(bucket, "open_uploads", first_page)
+    assert await Sweeper(bucket, threads=Threads(1), prefix="cas/")._old_ones() == set()
+    assert asked == [None, ("cas/x", "1")]
+
+
 async def test_aborts_wait_for_the_one_that_fails(bucket: Bucket) -> None:
     sweeper = Sweeper(bucket, threads=Threads(1), prefix="cas/")
     for upload in "abc":
@@ -1041,6 +1056,22 @@ async def test_a_request_that_changes_something_is_waited_for_and_one_that_looks
         assert ended == ([True] if waits else [])
         may_end.set()
         await trio.to_thread.run_sync(ended_at_last.wait, 60)
+
+
+async def test_a_request_that_does_not_end_is_waited_for_five_seconds(autojump_clock: object) -> None:
+    threads, begun, may_end = Threads(1), threading.Event(), threading.Event()
+
+    def work() -> None:
+        begun.set()
+        may_end.wait(60)
+
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(threads.change, work)
+        await trio.to_thread.run_sync(begun.wait, 60)
+        cancelled_at = trio.current_time()
+        nursery.cancel_scope.cancel()
+    assert trio.current_time() - cancelled_at == pytest.approx(5)
+    may_end.set()
 
 
 async def test_a_change_whose_caller_left_before_it_began_does_not_begin() -> None:
