@@ -178,8 +178,7 @@ class CoderMemory:
                 waiter.request.shares -= 1
             else:
                 del self._waiting[waiter]
-            self._admit()
-            raise
+            raise  # to where those behind are admitted
 
     def _admit(self) -> None:
         while self._waiting:

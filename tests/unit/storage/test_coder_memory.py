@@ -263,6 +263,26 @@ async def test_who_gives_up_waiting_leaves_no_trace_even_if_it_was_just_granted(
     other.leave.set()
 
 
+async def test_who_gives_up_waiting_makes_way_for_those_behind(nursery):
+    memory = CoderMemory(100)
+    holder, large, small = Holder(memory, 60), Holder(memory, 80), Holder(memory, 30)
+    scope = trio.CancelScope()
+
+    async def wait_in_front():
+        with scope:
+            await large()
+
+    for each in (holder, wait_in_front, small):
+        nursery.start_soon(each)
+        await BLOCKED()
+    assert not small.log
+    scope.cancel()
+    await BLOCKED()
+    assert small.log and not large.log and memory.used == 90
+    holder.leave.set()
+    small.leave.set()
+
+
 async def test_a_hundred_uploads_that_stall_in_dedup_hold_no_more_than_the_memory(nursery, autojump_clock):
     memory = CoderMemory(16 * 1024 * 1024)
     context = BareContext(coder_memory=memory)

@@ -269,6 +269,28 @@ async def test_a_cancelled_download_does_not_spoil_what_is_right(name):
 
 
 @both
+async def test_what_is_found_wrong_is_taken_out_also_when_its_reader_is_cancelled_just_then(name):
+    class Backend(MemoryStore):
+        async def delete(self, keys):
+            await trio.lowlevel.checkpoint()  # as any would that is not in memory
+            await super().delete(keys)
+
+    store = make_store(name, backend=Backend(MemoryOptions(), BareContext()))
+    digest = digest_of(data := compressible(2_000_000))
+    await store.put(digest, data)
+    (place,) = (key for key in list(store.backend._index) if isinstance(key, str))
+    kept = bytearray(await store.backend.get(place))
+    kept[len(kept) // 2] ^= 1
+    await store.backend.put(place, kept)
+    with trio.CancelScope() as scope:
+        async with store.open(digest) as reader:
+            with pytest.raises(CorruptBlobError):
+                await drain(reader)
+            scope.cancel()
+    assert await store.backend.has([place]) == [None]
+
+
+@both
 async def test_news_of_removals_names_what_was_asked_for(name):
     options = MemoryOptions(eviction_policy=EvictionPolicy(max_count=2))
     store = make_store(name, backend=MemoryStore(options, BareContext()))

@@ -325,6 +325,21 @@ async def test_a_content_store_that_may_be_wrong_about_what_it_has_is_given_ever
     assert content.asked == [("put", 1)] * 2
 
 
+async def test_a_blob_of_two_chunks_whose_second_is_gone_cannot_be_opened():
+    """Not even if the first is all that is fetched at once."""
+    content, lists = Part(), Part()
+    dedup = make_store(lists, content, max_concurrent_fetch_per_get=1)
+    for size in range(1500, 12_000, 500):
+        await dedup.put(digest := digest_of(data := blob(size)), data)
+        (index,) = await dedup._find([digest])
+        if len(index.chunks) == 2:
+            break
+    await content.delete([index.chunks[1]])
+    with pytest.raises(BlobNotFoundError):
+        async with dedup.open(digest):
+            pass
+
+
 async def test_messages_name_the_store_and_what_is_lacking():
     content = Part()
     dedup = make_store(content=content)
