@@ -119,10 +119,22 @@ class Evictor:
     async def follow(self) -> None:
         """Without inotify, now and then: learns what other processes have done, before it is too much for the journal.
         """
-        if not self.mirror.is_watching and (not self.journal.is_followed or self.journal.has_news()):
+        if self._is_behind():
             await self.lock.acquire()
             with self.locked():
                 pass
+
+    def follow_if_free(self) -> None:
+        """The same while the folder is listed, which may take longer than the journal lasts: it waits for nobody, since
+        it is called again soon.
+        """
+        if self._is_behind() and self.lock.try_lock():
+            with self.locked():
+                pass
+
+    def _is_behind(self) -> bool:
+        """Whether there is something to be learned from the journal."""
+        return not self.mirror.is_watching and (not self.journal.is_followed or self.journal.has_news())
 
     async def delete_orphans(self) -> None:
         """Deletes executable variants whose blob is gone: a process died between the two."""

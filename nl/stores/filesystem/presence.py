@@ -72,6 +72,8 @@ class Presence:
         ]
 
     def _cells_of(self, key: Key) -> Sequence[int]:
+        if key in EMPTY_DIGESTS:
+            return ()  # it is no file
         cell_of = self._index.shared.cell_of
         if isinstance(key, ActionKey):
             return cell_of(index_key(key)), cell_of(legacy_action_key(key))

@@ -10,7 +10,7 @@ import logging
 import os
 import stat
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from itertools import islice
 from typing import NamedTuple
 
@@ -60,8 +60,8 @@ class Scanner:
         self.has_sample = False
         """Whether a first piece of these folders was found, or all of them."""
 
-    async def scan(self) -> None:
-        """Lists the folders and brings the index up to them.
+    async def scan(self, meanwhile: Callable[[], None] = lambda: None) -> None:
+        """Lists the folders and brings the index up to them; `meanwhile` is called after each piece.
 
         *Cancellation*: safe; the scan is wanted until it has come to its end.
         """
@@ -80,7 +80,7 @@ class Scanner:
             mirror.refresh()
             mirror.index.begin_round()
             for folder in mirror.layout.indexed_folders:
-                await self._list(folder)
+                await self._list(folder, meanwhile)
             await self._drop_unseen()
             mirror.refresh()
             if mirror.folder_lost or mirror.events_lost:
@@ -111,7 +111,7 @@ class Scanner:
             await self._progress.park()
         return not scope.cancelled_caught
 
-    async def _list(self, folder: Folder) -> None:
+    async def _list(self, folder: Folder, meanwhile: Callable[[], None]) -> None:
         with os.scandir(folder.fd) as items:
             while True:
                 piece = await trio.to_thread.run_sync(_list_piece, folder, items)
@@ -119,6 +119,7 @@ class Scanner:
                     self._mirror.refresh()  # So that the kernel's queue does not run over meanwhile.
                     self._merge(folder, piece.files[start : start + _SLICE])
                     await trio.lowlevel.checkpoint()
+                meanwhile()
                 self._report_unreadable(folder, piece.unreadable)
                 self.has_sample = True
                 self._progress.unpark_all()

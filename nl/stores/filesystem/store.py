@@ -240,7 +240,7 @@ class FilesystemStore(Store):
             _log.warning("store %s: what was used last may not be known after a restart: %s", self.name, error)
 
     async def _scan(self) -> None:
-        await self._scanner.scan()
+        await self._scanner.scan(self._committer.follow_if_free)
         if not self._mirror.scanned.is_set():
             return
         await self._committer.delete_orphans()

@@ -10,7 +10,7 @@ import trio
 
 from nl.blob.hashing import digest_of
 from nl.plugin import ActionKey, BytesReader, Link, LocalFiles
-from nl.stores.filesystem import FilesystemStore, commit, mirror, scanning
+from nl.stores.filesystem import FilesystemStore, commit, journal, mirror, scanning
 from nl.testing import BareContext, find, make_blob, started
 
 from .conftest import put, until
@@ -207,3 +207,31 @@ async def test_a_scan_that_has_lasted_too_long_is_waited_for_no_longer(place):
             assert not await scanner.progress(patience_s=4.0)
         assert not store._mirror.scan_wanted, "it is under way"
         scanner.began_at = -1.0
+
+
+async def test_without_inotify_a_listing_that_takes_longer_than_the_journal_lasts_is_no_reason_for_another(
+    place, monkeypatch
+):
+    monkeypatch.setattr(mirror, "remote_file_system", lambda path: "nfs")
+    monkeypatch.setattr(journal, "RING", 1000)  # a dozen changes
+    monkeypatch.setattr(scanning, "_PIECE", 5)
+    real, new = scanning._list_piece, []
+    async with place.running() as one:
+        for number in range(50):
+            await put(one, b"%d" % number)
+
+        async def upload():
+            new.append(await put(one, b"new %d" % len(new)))
+
+        def list_piece(folder, items):
+            for _ in range(5 if len(new) < 50 else 0):
+                trio.from_thread.run(upload)
+            return real(folder, items)
+
+        monkeypatch.setattr(scanning, "_list_piece", list_piece)
+        async with place.running() as two:
+            assert len(new) == 50
+            await two._committer.lock.acquire()
+            with two._committer.locked():
+                assert two._mirror.is_complete and two._scanner.scans == 1
+                assert two.statistics()["blobs"] == 100

@@ -7,10 +7,10 @@ import pytest
 import trio
 
 from nl.blob.hashing import digest_of
-from nl.plugin import ActionKey, UnavailableError
+from nl.plugin import EMPTY_DIGESTS, ActionKey, UnavailableError
 from nl.stores.filesystem import mirror
 from nl.stores.filesystem.journal import Change
-from nl.stores.filesystem.names import legacy_action_key
+from nl.stores.filesystem.names import index_key, legacy_action_key
 from nl.stores.filesystem.watch import WatchUnavailableError
 from nl.testing import BlockingReader, make_blob
 
@@ -234,3 +234,12 @@ async def test_who_was_too_far_behind_lists_the_folder(place, monkeypatch):
             await put(two, b"%d" % number)
             assert place.used() <= 5 * BLOCK
         assert two.statistics()["bytes"] == place.used() == 5 * BLOCK
+
+
+async def test_the_empty_blob_is_no_file_and_there_whatever_is_evicted(place, watched):
+    async with two_stores(place, 5) as (one, two):
+        kept = await put(one, b"kept")
+        for empty in EMPTY_DIGESTS:
+            one._uses.condemn(one._uses.cell_of(index_key(empty)))
+            assert at_once(two.has([kept, empty])) == [4, 0]
+        one._uses.acquit()
