@@ -445,8 +445,12 @@ class CompressionStore(StoreWrapper):
         deletes = self._backend.capability(Deletes)
         if deletes is not None and self._writes.may_delete(place):
             with self._writes.deleting(place):
-                await deletes.delete([place])
-                self._spoiled.pop(place, None)
+                try:
+                    await deletes.delete([place])
+                except NlError as error:
+                    _log.warning("%s: the object %s could not be deleted: %s", self._name, place, error.message)
+                else:
+                    self._spoiled.pop(place, None)
 
 
 class _Source:

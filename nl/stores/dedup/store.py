@@ -242,8 +242,12 @@ class DedupStore(Store):
         deletes = self._content.capability(Deletes)
         if deletes is not None and self._writes.may_delete(chunk):
             with self._writes.deleting(chunk):
-                await deletes.delete([chunk])
-                self._spoiled.pop(chunk, None)
+                try:
+                    await deletes.delete([chunk])
+                except NlError as error:
+                    _log.warning("%s: the chunk %s could not be deleted: %s", self._name, chunk, error.message)
+                else:
+                    self._spoiled.pop(chunk, None)
 
     def _missing(self, key: Key, why: str = "") -> BlobNotFoundError:
         where = f"the dedup store {self._name!r}"

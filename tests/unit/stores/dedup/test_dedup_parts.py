@@ -304,6 +304,28 @@ async def test_wrong_chunks_that_cannot_be_deleted_are_remembered_within_a_bound
     assert dedup.statistics()["corrupt_chunks"] == 3
 
 
+class NoDeletion(Part):
+    """Deletions fail."""
+
+    async def delete(self, keys):
+        raise UnavailableError("read only")
+
+
+async def test_a_wrong_chunk_that_cannot_be_deleted_now_is_said_to_be_wrong_and_counts_as_missing(caplog):
+    content = NoDeletion()
+    dedup = make_store(content=content)
+    data = blob(1000)
+    digest, chunk = digest_of(data), digest_of(data, DigestFunction.BLAKE3)
+    await dedup.put(digest, data)
+    content._insert(chunk, bytes(1000))
+    with pytest.raises(CorruptBlobError, match="its chunk .* is wrong"):
+        await dedup.get(digest)
+    assert "read only" in caplog.text
+    assert await dedup.has([digest]) == [None]
+    await dedup.put(digest, data)
+    assert await dedup.get(digest) == data
+
+
 async def test_what_may_be_had_whole_is_bounded_to_the_byte_and_a_use_all_the_same():
     dedup = make_store(min_size=64 * 1024, normal_size=256 * 1024, max_size=512 * 1024)
     exact, large = bytes(MAX_WHOLE), bytes(MAX_WHOLE + 1)
