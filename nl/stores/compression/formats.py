@@ -120,8 +120,10 @@ class Lz4Form(Form):
         return (2 * block + batches, 2 * min(block, _CROWDED_BLOCK) + batches)
 
     def decoder_bytes(self, size: int) -> int:
-        block = self._max_block_size if size < 0 else min(self._max_block_size, size)
-        return 2 * block + _BATCHES
+        if size < 0:
+            return 2 * self._max_block_size + _BATCHES
+        held_for_map = 2 * self.map_bytes(size)  # as it comes, and as it is kept
+        return 2 * min(self._max_block_size, size) + held_for_map + _BATCHES
 
     def encode(self, data: Buffer) -> bytes:
         encoder = Lz4Encoder(self._block_size, size=len(data), sealed=self._sealed)

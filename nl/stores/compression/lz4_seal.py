@@ -13,7 +13,7 @@ seal and its own blocks.
 from __future__ import annotations
 
 import struct
-from collections.abc import Sequence
+from array import array
 from itertools import accumulate
 from typing import Final
 
@@ -66,7 +66,7 @@ class Sealing:
 
 
 class Blocks:
-    """What a seal says. Raises CodingError if it contradicts itself or the object's length."""
+    """What a seal says, in 28 bytes a block. Raises CodingError if it contradicts itself or the object's length."""
 
     __slots__ = ("_ends", "_entries", "block_size", "size")
 
@@ -86,8 +86,9 @@ class Blocks:
         entries, hash = content[: _ENTRY.size * count], content[_ENTRY.size * count : -_END.size]
         if _hash(entries + content[-_END.size :]) != hash:
             raise CodingError("its seal has changed")
-        self._entries: Sequence[tuple[int, bytes]] = list(_ENTRY.iter_unpack(entries))
-        self._ends = list(accumulate((_FRAME_BYTES + each for each, _ in self._entries), initial=head_bytes))
+        self._entries = entries
+        lengths = (_FRAME_BYTES + each for each, _ in _ENTRY.iter_unpack(entries))
+        self._ends: array[int] = array("Q", accumulate(lengths, initial=head_bytes))
         if self._ends[-1] + _FRAME_BYTES + length != stored_size:
             raise CodingError("its seal is not that of its blocks")
 
@@ -105,6 +106,6 @@ class Blocks:
 
     def check(self, number: int, block: Buffer) -> None:
         """Raises CodingError unless this is the block, compressed."""
-        length, hash = self._entries[number]
+        length, hash = _ENTRY.unpack_from(self._entries, number * _ENTRY.size)
         if len(block) != length or _hash(block) != hash:
             raise CodingError(f"its block {number} is not what it was")

@@ -1,6 +1,7 @@
 """Ranges of blobs that are kept as LZ4: their blocks alone are read, and nothing wrong is ever given."""
 
 import random
+import tracemalloc
 
 import pytest
 
@@ -11,9 +12,12 @@ from nl.plugin import (
     Deletes,
     DigestFunction,
     RangeError,
+    UnavailableError,
     digest_of,
 )
-from nl.stores.compression.lz4_seal import seal_bytes
+from nl.stores.compression.formats import Lz4Form
+from nl.stores.compression.lz4_format import HEAD_BYTES
+from nl.stores.compression.lz4_seal import Blocks, Sealing, seal_bytes
 from nl.stores.compression.options import CompressionAlgorithm, Lz4Options
 from nl.stores.memory import MemoryOptions, MemoryStore
 from nl.testing import BareContext, read
@@ -132,3 +136,50 @@ async def test_the_object_of_another_blob_is_not_read_in_ranges_either():
     await backend.put(PLACE, await backend.get(f"{digest_of(other)}.lz4"))
     with pytest.raises(CorruptBlobError, match=str(DIGEST)):
         await read(store, DIGEST, offset=BLOCK, length=10)
+
+
+class NoDeletion(Backend):
+    """Deletions fail."""
+
+    async def delete(self, keys):
+        raise UnavailableError("read only")
+
+
+@pytest.mark.parametrize("offset, length", [(0, None), (2 * BLOCK, 2 * BLOCK)])
+async def test_a_wrong_object_that_cannot_be_deleted_now_is_said_to_be_wrong_and_counts_as_missing(
+    offset, length, caplog
+):
+    store, backend = await filled(NoDeletion())
+    whole = bytearray(await backend.get(PLACE))
+    whole[BLOCK] ^= 1
+    whole[BLOCK * 3 // 2] ^= 1
+    await backend.put(PLACE, bytes(whole))
+    with pytest.raises(CorruptBlobError):
+        await read(store, DIGEST, offset=offset, length=length)
+    assert "read only" in caplog.text
+    assert await store.has([DIGEST]) == [None]
+    await store.write(DIGEST, BytesReader(DATA))
+    assert await read(store, DIGEST, offset=offset, length=length) == DATA[offset:][:length]
+
+
+def test_what_a_seal_says_takes_no_more_memory_than_the_seal_and_eight_bytes_a_block():
+    count = 5000
+    sealing = Sealing()
+    for _ in range(count):
+        sealing.add(b"a block")
+    content = sealing.content(size=count * BLOCK, block_size=BLOCK)
+    tracemalloc.start()
+    try:
+        blocks = Blocks(content, head_bytes=HEAD_BYTES, stored_size=HEAD_BYTES + count * 12 + 5 + len(content))
+        held, _ = tracemalloc.get_traced_memory()
+    finally:
+        tracemalloc.stop()
+    assert blocks.start(count) == HEAD_BYTES + count * 12
+    assert held < count * (20 + 8) * 5 // 4
+    blocks.check(count - 1, b"a block")
+
+
+@pytest.mark.parametrize("size", [0, BLOCK, 1 << 30])
+def test_what_a_seal_says_counts_as_memory_of_who_decodes(size):
+    sealed, plain = (Lz4Form(Lz4Options(seal=seal)).decoder_bytes(size) for seal in (True, False))
+    assert sealed - plain == 2 * seal_bytes(size, BLOCK)
