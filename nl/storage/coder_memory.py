@@ -67,6 +67,8 @@ class CoderMemory:
         """In order of arrival."""
         self._uploads: set[Held] = set()
         self._last_granted = -inf
+        self._holders = 0
+        """Requests that hold some."""
 
     def statistics(self) -> dict[str, int]:
         """Figures for pages."""
@@ -137,8 +139,7 @@ class CoderMemory:
 
     def _give_back(self, request: _Request, count: int) -> None:
         if count:
-            self.used -= count
-            request.shares -= 1
+            self._take_back(request, count)
         self._leave(request)
         self._admit()
 
@@ -155,7 +156,13 @@ class CoderMemory:
     def _grant(self, request: _Request, count: int) -> None:
         self.used += count
         request.shares += 1
+        self._holders += request.shares == 1
         self._last_granted = trio.current_time()
+
+    def _take_back(self, request: _Request, count: int) -> None:
+        self.used -= count
+        request.shares -= 1
+        self._holders -= not request.shares
 
     async def _wait(self, waiter: _Waiter) -> None:
         """Returns when it has got its share. Raises ExhaustedError."""
@@ -174,8 +181,7 @@ class CoderMemory:
                     await waiter.granted.wait()
         except BaseException:
             if waiter.granted.is_set():
-                self.used -= waiter.count
-                waiter.request.shares -= 1
+                self._take_back(waiter.request, waiter.count)
             else:
                 del self._waiting[waiter]
             raise  # to where those behind are admitted
@@ -202,10 +208,6 @@ class CoderMemory:
             needed -= each.count
             self.ended += 1
             each.scope.cancel()
-
-    @property
-    def _holders(self) -> int:
-        return sum(1 for each in self._requests.values() if each.shares)
 
     @property
     def _remedy(self) -> str:
