@@ -68,7 +68,10 @@ def test_connection_strings_of_all_forms_are_taken(url: str) -> None:
 
 
 def test_secrets_of_a_connection_string_are_known_in_both_forms() -> None:
-    assert secrets_of("mongodb://user:p%40ss-word@h/?tls=true") == {"p%40ss-word", "p@ss-word", "user:p%40ss-word"}
+    for scheme in ("mongodb", "mongodb+srv"):
+        found = secrets_of(f"{scheme}://user:p%40ss-word@h/?tls=true")
+        assert found == {"p%40ss-word", "p@ss-word", "user:p%40ss-word", "user:p@ss-word"}
+    assert "pass+word" in secrets_of("mongodb://h/?tlsCertificateKeyFilePassword=pass%2Bword")
     assert "t0k" in secrets_of("mongodb://h/?authMechanism=MONGODB-AWS&authMechanismProperties=t0k")
     assert secrets_of("mongodb://h/") == frozenset()
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping
-from typing import Any
+from urllib.parse import unquote_plus
 
 from pymongo.errors import PyMongoError
 from pymongo.uri_parser import parse_uri
@@ -47,18 +47,13 @@ def given(text: str) -> Mapping[str, str]:
 
 
 def secrets_of(text: str) -> frozenset[str]:
-    """What no message may show: user and password in both forms, secrets among the options."""
+    """What no message may show: user and password, secrets among the options; as they are given, and decoded."""
     found = {value for name, value in given(text).items() if name in _SECRET}
     login, at, _ = text.partition("?")[0].rpartition("@")
     if at:
         user, _, password = login.partition("://")[2].partition(":")
         found |= {password, f"{user}:{password}"}
-        try:
-            parsed: Mapping[str, Any] = parse_uri(text) if text.startswith("mongodb://") else {}
-        except (PyMongoError, ValueError, OSError):
-            parsed = {}
-        found.add(str(parsed.get("password") or ""))
-    return frozenset(found - {"", ":"})
+    return frozenset((found | set(map(unquote_plus, found))) - {"", ":"})
 
 
 def _reason(error: BaseException, text: str) -> str:
