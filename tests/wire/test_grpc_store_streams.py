@@ -278,6 +278,17 @@ async def test_an_upload_of_which_the_server_has_every_byte_goes_on_without_havi
     assert server.offsets == [0, digest.size]
 
 
+async def test_an_upload_goes_on_from_the_very_byte_that_the_server_says_it_has_come_to(server: ForeignServer) -> None:
+    """This one says so in the middle of a piece, of which it has nothing."""
+    digest = digest_of(data := make_blob(LARGE))
+    server.plan("Write", fail("UNAVAILABLE", after=300_000, drops=True))
+    server.plan("QueryWriteStatus", Fault(commits=100_001))
+    async with remote_cas(server.port) as store:
+        with pytest.raises(InvalidRequestError, match="offset 100001, expected 0"):
+            await store.write(digest, PartsReader(split(data, 70_000)))
+    assert server.offsets == [0, 100_001]
+
+
 async def test_four_mebibytes_of_an_upload_can_be_had_again(server: ForeignServer) -> None:
     digest = digest_of(data := make_blob(4 * 1024 * 1024))
     server.plan("Write", fail("UNAVAILABLE", after=digest.size, drops=True))

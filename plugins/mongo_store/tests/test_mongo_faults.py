@@ -387,6 +387,17 @@ async def test_a_scan_has_neither_chunks_nor_what_other_stores_have(mongo, colle
             assert sorted(found) == sorted((digest, digest.size) for digest in digests)
 
 
+async def test_a_value_of_another_size_than_its_digest_says_is_neither_there_nor_listed(mongo, collection) -> None:  # noqa: F811
+    right, wrong = digest_of(b"right"), digest_of(b"wrong")
+    async with running(mongo.url, cas_collection=collection.name) as store:
+        await store.put(right, b"right")
+        await store.put("a name", b"any size")
+        collection.insert_one({"_id": key_text(wrong), "data": b"others", "size": 6})
+        assert await store.has([right, wrong]) == [5, None]
+        page = await store.capability(Scans).scan()
+        assert dict(page.entries) == {right: 5, "a name": 8}
+
+
 async def test_thousands_of_keys_are_asked_for_at_once(mongo, collection) -> None:  # noqa: F811
     digests = [digest_of(b"%d" % number) for number in range(12_000)]
     async with running(mongo.url, cas_collection=collection.name) as store:
