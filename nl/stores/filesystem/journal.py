@@ -17,7 +17,7 @@ from contextlib import suppress
 from typing import NamedTuple
 
 from nl.stores.filesystem.layout import Folder, Layout
-from nl.stores.filesystem.reserving import reserve
+from nl.stores.filesystem.reserving import NO_ROOM, reserve
 
 RING = 1 << 20
 """Bytes of changes that are kept: some 12,000, as many as the kernel keeps of events by default."""
@@ -77,7 +77,12 @@ class Journal:
     def tell(self, count: int) -> None:
         """Tells the sum to those who will have the lock next."""
         self.sum = max(count, 0)
-        os.pwrite(self._layout.lock_fd, _HEADER.pack(_MAGIC, self.sum, self._head), 0)
+        try:
+            os.pwrite(self._layout.lock_fd, _HEADER.pack(_MAGIC, self.sum, self._head), 0)
+        except OSError as error:
+            if error.errno not in NO_ROOM:
+                raise
+            # A fresh file on a full disk. Nobody is told until there is room, which only whoever goes on can make.
 
     def write(self, change: Change) -> None:
         """Writes a change, which others see with the next `tell`."""

@@ -11,7 +11,7 @@ import errno
 import os
 
 _KEEP_SIZE = 1
-_NO_ROOM = frozenset((errno.ENOSPC, errno.EDQUOT))
+NO_ROOM = frozenset((errno.ENOSPC, errno.EDQUOT))
 
 
 def _load() -> ctypes._NamedFuncPointer | None:
@@ -36,6 +36,6 @@ def reserve(fd: int, *, offset: int, count: int) -> bool:
     if not _fallocate(fd, _KEEP_SIZE, offset, count):
         return True
     code = ctypes.get_errno()
-    if code in _NO_ROOM:
+    if code in NO_ROOM:
         raise OSError(code, os.strerror(code))
     return False

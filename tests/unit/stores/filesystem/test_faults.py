@@ -21,6 +21,7 @@ from nl.plugin import (
     UnavailableError,
     UploadMismatchError,
 )
+from nl.stores.filesystem import mirror
 from nl.stores.filesystem.oserrors import translate
 from nl.testing import FailingReader, PartsReader, find, make_blob, split
 
@@ -113,6 +114,26 @@ async def test_a_reserve_stays_free_on_a_disk_that_the_store_fills(tmp_path, mou
         await trio.sleep(0.6)
         assert await store.has([digest]) == [8]
         assert store.statistics()["evicted_blobs"] == before, "it does not shrink for what others write"
+
+
+async def test_without_inotify_a_store_that_fills_the_disk_makes_room_also_with_a_fresh_lock_file(
+    tmp_path, mount, monkeypatch
+):
+    """A cleaner took the old one; what processes leave for each other in it has no block then."""
+    place = Place(tmp_path)
+    place.content, place.temp = mount / "content", mount / "temp"
+    async with place.running() as store:
+        digests = [await put(store, make_blob(100_000, seed=seed)) for seed in range(15)]
+    (place.content / ".lock").unlink()
+    monkeypatch.setattr(mirror, "remote_file_system", lambda path: "nfs")
+    with (mount / "junk").open("wb", buffering=0) as junk, suppress(OSError):
+        while True:
+            junk.write(bytes(4096))
+    async with place.running(min_free=0) as store:
+        digest = await put(store, make_blob(100_000, seed=99))
+        assert await store.has([digest]) == [100_000]
+        assert store.statistics()["evicted_blobs"]
+        assert None in await store.has(digests)
 
 
 async def test_an_output_that_fills_the_disk_is_not_kept(tmp_path, mount):

@@ -49,6 +49,29 @@ def news(journal):
     return journal.changes()
 
 
+@pytest.mark.parametrize("code", [errno.ENOSPC, errno.EDQUOT, errno.EIO])
+def test_where_there_is_no_room_for_the_first_sum_nobody_is_told_and_whoever_has_the_lock_goes_on(
+    layouts, monkeypatch, code
+):
+    one, two = map(Journal, layouts)
+
+    def refuse(*_):
+        raise OSError(code, os.strerror(code))
+
+    with monkeypatch.context() as full:
+        full.setattr(os, "pwrite", refuse)
+        if code == errno.EIO:
+            with pytest.raises(OSError, match="Input/output"):
+                one.tell(5)
+            return
+        one.tell(5)
+    two.read()
+    assert (one.sum, two.sum) == (5, None)
+    one.tell(6)
+    two.read()
+    assert two.sum == 6
+
+
 def test_there_is_no_sum_until_somebody_has_told_it(layouts):
     one, two = map(Journal, layouts)
     one.read()
