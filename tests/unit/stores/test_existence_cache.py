@@ -139,11 +139,12 @@ async def test_an_answer_that_was_on_its_way_when_the_blob_went_is_not_believed_
     assert await store.has([ONE]) == [None]
 
 
-@pytest.mark.parametrize("loses_track", [False, True])
+@pytest.mark.parametrize(("loses_track", "from_memory"), [(False, False), (True, False), (False, True)])
 @pytest.mark.parametrize("way", ["has", "put", "put_many", "write", "get", "get_many", "open"])
 async def test_news_that_another_question_took_count_for_an_answer_that_was_on_its_way(
-    way, loses_track, autojump_clock
+    way, loses_track, from_memory, autojump_clock
 ):
+    """Whether that question is on its way itself when the answer comes, or was answered from memory and is over."""
     context = BareContext()
 
     class Far(Backend):
@@ -180,6 +181,8 @@ async def test_news_that_another_question_took_count_for_an_answer_that_was_on_i
     store = make(context, backend)
     if way in {"has", "get", "get_many", "open"}:
         await backend.put(ONE, b"1")
+    if from_memory:
+        await store.put(TWO, b"2")
     await store.has([TWO])
 
     async def ask():
