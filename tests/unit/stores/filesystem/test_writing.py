@@ -290,10 +290,10 @@ class Room:
 
 
 class FullDisk:
-    """The kernel takes so many bytes at a time, and then says that there is no room, so many times."""
+    """The kernel takes so many bytes, then has no room, so many times; after each of these it takes `more`."""
 
-    def __init__(self, monkeypatch, *, takes, refusals):
-        self.takes, self.refusals, self.real = takes, refusals, os.writev
+    def __init__(self, monkeypatch, *, takes, refusals, more=0):
+        self.takes, self.refusals, self.more, self.real = takes, refusals, more, os.writev
         monkeypatch.setattr(os, "writev", self.writev)
 
     def writev(self, fd, views):
@@ -304,6 +304,7 @@ class FullDisk:
                 self.takes = None
                 return self.real(fd, views)
             self.refusals -= 1
+            self.takes = self.more
             raise OSError(errno.ENOSPC, "no space left")
         part = memoryview(views[0])[: self.takes]
         written = self.real(fd, [part])
@@ -313,19 +314,20 @@ class FullDisk:
 
 @pytest.mark.parametrize("slow", [False, True])
 @pytest.mark.parametrize("small", [False, True])
-async def test_after_a_full_disk_it_goes_on_with_the_byte_that_was_next(layout, monkeypatch, slow, small):
+@pytest.mark.parametrize("more", [0, 50], ids=["no room was made", "too little room was made"])
+async def test_after_a_full_disk_it_goes_on_with_the_byte_that_was_next(layout, monkeypatch, slow, small, more):
     data = make_blob(1000 if small else 3 * MIB)
     pace, room = DiskPace(), Room(5)
     if slow:
         pace.note(1.0)
-    FullDisk(monkeypatch, takes=700, refusals=5)
+    FullDisk(monkeypatch, takes=700, refusals=5, more=more)
     with TempFile(layout) as file:
         gatherer = Gatherer(file, pace=pace, threads=trio.CapacityLimiter(1), make_room=room)
         await gatherer.add(split(data, 300))
         await gatherer.flush()
         file.finish()
         file.committed = True
-    assert room.wanted == [len(data) - 700] * 5
+    assert room.wanted == [len(data) - 700 - more * tried for tried in range(5)]
     with open(f"{layout.temp.path}/{file.name}", "rb") as written:
         assert written.read() == data
 
