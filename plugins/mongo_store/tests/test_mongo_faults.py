@@ -398,6 +398,15 @@ async def test_a_value_of_another_size_than_its_digest_says_is_neither_there_nor
         assert dict(page.entries) == {right: 5, "a name": 8}
 
 
+@pytest.mark.parametrize(("first", "last"), [(LARGE, 90), (90, LARGE), (LARGE, LARGE), (90, 90)])
+async def test_of_two_values_for_one_key_in_a_batch_the_last_is_kept(mongo, collection, first: int, last: int) -> None:  # noqa: F811
+    key, old, new = ActionKey("ab" * 32, 7), make_blob(first), make_blob(last)[::-1]
+    async with running(mongo.url, cas_collection=collection.name) as store:
+        assert await store.put_many([(key, old), ("other", b"1"), (key, new)]) == [None] * 3
+        assert same(await read(store, key), new)
+        assert await store.has([key, "other"]) == [last, 1]
+
+
 async def test_thousands_of_keys_are_asked_for_at_once(mongo, collection) -> None:  # noqa: F811
     digests = [digest_of(b"%d" % number) for number in range(12_000)]
     async with running(mongo.url, cas_collection=collection.name) as store:

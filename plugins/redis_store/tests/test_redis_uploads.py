@@ -10,7 +10,17 @@ import trio
 import trio.testing
 from redis_support import RedisServer, new_prefix, options_for, redis  # noqa: F401
 
-from nl.plugin import CHUNK, Buffer, RetryOptions, RetryPauses, TooLargeError, UnavailableError, digest_of, key_text
+from nl.plugin import (
+    CHUNK,
+    Buffer,
+    RangeError,
+    RetryOptions,
+    RetryPauses,
+    TooLargeError,
+    UnavailableError,
+    digest_of,
+    key_text,
+)
 from nl.testing import BareContext, BlockingReader, PartsReader, make_blob, read, split, started
 from nl_redis_store import RedisStore
 from nl_redis_store.addresses import parse_address
@@ -182,3 +192,14 @@ async def test_a_copy_that_is_read_lives_on_while_it_is_read_and_goes_with_its_r
                     scope.cancel()
             assert copies() == [], f"after {steps} steps"
         assert redis.cli("TTL", prefix + key_text("name")) == "-1"
+
+
+async def test_a_range_that_begins_behind_the_end_of_a_large_value_leaves_no_copy_of_it(redis: RedisServer) -> None:  # noqa: F811
+    prefix = new_prefix()
+    async with running(redis, key_prefix=prefix) as store:
+        await store.put("name", make_blob(3 * MIB))
+        with pytest.raises(RangeError):
+            async with store.open("name", offset=3 * MIB + 1):
+                pass
+        left = [key for key in redis.all_keys() if key.startswith(prefix) and not key.endswith(":mark")]
+        assert left == [prefix + key_text("name")]
