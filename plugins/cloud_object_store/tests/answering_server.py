@@ -59,8 +59,9 @@ class _Handler(BaseHTTPRequestHandler):
         for name, value in {"Content-Length": str(len(data)), **headers}.items():
             self.send_header(name, value)
         self.end_headers()
-        if self.command != "HEAD":
-            self.wfile.write(data)
+        if self.command == "HEAD":
+            return  # what it says of a body is no promise, and a client that keeps the connection must not meet its end
+        self.wfile.write(data)
         self.close_connection = int(headers.get("Content-Length", len(data))) > len(data)
 
     do_GET = do_PUT = do_POST = do_DELETE = do_HEAD = handle_any
