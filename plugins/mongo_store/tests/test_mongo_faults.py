@@ -11,6 +11,7 @@ from datetime import UTC, datetime, timedelta
 from functools import partial
 from pathlib import Path
 
+import pymongo
 import pytest
 import trio
 import trustme
@@ -405,6 +406,24 @@ async def test_of_two_values_for_one_key_in_a_batch_the_last_is_kept(mongo, coll
         assert await store.put_many([(key, old), ("other", b"1"), (key, new)]) == [None] * 3
         assert same(await read(store, key), new)
         assert await store.has([key, "other"]) == [last, 1]
+
+
+async def test_a_large_value_that_came_while_the_one_before_was_being_deleted_stays(
+    mongo, collection, monkeypatch  # noqa: F811
+) -> None:
+    digest = digest_of(data := make_blob(LARGE))
+    real = pymongo.collection.Collection.bulk_write
+
+    def replace_first(self: object, requests: object, **more: object) -> object:
+        collection.update_one({"_id": str(digest)}, {"$set": {"upload": "another"}})
+        return real(self, requests, **more)  # type: ignore[arg-type]
+
+    async with running(mongo.url, cas_collection=collection.name) as store:
+        await store.write(digest, BytesReader(data))
+        with monkeypatch.context() as meanwhile:
+            meanwhile.setattr(pymongo.collection.Collection, "bulk_write", replace_first)
+            await store.delete([digest])
+        assert collection.find_one({"_id": str(digest)})["upload"] == "another"
 
 
 async def test_thousands_of_keys_are_asked_for_at_once(mongo, collection) -> None:  # noqa: F811

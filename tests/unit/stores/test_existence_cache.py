@@ -288,6 +288,20 @@ async def test_reading_what_has_gone_or_is_wrong_makes_it_forgotten(way, wrong):
     assert await store.has([ONE]) == [None]
 
 
+async def test_what_was_asked_for_while_it_was_being_deleted_is_not_remembered():
+    context = BareContext()
+
+    class Slow(Backend):
+        async def delete(self, keys):
+            assert await store.has(keys) == [1]
+            await super().delete(keys)
+
+    store = make(context, Slow(context, tells=False))
+    await store.put(ONE, b"1")
+    await store.delete([ONE])
+    assert await store.has([ONE]) == [None]
+
+
 async def test_what_can_change_is_not_remembered():
     context = BareContext()
     backend = Backend(context, tells=False)

@@ -492,7 +492,8 @@ async def test_blobs_of_a_store_without_compression_in_the_same_folder_are_left_
         assert await read(store, digest) == await read(plain, digest) == data
 
 
-async def test_who_finds_an_old_object_wrong_among_many_leaves_the_one_uploaded_meanwhile():
+@pytest.mark.parametrize("way", ["put", "put_many", "write"])
+async def test_who_finds_an_old_object_wrong_among_many_leaves_the_one_uploaded_meanwhile(way):
     backend = Held()
     store = make_store("zstd", BareContext(), backend)
     digest = digest_of(data := compressible(1000))
@@ -500,7 +501,12 @@ async def test_who_finds_an_old_object_wrong_among_many_leaves_the_one_uploaded_
     async with trio.open_nursery() as nursery:
         nursery.start_soon(store.get_many, [digest])
         await trio.testing.wait_all_tasks_blocked()
-        await store.put(digest, data)
+        if way == "put":
+            await store.put(digest, data)
+        elif way == "put_many":
+            assert await store.put_many([(digest, data)]) == [None]
+        else:
+            await store.write(digest, BytesReader(data))
         backend.go_on.set()
     assert await store.has([digest]) == [1000]
     assert await store.get(digest) == data

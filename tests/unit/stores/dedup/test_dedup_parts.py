@@ -362,6 +362,32 @@ async def test_a_blob_of_two_chunks_whose_second_is_gone_cannot_be_opened():
             pass
 
 
+async def test_an_upload_is_refused_if_a_chunk_is_found_wrong_just_before_its_end_and_cannot_be_deleted():
+    """What a reader has found wrong counts as missing, and only who uploads it anew mends it."""
+
+    class Lists(Part):
+        reads = False
+
+        async def put(self, key, data):
+            await super().put(key, data)
+            if self.reads:
+                with pytest.raises(CorruptBlobError):
+                    await dedup.get(digest)
+
+    lists, content = Lists(), Part()
+    content.deletes = False
+    dedup = make_store(lists, content)
+    await dedup.put(digest := digest_of(data := blob(500)), data)
+    (chunk_key,) = (key for key in content._index if isinstance(key, Digest))
+    await content.put(chunk_key, bytes(500))
+    lists.reads = True
+    with pytest.raises(UnavailableError, match="was found wrong"):
+        await dedup.put(digest, data)
+    lists.reads = False
+    await dedup.put(digest, data)
+    assert await dedup.has([digest]) == [500]
+
+
 async def test_messages_name_the_store_and_what_is_lacking():
     content = Part()
     dedup = make_store(content=content)

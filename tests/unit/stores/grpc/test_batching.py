@@ -144,9 +144,9 @@ async def test_a_call_that_fails_fails_each_of_its_jobs_with_an_error_of_its_own
 
 
 async def test_what_stands_in_the_way_of_asking_for_the_room_fails_those_who_wait_and_nobody_later() -> None:
-    line = Line()
+    line = Line(max_queued=3)
     line.no_room = UnavailableError("no answer")
-    first, second = Named("a"), Named("b")
+    first, second = Named("a", 3), Named("b", 3)  # each as much as may wait
     async with running(line) as callers:
         await line.batcher.submit("g", [first])
         assert isinstance(first.error, UnavailableError)
