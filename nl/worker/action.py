@@ -53,8 +53,8 @@ from nl.worker.files import local_files
 from nl.worker.inputs import Listings, materialise
 from nl.worker.orders import NotNowError, Report, Request, Running, properties_of
 from nl.worker.outputs import INLINE_OUTPUTS, Outputs, scan, upload
-from nl.worker.processes import CannotExecuteError, Ended, Job, KillSwitch, Supervisor
 from nl.worker.results import ResultKeeper
+from nl.worker.runner import CannotExecuteError, Ended, Job, KillSwitch, Runner
 from nl.worker.trees import message_of
 
 log = logging.getLogger("nl.worker.action")
@@ -100,7 +100,7 @@ def _now() -> wkt.Timestamp:
 
 
 class ActionRunner:
-    """Runs actions for one worker. *Concurrency*: any number at once. `supervisor` must be running."""
+    """Runs actions for one worker. *Concurrency*: any number at once. `runner.serve` must be running."""
 
     def __init__(
         self,
@@ -108,7 +108,7 @@ class ActionRunner:
         *,
         store: Store,
         keeper: ResultKeeper,
-        supervisor: Supervisor,
+        runner: Runner,
         max_printed_bytes: int = MAX_PRINTED_BYTES,
     ) -> None:
         self._options = options
@@ -116,14 +116,14 @@ class ActionRunner:
         self._files = local_files(store)
         self._listings = Listings(store)
         self._keeper = keeper
-        self._supervisor = supervisor
+        self._runner = runner
         self._max_printed_bytes = max_printed_bytes
         self._work_directory = os.path.abspath(options.work_directory)
         self._serial = 0
 
     def statistics(self) -> dict[str, int]:
         """Counters for logs and metrics."""
-        return {**self._supervisor.statistics(), **self._listings.statistics()}
+        return {**self._runner.statistics(), **self._listings.statistics()}
 
     async def prepare(self) -> None:
         """Makes the work directory and removes what an earlier process left in it. Raises ConfigError."""
@@ -136,7 +136,7 @@ class ActionRunner:
             problem = f"{self._work_directory} cannot be made and emptied: {exc.strerror}"
             raise ConfigError("work_directory", problem) from exc
         for path in stale:
-            await self._supervisor.remove_tree(path)
+            await self._runner.remove_tree(path)
 
     async def run(
         self,
@@ -168,7 +168,7 @@ class ActionRunner:
         finally:
             if directory:
                 with trio.move_on_after(self._options.max_cleanup_wait_s, shield=True) as scope:
-                    await self._supervisor.remove_tree(directory)
+                    await self._runner.remove_tree(directory)
                 if scope.cancelled_caught:
                     log.error("removing %s takes too long; no longer waited for", directory)
 
@@ -292,7 +292,7 @@ class ActionRunner:
             max_output_bytes=SMALL,
         )
         try:
-            ended = await self._supervisor.execute(job, switch=KillSwitch())
+            ended = await self._runner.run(job, switch=KillSwitch())
         except CannotExecuteError as exc:
             raise UnavailableError(f"the precondition script {script!r} cannot be run: {exc.message}") from exc
         if ended.why != "exit" or ended.exit_code:
@@ -335,7 +335,7 @@ class ActionRunner:
         try:
             if running.killed:
                 raise CancelledError("killed by the scheduler before its command had run")
-            ended = await self._supervisor.execute(job, switch=running.switch)
+            ended = await self._runner.run(job, switch=running.switch)
         except CannotExecuteError as exc:
             ended = _not_executed(plan, exc, attempt.stderr)
         finally:

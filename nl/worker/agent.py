@@ -27,7 +27,7 @@ from nl.rpc.status import status_of
 from nl.worker.action import ActionRunner
 from nl.worker.environment import query_properties
 from nl.worker.orders import NotNowError, Report, Running
-from nl.worker.processes import Supervisor
+from nl.worker.runner import Runner
 
 log = logging.getLogger("nl.worker.agent")
 
@@ -109,14 +109,14 @@ class Worker:
         *,
         name: str,
         connect: Connect,
-        runner: ActionRunner,
-        supervisor: Supervisor,
+        actions: ActionRunner,
+        runner: Runner,
     ) -> None:
         self._options = options
         self._name = name
         self._connect = connect
+        self._actions = actions
         self._runner = runner
-        self._supervisor = supervisor
         self._session: _Session | None = None
         self._stopping = False
         self._idle = trio.Event()
@@ -135,7 +135,7 @@ class Worker:
             "running": len(session.running) if session else 0,
             "connected": int(session is not None),
             "completed": self._completed,
-            **self._runner.statistics(),
+            **self._actions.statistics(),
         }
 
     async def run(self, *, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> None:
@@ -146,9 +146,9 @@ class Worker:
             self._name,
         )
         async with trio.open_nursery() as nursery:
-            await nursery.start(self._supervisor.run)
-            with self._supervisor.held():
-                await self._runner.prepare()
+            await nursery.start(self._runner.serve)
+            with self._runner.held():
+                await self._actions.prepare()
                 task_status.started()
                 with self._connecting:
                     await self._stay_connected()
@@ -278,7 +278,7 @@ class Worker:
             await session.send(_result(start, made))
 
         try:
-            await self._runner.run(
+            await self._actions.run(
                 start, worker_id=session.worker_id, running=running, executed=executed, report=report
             )
         finally:

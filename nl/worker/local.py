@@ -38,11 +38,11 @@ def local_worker(
         ac_store=store_named(upload.ac_store) if upload.ac_store else None,
         historical_store=store_named(historical) if historical else store,
     )
-    supervisor = Supervisor()
+    runner = Supervisor()
     return Worker(
         options,
         name=name,
         connect=connect or connector(options.worker_api_endpoint),
-        runner=ActionRunner(options, store=store, keeper=keeper, supervisor=supervisor),
-        supervisor=supervisor,
+        actions=ActionRunner(options, store=store, keeper=keeper, runner=runner),
+        runner=runner,
     )

@@ -11,7 +11,7 @@ from nl.errors import ExhaustedError, InvalidRequestError
 from nl.model.digest import Digest, DigestFunction
 from nl.model.execution import Properties
 from nl.pb import reapi, rpc_status, wkt, worker_api
-from nl.worker.processes import KillSwitch
+from nl.worker.runner import KillSwitch
 
 
 class NotNowError(ExhaustedError):

@@ -1,6 +1,6 @@
 """The worker's side of `reaper.py`: runs commands in warden processes and ends all that they leave behind.
 
-What it is not: it knows no action, no digest and no store. One `Supervisor` per worker; `execute` per action.
+What it is not: it knows no action, no digest and no store. One `Supervisor` per worker; `run` per action.
 A warden is asked for one thing at a time, so a request is a write and a read on its socket: no thread, no task.
 """
 
@@ -15,16 +15,16 @@ import socket
 import struct
 import subprocess
 import sys
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import trio
 
 from nl.errors import InternalError, NlError, UnavailableError
 from nl.worker.failures import os_errors
+from nl.worker.runner import CannotExecuteError, Ended, Job, KillSwitch
 
 log = logging.getLogger("nl.worker.processes")
 
@@ -38,69 +38,6 @@ START_S = 20.0
 _NO_ROOM = frozenset({errno.EAGAIN, errno.ENOMEM, errno.EMFILE, errno.ENFILE, errno.ENOSPC, errno.EDQUOT})
 _LENGTH = struct.Struct("<I")
 _KILL = _LENGTH.pack(13) + b'{"do":"kill"}'
-
-
-@dataclass(frozen=True, slots=True)
-class Job:
-    """One command to run. `stdout` and `stderr` are paths of files that do not exist yet."""
-
-    argv: Sequence[str]
-    env: Mapping[str, str]
-    cwd: str
-    stdout: str
-    stderr: str
-    timeout_s: float
-    max_output_bytes: int
-
-
-class Ended(NamedTuple):
-    """How a command ended. All its processes are gone."""
-
-    why: str
-    """"exit", "timeout", "kill" (asked for) or "flood" (printed more than allowed)."""
-    exit_code: int
-    """As shells say it: 128 + n for death by signal n."""
-    started_ns: int
-    """Unix time."""
-    ended_ns: int
-    elapsed_ns: int
-    """By the monotonic clock: what the time limit is compared with."""
-    stdout_bytes: int
-    stderr_bytes: int
-    cpu_s: float
-    max_rss_kb: int
-    strays: int
-    """Processes that outlived the command and were killed."""
-
-
-class CannotExecuteError(NlError):
-    """execve(2) refused the command; `errno` says why."""
-
-    def __init__(self, number: int) -> None:
-        super().__init__(os.strerror(number))
-        self.errno = number
-
-
-class KillSwitch:
-    """Ends a command from outside, without cancelling the task that waits for it: what was printed is kept."""
-
-    __slots__ = ("_kill", "thrown")
-
-    def __init__(self) -> None:
-        self.thrown = False
-        self._kill: Callable[[], None] | None = None
-
-    def throw(self) -> None:
-        """Kills the command, now or as soon as it starts. May be called at any time and more than once."""
-        self.thrown = True
-        if self._kill is not None:
-            self._kill()
-
-    def connect(self, kill: Callable[[], None] | None) -> None:
-        """The supervisor says how to kill; None when there is nothing to kill any more."""
-        self._kill = kill
-        if kill is not None and self.thrown:
-            kill()
 
 
 class _LostError(Exception):
@@ -173,11 +110,13 @@ class _Warden:
 
 
 class Supervisor:
-    """Runs commands, each under a warden of its own.
+    """The runner `plain`: commands run as the server's user, each under a warden of its own. See `Runner`.
 
-    *Cancellation*: a cancelled `execute` has killed the command and waited until nothing of it is left.
-    *Concurrency*: any number of tasks. *Ownership*: `run` owns the reaper and must be running.
+    *Ownership*: `serve` owns the reaper.
     """
+
+    kind = "plain"
+    inputs_shared = True
 
     def __init__(self) -> None:
         self._idle: list[_Warden] = []
@@ -194,7 +133,7 @@ class Supervisor:
         return f"<Supervisor idle={len(self._idle)} started={self._started} strays={self._strays}>"
 
     def statistics(self) -> Mapping[str, int]:
-        """Counters for logs and metrics."""
+        """See `Runner`."""
         return {
             "commands": self._started,
             "strays_killed": self._strays,
@@ -202,8 +141,8 @@ class Supervisor:
             "reapers_started": self._reapers,
         }
 
-    async def run(self, *, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> None:
-        """Keeps a reaper running until cancelled, and then until nobody needs it; `started()` when there is one."""
+    async def serve(self, *, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> None:
+        """See `Runner`: keeps a reaper running."""
         async with trio.open_nursery() as nursery:
             keeping: trio.CancelScope = await nursery.start(self._keep_reaper)
             try:
@@ -220,7 +159,7 @@ class Supervisor:
 
     @contextmanager
     def held(self) -> Iterator[None]:
-        """While the block lasts, a cancelled `run` goes on: for those who have processes and files to clear away."""
+        """See `Runner`."""
         self._users += 1
         try:
             yield
@@ -321,7 +260,7 @@ class Supervisor:
                     continue
                 except OSError:
                     ours.close()
-                    await trio.sleep(RESTART_S / 4)  # `run` notices and starts another reaper
+                    await trio.sleep(RESTART_S / 4)  # `serve` notices and starts another reaper
                     continue
             return _Warden(ours)
 
@@ -331,12 +270,8 @@ class Supervisor:
         else:
             warden.close()
 
-    async def execute(self, job: Job, *, switch: KillSwitch) -> Ended:
-        """Runs a command until it ends, its time is over or the switch is thrown.
-
-        Raises CannotExecuteError if there is no such program or it may not be executed, InternalError if the command
-        cannot be supervised.
-        """
+    async def run(self, job: Job, *, switch: KillSwitch) -> Ended:
+        """See `Runner`."""
         self._started += 1
         with self.held():
             warden = await self._take()
@@ -403,7 +338,7 @@ class Supervisor:
         return Ended(exit_code=code if code >= 0 else 128 - code, **reply)
 
     async def remove_tree(self, path: str) -> None:
-        """Removes a directory and all that is in it, whatever its modes, links and depth. Failure is logged."""
+        """See `Runner`."""
         with self.held():
             try:
                 warden = await self._take()

@@ -310,14 +310,15 @@ def _marked(marker: str) -> list[str]:
 WORKER = """
 import sys, trio, pathlib
 sys.path.insert(0, {root!r})
-from nl.worker.processes import Job, KillSwitch, Supervisor
+from nl.worker.processes import Supervisor
+from nl.worker.runner import Job, KillSwitch
 
 async def main():
     supervisor = Supervisor()
     async with trio.open_nursery() as nursery:
-        await nursery.start(supervisor.run)
+        await nursery.start(supervisor.serve)
         job = Job({argv!r}, {{"PATH": "/usr/bin:/bin"}}, {cwd!r}, {cwd!r} + "/out", {cwd!r} + "/err", 1000, 1 << 30)
-        await supervisor.execute(job, switch=KillSwitch())
+        await supervisor.run(job, switch=KillSwitch())
 
 trio.run(main)
 """

@@ -63,7 +63,7 @@ class Site:
             configured,
             store=self.store,
             keeper=ResultKeeper(upload, ac_store=self.ac, historical_store=self.store),
-            supervisor=self.supervisor,
+            runner=self.supervisor,
             max_printed_bytes=limit,
         )
 
@@ -224,7 +224,7 @@ async def site_with(path: Path, kind: str, function: DigestFunction = SHA256) ->
     ac = MemoryStore(MemoryOptions(), BareContext("AC"))
     supervisor = Supervisor()
     async with started(store, context), started(ac), trio.open_nursery() as nursery:
-        await nursery.start(supervisor.run)
+        await nursery.start(supervisor.serve)
         site = Site(path, store, ac, supervisor, function)
         site.context = context
         site.work.mkdir()

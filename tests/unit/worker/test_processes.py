@@ -30,7 +30,7 @@ async def test_a_start_that_is_cancelled_at_any_time_ends(steps):
         trio.lowlevel.add_instrument(instrument)
         try:
             async with trio.open_nursery() as nursery:
-                await nursery.start(supervisor.run)
+                await nursery.start(supervisor.serve)
                 nursery.cancel_scope.cancel()
         finally:
             trio.lowlevel.remove_instrument(instrument)
