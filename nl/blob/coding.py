@@ -49,6 +49,11 @@ class Encoder(ABC):
 class Decoder(ABC):
     """Decodes one blob. Pure; one thread at a time. Never holds much more than it was fed and is asked for."""
 
+    batch: ClassVar[int] = BATCH
+    """How many encoded bytes pay for a hop to a thread."""
+    output: ClassVar[int] = OUTPUT
+    """How much is decoded in one stay there."""
+
     @property
     def is_quick(self) -> bool:
         """Whether decoding CHUNK bytes takes no longer than a hop to a thread does."""
@@ -87,7 +92,7 @@ async def gather(reader: Reader, *, least: int = BATCH) -> Sequence[Buffer]:
 
     Without a copy if they come at once; valid until the reader is asked again.
     """
-    parts = await reader.receive_parts(CHUNK)
+    parts = await reader.receive_parts(max(least, CHUNK))
     total = sum(map(len, parts))
     if total >= least or not parts or total == reader.size:
         return parts
@@ -212,7 +217,7 @@ class DecodingReader(Reader):
         decoder = self._decoder
         fed = 0
         if decoder.needs_input:
-            parts = await gather(self._reader)
+            parts = await gather(self._reader, least=decoder.batch)
             if not parts:
                 return self._finish()
             fed = sum(map(len, parts))
@@ -222,8 +227,8 @@ class DecodingReader(Reader):
             if decoder.is_quick:
                 decoded = self._decode(CHUNK)
             else:
-                decode = partial(self._decode, OUTPUT)
-                decoded = await code(decode, size=0 if small else OUTPUT, threads=self._threads)
+                decode = partial(self._decode, decoder.output)
+                decoded = await code(decode, size=0 if small else decoder.output, threads=self._threads)
         except CodingError as error:
             raise self._failure(str(error)) from None
         self._total += sum(map(len, decoded))

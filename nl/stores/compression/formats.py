@@ -13,6 +13,7 @@ import trio
 
 from nl.plugin import (
     BATCH,
+    CHUNK,
     OUTPUT,
     Buffer,
     CodingError,
@@ -41,6 +42,7 @@ _CROWDED_LEVEL: Final = 1
 _MIB: Final = 1024 * 1024
 _BATCHES: Final = BATCH + OUTPUT
 """What a reader that codes holds of what goes in and comes out."""
+_LZ4_BATCHES: Final = Lz4Decoder.batch + Lz4Decoder.output
 _ZSTD_WINDOW: Final = 8 * _MIB
 _ZSTD_PER_BYTE: Final = 20
 """What an encoder takes at most for each byte of a small blob: its window, and two tables of 32 bits with up to two
@@ -121,9 +123,9 @@ class Lz4Form(Form):
 
     def decoder_bytes(self, size: int) -> int:
         if size < 0:
-            return 2 * self._max_block_size + _BATCHES
+            return 2 * self._max_block_size + _LZ4_BATCHES
         held_for_map = 2 * self.map_bytes(size)  # as it comes, and as it is kept
-        return 2 * min(self._max_block_size, size) + held_for_map + _BATCHES
+        return 2 * min(self._max_block_size, size) + held_for_map + min(_LZ4_BATCHES, 2 * size + CHUNK)
 
     def encode(self, data: Buffer) -> bytes:
         encoder = Lz4Encoder(self._block_size, size=len(data), sealed=self._sealed)

@@ -121,6 +121,8 @@ class Lz4Encoder(Encoder):
 class Lz4Decoder(Decoder):
     """Decodes one blob whose blocks have at most `max_block_size` bytes; larger ones are refused unread."""
 
+    batch, output = 512 * 1024, 1024 * 1024
+
     def __init__(self, *, max_block_size: int) -> None:
         self._max_block_size = max_block_size
         self._block_size = 0

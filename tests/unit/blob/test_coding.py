@@ -181,6 +181,17 @@ async def test_a_small_blob_is_decoded_where_it_is_and_any_other_in_a_thread(siz
         assert decoder.places == [(OUTPUT, here and known >= 0)], "what is not known may become large"
 
 
+async def test_a_decoder_says_how_much_pays_for_a_hop_and_how_much_may_come_of_it():
+    class Larger(Steps):
+        batch, output = 2 * BATCH, 3 * BATCH
+
+    data, decoder = make_blob(5 * BATCH), Larger()
+    reader = DecodingReader(BytesReader(data), decoder, size=len(data), failure=InvalidRequestError)
+    assert same(await drain(reader), data)
+    assert decoder.fed == [2 * BATCH, 2 * BATCH, BATCH]
+    assert decoder.places == [(3 * BATCH, False)] * 3
+
+
 async def test_a_small_blob_of_much_input_is_decoded_in_a_thread():
     decoder = Steps()
     reader = DecodingReader(BytesReader(bytes(INLINE + 1)), decoder, size=10, failure=InvalidRequestError)
@@ -268,6 +279,12 @@ async def test_what_is_gathered_is_a_batch_or_a_few_more_and_stays_valid():
             got.append(b"".join(parts))
         assert [len(each) for each in got] == expected
         assert same(b"".join(got), data)
+
+
+async def test_what_comes_at_once_is_not_copied_however_large_a_batch_is():
+    whole = make_blob(3 * BATCH)
+    (view,) = await gather(BytesReader(whole), least=2 * BATCH)
+    assert view.obj is whole and len(view) == 2 * BATCH
 
 
 async def test_a_source_that_has_given_all_is_not_asked_for_more():

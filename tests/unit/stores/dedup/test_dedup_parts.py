@@ -326,6 +326,43 @@ async def test_a_wrong_chunk_that_cannot_be_deleted_now_is_said_to_be_wrong_and_
     assert await dedup.get(digest) == data
 
 
+async def test_chunks_are_checked_in_turns_of_the_loop_and_only_large_ones_in_a_thread(monkeypatch):
+    """Whoever reads much of what is in memory stops nobody, and pays for a thread only where it is worth it."""
+    usual = {"min_size": 64 * 1024, "normal_size": 256 * 1024, "max_size": 512 * 1024}
+    dedup = make_store(**usual)
+    data, few = bytes(MAX_WHOLE), bytes(512 * 1024)
+    await dedup.put(digest_of(data), data)
+    await dedup.put(digest_of(few), few)
+    hops, turns, real = [], [0], trio.to_thread.run_sync
+
+    async def run_sync(*args, **kwargs):
+        hops.append(args)
+        return await real(*args, **kwargs)
+
+    async def others(*, task_status=trio.TASK_STATUS_IGNORED):
+        task_status.started()
+        while True:
+            turns[0] += 1
+            await trio.lowlevel.checkpoint()
+
+    monkeypatch.setattr(trio.to_thread, "run_sync", run_sync)
+    async with trio.open_nursery() as nursery:
+        await nursery.start(others)
+        before = turns[0]
+        assert await dedup.get(digest_of(few)) == few
+        assert turns[0] == before, "what is no more than a turn's worth is checked at once"
+        before = turns[0]
+        assert await dedup.get(digest_of(data)) == data
+        assert turns[0] - before >= 5, "of eight chunks"
+        nursery.cancel_scope.cancel()
+    assert not hops
+    large = make_store(**{**usual, "normal_size": 1024 * 1024, "max_size": MAX_WHOLE})
+    await large.put(digest_of(data), data)
+    hops.clear()
+    assert await large.get(digest_of(data)) == data
+    assert len(hops) == 1
+
+
 async def test_what_may_be_had_whole_is_bounded_to_the_byte_and_a_use_all_the_same():
     dedup = make_store(min_size=64 * 1024, normal_size=256 * 1024, max_size=512 * 1024)
     exact, large = bytes(MAX_WHOLE), bytes(MAX_WHOLE + 1)
