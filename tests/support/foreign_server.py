@@ -20,6 +20,8 @@ from typing import Any
 import grpc
 
 from nl.blob.zstd import library
+from nl.plugin import Digest, digest_of
+from nl.testing import make_blob
 from tests.support.foreign import BYTESTREAM, REAPI, RPC
 
 ZSTD = library()
@@ -96,6 +98,12 @@ class ForeignServer:
 
     def put(self, data: bytes, key: Any) -> None:
         self.blobs[key.hash, key.size] = data
+
+    def keep(self, size: int, *, seed: int = 0) -> tuple[Digest, bytes]:
+        """A blob that it has from now on."""
+        digest = digest_of(data := make_blob(size, seed=seed))
+        self.put(data, digest)
+        return digest, data
 
     def count(self, method: str) -> int:
         return self.calls.count(method)

@@ -5,7 +5,6 @@ from __future__ import annotations
 import logging
 import threading
 import time
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -22,7 +21,6 @@ from nl.plugin import (
     BytesReader,
     ConfigError,
     CorruptBlobError,
-    Digest,
     DigestFunction,
     ForwardsHeaders,
     InternalError,
@@ -46,27 +44,6 @@ MESSAGE = 4 * 1024 * 1024 - 64 * 1024
 ACTION = ActionKey(*digest_of(b"action"))
 
 
-@pytest.fixture
-def server() -> Iterator[ForeignServer]:
-    with ForeignServer().running() as running:
-        yield running
-
-
-@pytest.fixture
-def later(server: ForeignServer) -> Iterator[threading.Event]:
-    """What calls wait for that are planned so."""
-    event = threading.Event()
-    yield event
-    event.set()
-
-
-def kept(server: ForeignServer, size: int, *, seed: int = 0) -> tuple[Digest, bytes]:
-    """A blob that the server has."""
-    digest = digest_of(data := make_blob(size, seed=seed))
-    server.put(data, digest)
-    return digest, data
-
-
 def requests_of(server: ForeignServer, method: str) -> list[Any]:
     return [request for name, request in zip(server.calls, server.requests, strict=True) if name == method]
 
@@ -77,7 +54,7 @@ def requests_of(server: ForeignServer, method: str) -> list[Any]:
 async def test_what_a_server_takes_is_asked_once_by_all_and_again_after_ten_minutes(
     server: ForeignServer, mock_clock
 ) -> None:
-    blobs = [kept(server, 100 + number) for number in range(20)]
+    blobs = [server.keep(100 + number) for number in range(20)]
     async with remote_cas(server.port) as store:
         for count, seconds in ((1, 590), (1, 20), (2, 0)):
             async with trio.open_nursery() as nursery:
@@ -115,7 +92,7 @@ async def test_a_server_that_says_nothing_of_its_cache_is_one_that_does_not_say(
 
 
 async def test_what_a_server_takes_is_asked_again_if_there_was_no_answer(server: ForeignServer) -> None:
-    digest, data = kept(server, 100)
+    digest, data = server.keep(100)
     server.plan("GetCapabilities", fail("UNAVAILABLE"), fail("INTERNAL"))
     async with remote_cas(server.port) as store:
         assert await store.get(digest) == data
@@ -123,7 +100,7 @@ async def test_what_a_server_takes_is_asked_again_if_there_was_no_answer(server:
 
 
 async def test_no_answer_to_what_a_server_takes_fails_who_asked_and_nobody_later(server: ForeignServer) -> None:
-    digest, data = kept(server, 100)
+    digest, data = server.keep(100)
     server.plan("GetCapabilities", *[fail("UNAVAILABLE", says="gone fishing")] * 2)
     async with remote_cas(server.port, retry=GrpcRetry(max_retries=1, delay=0.001)) as store:
         with pytest.raises(UnavailableError, match="GetCapabilities: gone fishing"):
@@ -136,7 +113,7 @@ async def test_no_answer_to_what_a_server_takes_fails_who_asked_and_nobody_later
                                                      (1_000_000, 700_000, 700_000)])  # fmt: skip
 async def test_a_batch_is_as_large_as_server_config_and_message_allow(says: int, wants: int, most: int) -> None:
     with ForeignServer(max_batch=says).running() as server:
-        blobs = [kept(server, 100_000, seed=number) for number in range(50)]
+        blobs = [server.keep(100_000, seed=number) for number in range(50)]
         async with remote_cas(
             server.port, experimental_read_batching=ReadBatching(max_batch_bytes=wants, max_queued_bytes=10**9)
         ) as store:
@@ -154,7 +131,7 @@ async def test_a_batch_is_as_large_as_server_config_and_message_allow(says: int,
 
 
 async def test_blobs_as_small_as_the_config_says_travel_in_batches_and_larger_ones_alone(server: ForeignServer) -> None:
-    small, large = kept(server, 1000), kept(server, 1001)
+    small, large = server.keep(1000), server.keep(1001)
     batching = ReadBatching(max_blob_size_bytes=1000)
     async with remote_cas(server.port, experimental_read_batching=batching) as store:
         for (digest, data), read_by, written_by in (
@@ -189,7 +166,7 @@ async def test_a_batch_has_four_thousand_blobs_at_most(server: ForeignServer) ->
 async def test_as_many_batches_of_each_sort_are_under_way_as_the_config_says_and_two_of_lookups(
     server: ForeignServer, later: threading.Event, slots: int
 ) -> None:
-    blobs = [kept(server, 100 + number) for number in range(6)]
+    blobs = [server.keep(100 + number) for number in range(6)]
     for method in ("FindMissingBlobs", "BatchReadBlobs", "BatchUpdateBlobs"):
         server.plan(method, *[Fault(held=later)] * 6)
     async with remote_cas(server.port, experimental_read_batching=ReadBatching(dispatch_slots=slots)) as store:
@@ -213,7 +190,7 @@ async def test_as_many_batches_of_each_sort_are_under_way_as_the_config_says_and
 async def test_no_more_gathers_for_the_next_batch_than_the_config_says(
     server: ForeignServer, later: threading.Event, method: str
 ) -> None:
-    blobs = [kept(server, 100, seed=seed) for seed in range(12)]
+    blobs = [server.keep(100, seed=seed) for seed in range(12)]
     batching = ReadBatching(dispatch_slots=1, max_queued_bytes=1000)  # a blob counts with what else it takes: 228
     server.plan(method, Fault(held=later))
     async with remote_cas(server.port, experimental_read_batching=batching) as store, trio.open_nursery() as nursery:
@@ -243,7 +220,7 @@ async def test_two_hundred_thousand_lookups_gather_at_most(server: ForeignServer
 
 
 async def test_the_statistics_count_calls_retries_failures_and_connections(server: ForeignServer) -> None:
-    digest, _ = kept(server, 100)
+    digest, _ = server.keep(100)
     server.plan("BatchReadBlobs", fail("UNAVAILABLE"), fail("UNKNOWN"), fail("UNAVAILABLE"))
     async with remote_cas(server.port, retry=GrpcRetry(max_retries=2, delay=0.001)) as store:
         assert store.statistics()["connections"] == 0
@@ -255,7 +232,7 @@ async def test_the_statistics_count_calls_retries_failures_and_connections(serve
 
 
 async def test_as_many_connections_are_kept_as_the_config_says(server: ForeignServer) -> None:
-    digest, data = kept(server, 3_000_000)
+    digest, data = server.keep(3_000_000)
     async with remote_cas(server.port, connections_per_endpoint=3) as store:
         with trio.fail_after(60):
             while store.statistics()["connections"] < 3:
@@ -267,7 +244,7 @@ async def test_as_many_calls_share_a_connection_as_the_endpoint_says(
     server: ForeignServer, later: threading.Event
 ) -> None:
     endpoint = GrpcEndpoint(address=f"grpc://127.0.0.1:{server.port}", concurrency_limit=2)
-    digests = [kept(server, LARGE + number)[0] for number in range(5)]
+    digests = [server.keep(LARGE + number)[0] for number in range(5)]
     server.plan("Read", *[Fault(held=later)] * 5)
     async with remote_cas(endpoints=(endpoint,)) as store, trio.open_nursery() as nursery:
         for digest in digests:
@@ -327,7 +304,7 @@ async def test_digests_of_both_functions_travel_in_batches_of_their_own(server: 
 
 
 async def test_the_headers_of_the_request_that_causes_a_call_go_with_it_by_name(server: ForeignServer) -> None:
-    small, large = kept(server, 100), kept(server, LARGE)
+    small, large = server.keep(100), server.keep(LARGE)
     new = digest_of(more := make_blob(LARGE, seed=1))
     given = {"headers": {"X-Team": "ours", "x-own": "own"}, "forward_headers": ("X-Request-Id", "x-team")}
     server.plan("Write", fail("UNAVAILABLE"))
@@ -354,7 +331,7 @@ async def test_the_headers_of_the_request_that_causes_a_call_go_with_it_by_name(
 
 
 async def test_jobs_with_other_headers_do_not_share_a_call(server: ForeignServer) -> None:
-    blobs = [kept(server, 100 + number) for number in range(10)]
+    blobs = [server.keep(100 + number) for number in range(10)]
     async with remote_cas(server.port, forward_headers=("x-who",)) as store, trio.open_nursery() as nursery:
         for number, (digest, data) in enumerate(blobs):
             with caused_by((("x-who", str(number % 2)),)):
@@ -373,7 +350,7 @@ async def test_jobs_with_other_headers_do_not_share_a_call(server: ForeignServer
 
 
 async def test_what_a_client_sent_along_is_not_shown_in_what_the_server_says(server: ForeignServer) -> None:
-    digest, _ = kept(server, LARGE)
+    digest, _ = server.keep(LARGE)
     server.plan("Read", fail("PERMISSION_DENIED", says="not with 'Bearer client-token' or team-key of the config"))
     async with remote_cas(
         server.port, headers={"x-key": "basic team-key"}, forward_headers=("authorization",)
@@ -403,7 +380,7 @@ async def test_nothing_is_asked_about_nothing_and_the_empty_blob(server: Foreign
 
 
 async def test_a_range_of_no_bytes_is_of_a_blob_that_is_there(server: ForeignServer) -> None:
-    digest, _ = kept(server, LARGE)
+    digest, _ = server.keep(LARGE)
     missing = digest_of(b"x" * LARGE)
     async with remote_cas(server.port) as store:
         assert await read(store, digest, offset=LARGE) == b"" == await read(store, digest, length=0)
@@ -425,7 +402,7 @@ async def test_what_is_wrong_with_a_lookup_is_told_to_all_who_asked(server: Fore
 async def test_a_blobs_status_in_a_batch_means_what_it_means_of_a_call(
     server: ForeignServer, code: int, kind: type[NlError]
 ) -> None:
-    digest, data = kept(server, 100)
+    digest, data = server.keep(100)
     async with remote_cas(server.port) as store:
         server.plan("BatchReadBlobs", Fault(blob_code=code))
         with pytest.raises(kind, match=f"BatchReadBlobs of {digest}.*as planned"):
@@ -436,7 +413,7 @@ async def test_a_blobs_status_in_a_batch_means_what_it_means_of_a_call(
 
 
 async def test_a_small_blob_does_not_keep_the_message_it_came_in(server: ForeignServer) -> None:
-    blobs = [kept(server, size) for size in (100, 64 * 1024, 64 * 1024 + 1)]
+    blobs = [server.keep(size) for size in (100, 64 * 1024, 64 * 1024 + 1)]
     async with remote_cas(server.port) as store:
         got = await store.get_many([digest for digest, _ in blobs])
     assert got == [data for _, data in blobs]
@@ -447,7 +424,7 @@ async def test_a_small_blob_does_not_keep_the_message_it_came_in(server: Foreign
 async def test_a_call_is_sent_again_after_a_pause_that_grows(
     server: ForeignServer, mock_clock: Any, method: str
 ) -> None:
-    digest, _ = kept(server, LARGE if method == "Read" else 100)
+    digest, _ = server.keep(LARGE if method == "Read" else 100)
     server.plan(method, *[fail("UNAVAILABLE")] * 2)
     retry = GrpcRetry(max_retries=2, delay=5, jitter=0)
     async with remote_cas(server.port, retry=retry) as store, trio.open_nursery() as nursery:

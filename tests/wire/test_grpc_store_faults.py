@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-
 import pytest
 import trio
 
@@ -36,26 +34,13 @@ from tests.support.serving import serving
 LARGE = 1_000_000
 
 
-@pytest.fixture
-def server() -> Iterator[ForeignServer]:
-    with ForeignServer().running() as running:
-        yield running
-
-
-def kept(server: ForeignServer, size: int, *, seed: int = 0) -> tuple[Digest, bytes]:
-    """A blob that the server has."""
-    digest = digest_of(data := make_blob(size, seed=seed))
-    server.put(data, digest)
-    return digest, data
-
-
 # --- reading
 
 
 async def test_small_and_large_blobs_come_from_a_foreign_server(server: ForeignServer) -> None:
     async with remote_cas(server.port) as store:
         for size in (1, 5000, 200_000, LARGE):
-            digest, data = kept(server, size)
+            digest, data = server.keep(size)
             assert await store.get(digest) == data
             assert await read(store, digest) == data
             assert await read(store, digest, offset=size // 2, length=100) == data[size // 2 :][:100]
@@ -63,7 +48,7 @@ async def test_small_and_large_blobs_come_from_a_foreign_server(server: ForeignS
 
 
 async def test_a_read_goes_on_at_the_byte_where_it_broke_off(server: ForeignServer) -> None:
-    digest, data = kept(server, LARGE)
+    digest, data = server.keep(LARGE)
     server.plan("Read", fail("UNAVAILABLE", after=300_000), fail("UNAVAILABLE"), fail("ABORTED", after=200_000))
     async with remote_cas(server.port) as store:
         assert await read(store, digest) == data
@@ -73,14 +58,14 @@ async def test_a_read_goes_on_at_the_byte_where_it_broke_off(server: ForeignServ
 
 
 async def test_a_range_goes_on_where_it_broke_off_and_ends_where_it_should(server: ForeignServer) -> None:
-    digest, data = kept(server, LARGE)
+    digest, data = server.keep(LARGE)
     server.plan("Read", fail("UNAVAILABLE", after=100_000))
     async with remote_cas(server.port) as store:
         assert await read(store, digest, offset=1000, length=500_000) == data[1000:501_000]
 
 
 async def test_a_read_that_always_breaks_is_given_up(server: ForeignServer) -> None:
-    digest, _ = kept(server, LARGE)
+    digest, _ = server.keep(LARGE)
     server.plan("Read", *[fail("UNAVAILABLE", says="gone fishing")] * 10)
     async with remote_cas(server.port) as store:
         with pytest.raises(UnavailableError, match=f"'REMOTE' .*127.0.0.1:{server.port}.*Read of {digest}.*fishing"):
@@ -89,7 +74,7 @@ async def test_a_read_that_always_breaks_is_given_up(server: ForeignServer) -> N
 
 
 async def test_a_read_that_breaks_again_and_again_but_gets_on_comes_to_its_end(server: ForeignServer) -> None:
-    digest, data = kept(server, LARGE)
+    digest, data = server.keep(LARGE)
     server.plan("Read", *[fail("UNAVAILABLE", after=100_000)] * 6)
     async with remote_cas(server.port) as store:
         assert await read(store, digest) == data
@@ -102,7 +87,7 @@ async def test_the_empty_blob_is_there_whatever_a_server_says(server: ForeignSer
 
 
 async def test_what_would_be_in_vain_is_not_tried_again(server: ForeignServer) -> None:
-    digest, _ = kept(server, LARGE)
+    digest, _ = server.keep(LARGE)
     async with remote_cas(server.port) as store:
         for code, kind in (
             ("RESOURCE_EXHAUSTED", ExhaustedError), ("DATA_LOSS", CorruptBlobError), ("NOT_FOUND", BlobNotFoundError),
@@ -117,7 +102,7 @@ async def test_what_would_be_in_vain_is_not_tried_again(server: ForeignServer) -
 @pytest.mark.parametrize("alter", [lambda data: data[:-1], lambda data: data + b"x"], ids=["short", "long"])
 @pytest.mark.parametrize("size", [5000, LARGE])
 async def test_a_blob_of_another_size_is_no_blob(server: ForeignServer, size: int, alter) -> None:
-    digest, _ = kept(server, size)
+    digest, _ = server.keep(size)
     method = "BatchReadBlobs" if size == 5000 else "Read"
     async with remote_cas(server.port) as store:
         for way in (store.get, lambda key: read(store, key)):
@@ -127,7 +112,7 @@ async def test_a_blob_of_another_size_is_no_blob(server: ForeignServer, size: in
 
 
 async def test_blobs_that_a_batch_leaves_out_or_has_no_room_for_travel_alone(server: ForeignServer) -> None:
-    digest, data = kept(server, 5000)
+    digest, data = server.keep(5000)
     async with remote_cas(server.port) as store:
         whole = [fail(code) for code in ("UNIMPLEMENTED", "RESOURCE_EXHAUSTED", "INVALID_ARGUMENT")]
         for fault in (Fault(drops=True), Fault(blob_code=8), *whole):
@@ -143,7 +128,7 @@ async def test_blobs_that_a_batch_leaves_out_or_has_no_room_for_travel_alone(ser
 
 
 async def test_a_batch_is_sent_again(server: ForeignServer) -> None:
-    digest, data = kept(server, 5000)
+    digest, data = server.keep(5000)
     server.plan("BatchReadBlobs", fail("UNAVAILABLE"), fail("INTERNAL"))
     server.plan("FindMissingBlobs", fail("UNAVAILABLE"))
     server.plan("BatchUpdateBlobs", fail("UNAVAILABLE"))
@@ -157,7 +142,7 @@ async def test_a_batch_is_sent_again(server: ForeignServer) -> None:
 
 
 async def test_a_thousand_small_blobs_are_a_few_calls(server: ForeignServer) -> None:
-    blobs = [kept(server, 1000 + number) for number in range(1000)]
+    blobs = [server.keep(1000 + number) for number in range(1000)]
     got: dict[Digest, object] = {}
 
     async def get(digest: Digest) -> None:
@@ -190,7 +175,7 @@ async def test_a_thousand_small_blobs_are_a_few_calls(server: ForeignServer) -> 
 
 async def test_batches_are_no_larger_than_the_server_says() -> None:
     with ForeignServer(max_batch=20_000).running() as server:
-        blobs = [kept(server, 3000, seed=number) for number in range(50)] + [kept(server, 30_000)]
+        blobs = [server.keep(3000, seed=number) for number in range(50)] + [server.keep(30_000)]
         async with remote_cas(server.port) as store:
             got = await store.get_many([digest for digest, _ in blobs])
             assert [bytes(each) for each in got] == [data for _, data in blobs]
@@ -253,7 +238,7 @@ async def test_an_upload_that_cannot_be_had_again_fails_and_leaves_nothing(serve
 
 
 async def test_a_blob_that_is_there_ends_the_upload_and_the_reader_is_read_to_its_end(server: ForeignServer) -> None:
-    digest, data = kept(server, LARGE)
+    digest, data = server.keep(LARGE)
     reader = PartsReader(split(data, 10_000))
     async with remote_cas(server.port) as store:
         await store.write(digest, reader)
@@ -278,7 +263,7 @@ async def test_a_blob_larger_than_the_server_keeps_is_not_sent() -> None:
 
 
 async def test_each_blob_of_a_batch_has_its_own_fate(server: ForeignServer) -> None:
-    digest, data = kept(server, 100)
+    digest, data = server.keep(100)
     missing = digest_of(b"missing")
     async with remote_cas(server.port) as store:
         got = await store.get_many([digest, missing])
@@ -295,7 +280,7 @@ async def test_each_blob_of_a_batch_has_its_own_fate(server: ForeignServer) -> N
 async def test_a_refusal_names_the_server_and_the_right_and_never_the_token(server: ForeignServer, code: str) -> None:
     token = "tok-very-secret"
     endpoint = GrpcEndpoint(address=f"grpc://127.0.0.1:{server.port}", token=token)
-    digest, _ = kept(server, LARGE)
+    digest, _ = server.keep(LARGE)
     server.plan("Read", fail(code, says=f"not with Bearer {token}"))
     server.plan("BatchUpdateBlobs", fail(code, says=token))
     async with remote_cas(endpoints=(endpoint,), instance_name="main") as store:
@@ -310,7 +295,7 @@ async def test_a_refusal_names_the_server_and_the_right_and_never_the_token(serv
 
 
 async def test_a_server_that_does_not_answer_costs_the_time_limit(server: ForeignServer) -> None:
-    digest, data = kept(server, 5000)
+    digest, data = server.keep(5000)
     server.plan("BatchReadBlobs", Fault(delay_s=1.5))
     async with remote_cas(server.port, rpc_timeout_s=0.3) as store:
         assert await store.get(digest) == data
@@ -329,7 +314,7 @@ async def test_no_server_is_a_failure_that_says_so() -> None:
 async def test_a_server_that_sends_everybody_away_all_the_time_fails_nobody() -> None:
     options = [("grpc.max_connection_age_ms", 150), ("grpc.max_connection_age_grace_ms", 100)]
     with ForeignServer(options=options).running() as server:
-        blobs = [kept(server, 3000 + number) for number in range(30)] + [kept(server, LARGE)]
+        blobs = [server.keep(3000 + number) for number in range(30)] + [server.keep(LARGE)]
         async with remote_cas(server.port) as store:
             for _ in range(8):
                 got = await store.get_many([digest for digest, _ in blobs])
@@ -338,8 +323,8 @@ async def test_a_server_that_sends_everybody_away_all_the_time_fails_nobody() ->
 
 
 async def test_one_of_two_servers_answers_nothing(server: ForeignServer) -> None:
-    digest, data = kept(server, 5000)
-    large, more = kept(server, LARGE)
+    digest, data = server.keep(5000)
+    large, more = server.keep(LARGE)
     hole = await trio.open_tcp_listeners(0, host="127.0.0.1")  # takes connections and says nothing
     port = hole[0].socket.getsockname()[1]
     async with remote_cas(port, server.port) as store:
@@ -353,7 +338,7 @@ async def test_one_of_two_servers_answers_nothing(server: ForeignServer) -> None
 
 async def test_two_servers_share_the_calls() -> None:
     with ForeignServer().running() as one, ForeignServer().running() as two:
-        digest, data = kept(one, LARGE)
+        digest, data = one.keep(LARGE)
         two.put(data, digest)
         async with remote_cas(one.port, two.port) as store:
             for _ in range(20):
@@ -362,7 +347,7 @@ async def test_two_servers_share_the_calls() -> None:
 
 
 async def test_a_caller_that_leaves_takes_nothing_from_the_others_of_its_batch(server: ForeignServer) -> None:
-    blobs = [kept(server, 100 + number) for number in range(10)]
+    blobs = [server.keep(100 + number) for number in range(10)]
     server.plan("BatchReadBlobs", *[Fault(delay_s=0.3)] * 4)
     async with remote_cas(server.port) as store:
         got: list[object] = []
@@ -380,7 +365,7 @@ async def test_a_caller_that_leaves_takes_nothing_from_the_others_of_its_batch(s
 
 
 async def test_only_so_many_calls_at_once(server: ForeignServer) -> None:
-    digest, _ = kept(server, LARGE)
+    digest, _ = server.keep(LARGE)
     async with remote_cas(server.port, max_concurrent_requests=1) as store:
         async with store.open(digest) as reader:
             await reader.receive_parts(1000)

@@ -55,13 +55,6 @@ def server() -> Iterator[ForeignServer]:
         yield running
 
 
-@pytest.fixture
-def never(server: ForeignServer) -> Iterator[threading.Event]:
-    event = threading.Event()
-    yield event
-    event.set()
-
-
 @asynccontextmanager
 async def packing(server: ForeignServer, **more: Any) -> AsyncIterator[Store]:
     async with remote_cas(server.port, experimental_remote_cache_compression=True, **more) as store:
@@ -362,11 +355,11 @@ async def test_a_packed_upload_of_another_size_leaves_nothing(server: ForeignSer
 
 
 async def test_a_packed_stream_that_stands_still_goes_on_plain_after_the_time_limit(
-    server: ForeignServer, never: threading.Event
+    server: ForeignServer, later: threading.Event
 ) -> None:
     digest, data = kept(server)
-    server.plan("Read", Fault(held=never, after=PIECE))
-    server.plan("Write", Fault(held=never))
+    server.plan("Read", Fault(held=later, after=PIECE))
+    server.plan("Write", Fault(held=later))
     async with packing(server, rpc_timeout_s=0.6) as store:
         assert same(await read(store, digest), data)
         await store.put(digest_of(more := packable(SIZE, seed=1)), more)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Iterator
 from typing import Any
 
 import pytest
@@ -14,7 +13,6 @@ from nl.plugin import (
     BlobNotFoundError,
     BytesReader,
     CorruptBlobError,
-    Digest,
     InvalidRequestError,
     TooLargeError,
     UnavailableError,
@@ -35,32 +33,11 @@ LIMIT_S = 0.6
 """Of what does not move at all; what does is never so slow, twice."""
 
 
-@pytest.fixture
-def server() -> Iterator[ForeignServer]:
-    with ForeignServer().running() as running:
-        yield running
-
-
-@pytest.fixture
-def never(server: ForeignServer) -> Iterator[threading.Event]:
-    """What calls wait for that are never answered; until the test has ended, for the server waits for them."""
-    event = threading.Event()
-    yield event
-    event.set()
-
-
-def kept(server: ForeignServer, size: int, *, seed: int = 0) -> tuple[Digest, bytes]:
-    """A blob that the server has."""
-    digest = digest_of(data := make_blob(size, seed=seed))
-    server.put(data, digest)
-    return digest, data
-
-
 # --- reading
 
 
 async def test_after_its_last_byte_a_server_may_still_say_that_a_blob_is_wrong(server: ForeignServer) -> None:
-    digest, _ = kept(server, LARGE)
+    digest, _ = server.keep(LARGE)
     server.plan("Read", fail("DATA_LOSS", after=LARGE, says="wrong after all"))
     async with remote_cas(server.port) as store:
         with pytest.raises(CorruptBlobError, match="wrong after all"):
@@ -69,7 +46,7 @@ async def test_after_its_last_byte_a_server_may_still_say_that_a_blob_is_wrong(s
 
 
 async def test_whatever_else_goes_wrong_after_the_last_byte_changes_nothing(server: ForeignServer) -> None:
-    digest, data = kept(server, LARGE)
+    digest, data = server.keep(LARGE)
     server.plan("Read", fail("UNAVAILABLE", after=LARGE))
     async with remote_cas(server.port) as store:
         assert same(await read(store, digest), data)
@@ -78,7 +55,7 @@ async def test_whatever_else_goes_wrong_after_the_last_byte_changes_nothing(serv
 
 
 async def test_a_message_after_the_last_byte_makes_a_blob_of_another_size(server: ForeignServer) -> None:
-    digest, _ = kept(server, MANY_PIECES)
+    digest, _ = server.keep(MANY_PIECES)
     server.plan("Read", Fault(alter=lambda data: data + b"surplus"))
     async with remote_cas(server.port) as store:
         with pytest.raises(CorruptBlobError, match=f"{MANY_PIECES + 7} bytes came for {digest}"):
@@ -86,7 +63,7 @@ async def test_a_message_after_the_last_byte_makes_a_blob_of_another_size(server
 
 
 async def test_fields_that_nobody_knows_stand_in_no_blobs_way(server: ForeignServer) -> None:
-    digest, data = kept(server, LARGE)
+    digest, data = server.keep(LARGE)
     server.plan("Read", Fault(prefix=b"\x78\x01"))
     async with remote_cas(server.port) as store:
         assert same(await read(store, digest), data)
@@ -94,7 +71,7 @@ async def test_fields_that_nobody_knows_stand_in_no_blobs_way(server: ForeignSer
 
 
 async def test_a_message_that_cannot_be_decoded_is_a_failure_like_others(server: ForeignServer) -> None:
-    digest, data = kept(server, LARGE)
+    digest, data = server.keep(LARGE)
     server.plan("Read", Fault(prefix=b"\x78\xff\xff\xff\xff\xff\xff\xff\xff\xff\xff\xff"))
     async with remote_cas(server.port) as store:
         assert same(await read(store, digest), data)
@@ -102,29 +79,29 @@ async def test_a_message_that_cannot_be_decoded_is_a_failure_like_others(server:
 
 
 async def test_a_read_that_stands_still_for_the_time_limit_goes_on_in_another_call(
-    server: ForeignServer, never: threading.Event
+    server: ForeignServer, later: threading.Event
 ) -> None:
-    digest, data = kept(server, LARGE)
-    server.plan("Read", Fault(held=never, after=3 * PIECE))
+    digest, data = server.keep(LARGE)
+    server.plan("Read", Fault(held=later, after=3 * PIECE))
     async with remote_cas(server.port, rpc_timeout_s=LIMIT_S) as store:
         assert same(await read(store, digest), data)
     assert server.count("Read") >= 2
 
 
 async def test_a_server_that_answers_nothing_costs_the_time_limit_twice_and_no_more(
-    server: ForeignServer, never: threading.Event
+    server: ForeignServer, later: threading.Event
 ) -> None:
-    digest, _ = kept(server, LARGE)
-    server.plan("Read", *[Fault(held=never)] * 10)
+    digest, _ = server.keep(LARGE)
+    server.plan("Read", *[Fault(held=later)] * 10)
     async with remote_cas(server.port, rpc_timeout_s=0.2) as store:
         with pytest.raises(UnavailableError, match=r"nothing moved for 0.2 s \(rpc_timeout_s\)"):
             await read(store, digest)
         assert store.statistics()["calls"] == 2
 
 
-async def test_without_a_time_limit_a_server_may_take_any_time(server: ForeignServer, never: threading.Event) -> None:
-    digest, data = kept(server, LARGE)
-    server.plan("Read", Fault(held=never, after=PIECE))
+async def test_without_a_time_limit_a_server_may_take_any_time(server: ForeignServer, later: threading.Event) -> None:
+    digest, data = server.keep(LARGE)
+    server.plan("Read", Fault(held=later, after=PIECE))
     got: list[bytes] = []
 
     async def get() -> None:
@@ -134,7 +111,7 @@ async def test_without_a_time_limit_a_server_may_take_any_time(server: ForeignSe
         nursery.start_soon(get)
         await trio.sleep(0.1)
         assert not got
-        never.set()
+        later.set()
         nursery.cancel_scope.deadline = trio.current_time() + 60
     assert same(got[0], data)
     assert server.count("Read") == 1
@@ -152,7 +129,7 @@ async def test_who_finds_no_server_gives_the_turn_back() -> None:
 
 
 async def test_a_reader_that_leaves_early_gives_its_turn_back(server: ForeignServer) -> None:
-    digest, _ = kept(server, 16 * 1024 * 1024)
+    digest, _ = server.keep(16 * 1024 * 1024)
     async with remote_cas(server.port, max_concurrent_requests=1) as store:
         with trio.fail_after(60):
             for _ in range(3):
@@ -162,7 +139,7 @@ async def test_a_reader_that_leaves_early_gives_its_turn_back(server: ForeignSer
 
 
 async def test_a_reader_leaves_in_peace_from_a_call_that_has_failed_meanwhile(server: ForeignServer) -> None:
-    digest, data = kept(server, LARGE)
+    digest, data = server.keep(LARGE)
     server.plan("Read", fail("UNAVAILABLE", after=PIECE))
     async with remote_cas(server.port) as store:
         async with store.open(digest) as reader:
@@ -173,7 +150,7 @@ async def test_a_reader_leaves_in_peace_from_a_call_that_has_failed_meanwhile(se
 
 
 async def test_a_blob_that_goes_while_it_is_read_is_missing(server: ForeignServer) -> None:
-    digest, _ = kept(server, LARGE)
+    digest, _ = server.keep(LARGE)
     server.plan("Read", fail("UNAVAILABLE", after=PIECE))
     async with remote_cas(server.port) as store, store.open(digest) as reader:
         await reader.receive_parts(1000)
@@ -184,7 +161,7 @@ async def test_a_blob_that_goes_while_it_is_read_is_missing(server: ForeignServe
 
 
 async def test_a_reader_gives_no_more_at_once_than_it_is_asked_for(server: ForeignServer) -> None:
-    digest, data = kept(server, 300_000)
+    digest, data = server.keep(300_000)
     async with remote_cas(server.port) as store, store.open(digest, offset=7) as reader:
         assert reader.size == 299_993
         assert same(await drain(reader, 1000), data[7:])
@@ -314,10 +291,10 @@ def test_sixteen_uploads_at_once_can_be_had_again_and_others_when_these_have_end
 
 @pytest.mark.parametrize("size", [LARGE, 24 * 1024 * 1024], ids=["at its end", "in the middle"])
 async def test_an_upload_that_stands_still_for_the_time_limit_is_made_anew(
-    server: ForeignServer, never: threading.Event, size: int
+    server: ForeignServer, later: threading.Event, size: int
 ) -> None:
     digest = digest_of(data := make_blob(size))
-    server.plan("Write", Fault(held=never))
+    server.plan("Write", Fault(held=later))
     async with remote_cas(server.port, rpc_timeout_s=LIMIT_S) as store:
         await store.write(digest, BytesReader(data))
     assert same(server.blobs[digest.hash, size], data)

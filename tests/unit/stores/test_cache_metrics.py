@@ -4,6 +4,7 @@ import pytest
 import trio
 
 from nl.plugin import (
+    ActionKey,
     BlobNotFoundError,
     BytesReader,
     CorruptBlobError,
@@ -57,6 +58,8 @@ async def test_uploads_are_counted_with_their_bytes_and_their_failures(store):
     with pytest.raises(TooLargeError):
         await store.write(too_large, BytesReader(bytes(200_000)))
     assert counted(store) == {"cache_type": "cas", "writes": 3, "written_bytes": 9, "write_errors": 3}
+    await store.put_many([(ActionKey(*ONE), b"a result, of another size than its action")])
+    assert store.statistics()["written_bytes"] == 50
     assert store.statistics()["write_seconds"] > 0
 
 
@@ -171,8 +174,8 @@ async def test_a_write_that_begins_anew_is_counted_once():
 
 async def test_questions_are_counted_by_digest(store):
     await store.put(ONE, b"one")
-    await store.has([ONE, GONE, ONE])
-    assert (store.statistics()["asked"], store.statistics()["present"]) == (3, 2)
+    await store.has([ONE, GONE, ONE, digest_of(b"")])
+    assert (store.statistics()["asked"], store.statistics()["present"]) == (4, 3)
 
 
 def test_what_the_backend_can_do_stays_possible(store):
@@ -199,3 +202,21 @@ async def test_what_goes_wrong_with_the_reader_of_a_blob_is_not_told_of_its_stor
         async with store.open(ONE):
             raise BlobNotFoundError("something else that was looked for meanwhile")
     assert (store.statistics()["hits"], store.statistics()["misses"]) == (1, 0)
+
+
+@pytest.mark.parametrize("way", ["put", "write"])
+async def test_an_upload_that_is_given_up_is_no_failure_of_the_store(way):
+    class Slow(MemoryStore):
+        async def put(self, key, data):
+            scope.cancel()
+            await trio.sleep_forever()
+
+        async def write(self, key, reader):
+            await self.put(key, b"")
+
+    context = BareContext()
+    store = make(context, Slow(MemoryOptions(), context))
+    with trio.CancelScope() as scope:
+        await getattr(store, way)(ONE, b"one" if way == "put" else BytesReader(b"one"))
+    assert scope.cancelled_caught
+    assert counted(store) == {"cache_type": "cas"}

@@ -527,3 +527,52 @@ async def test_an_action_cache_that_is_away_for_one_of_many_is_no_miss():
     assert isinstance((await store.get_many([ACTION]))[0], UnavailableError)
     with pytest.raises(UnavailableError):
         await store.has([ACTION])
+
+
+async def test_of_many_results_only_those_that_the_action_cache_has_are_read():
+    backend = Trusted()
+    store = over(backend, Trusted())
+    await store_action_result(store, ACTION, encode(reapi.ActionResult()))
+    assert None not in await store.has([ACTION])
+    assert (await store.has([ActionKey("cd" * 32, 1), ACTION]))[0] is None
+    assert backend.many == [1, 1]
+
+
+async def test_a_result_that_is_replaced_while_it_is_looked_at_has_the_size_of_what_was_looked_at():
+    other = seal(encode(reapi.ActionResult(stdout_raw=bytes(500))))
+
+    class Replacing(Trusted):
+        async def has(self, keys):
+            sizes = await super().has(keys)
+            await self.put(ACTION, other)
+            return sizes
+
+    store = over(Replacing(), Trusted())
+    await store_action_result(store, ACTION, encode(reapi.ActionResult()))
+    assert await store.has([ACTION]) == [len(other)]
+
+
+async def test_of_many_those_that_a_cas_that_is_away_leaves_unchecked_are_told_so_and_the_others_come():
+    class Away(Trusted):
+        async def has(self, keys):
+            raise UnavailableError("the CAS is away")
+
+    store = over(Trusted(), Away())
+    await store_action_result(store, ACTION, encode(reapi.ActionResult(stdout_digest=wire(b"x"))))
+    await store.put("name", b"value")
+    unchecked, value = await store.get_many([ACTION, "name"])
+    assert isinstance(unchecked, UnavailableError) and value == b"value"
+
+
+async def test_a_large_result_that_an_action_cache_fails_to_read_is_no_miss():
+    class Away(Trusted):
+        def open(self, key, *, offset=0, length=None):
+            raise UnavailableError("away")
+
+    backend = Away()
+    store = over(backend, Trusted())
+    await store.put(ACTION, seal(encode(reapi.ActionResult(stdout_raw=bytes(MAX_WHOLE)))))
+    assert isinstance((await store.get_many([ACTION]))[0], UnavailableError)
+    with pytest.raises(UnavailableError):
+        await store.has([ACTION])
+    assert store.statistics()["damaged"] == 0

@@ -695,3 +695,81 @@ async def test_only_what_is_answered_from_memory_is_told_as_used(autojump_clock)
         assert await store.has([ONE, TWO, digest_of(b"3")]) == [1, 1, None]
         await trio.sleep(2)
     assert backend.touched == [ONE], "of the others it has been asked itself"
+
+
+class Lingering(Backend):
+    """Answers as it is when it is asked, and the answers about some keys take their time on the way."""
+
+    def __init__(self, context, **policy):
+        super().__init__(context, **policy)
+        self.takes = {}
+
+    async def has(self, keys):
+        sizes = await super().has(keys)
+        await trio.sleep(max(self.takes.get(key, 0) for key in keys))
+        return sizes
+
+
+async def test_a_blob_that_goes_a_second_time_is_not_believed_by_who_asked_between_the_two(autojump_clock):
+    context = BareContext()
+    backend = Lingering(context)
+    store = make(context, backend)
+    backend.takes = {TWO: 10, ONE: 2}
+
+    async def go_away():
+        await backend.delete([ONE])
+        await store.has([digest_of(b"3")])  # takes the news
+
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(store.has, [TWO])  # under way all the time
+        await trio.sleep(1)
+        await backend.put(ONE, b"1")
+        await go_away()
+        await backend.put(ONE, b"1")
+        nursery.start_soon(store.has, [ONE])
+        await trio.sleep(1)
+        await go_away()
+    assert await store.has([ONE]) == [None]
+
+
+async def test_after_more_has_gone_than_is_told_apart_answers_are_remembered_again(monkeypatch, autojump_clock):
+    monkeypatch.setattr("nl.stores.existence_cache._MAX_GONE", 3)
+    context = BareContext()
+    backend = Lingering(context)
+    store = make(context, backend)
+    gone = [digest_of(b"gone%d" % number) for number in range(6)]
+    for key in [*gone, ONE]:
+        await backend.put(key, b"gone0"[: key.size])
+    backend.takes = {TWO: 10, ONE: 2}
+
+    async def go_away(*keys):
+        await backend.delete(keys)
+        await store.has([digest_of(b"3")])  # takes the news
+
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(store.has, [TWO])  # under way all the time
+        await trio.sleep(1)
+        await go_away(*gone[:5])
+        nursery.start_soon(store.has, [ONE])
+        await trio.sleep(1)
+        await go_away(gone[5])
+    backend.asked.clear()
+    assert await store.has([ONE]) == [1]
+    assert not backend.asked
+
+
+async def test_what_is_deleted_through_it_is_forgotten_even_if_who_asked_for_that_leaves():
+    context = BareContext()
+
+    class Slow(Backend):
+        async def delete(self, keys):
+            await super().delete(keys)
+            scope.cancel()
+            await trio.sleep_forever()
+
+    store = make(context, Slow(context, tells=False))
+    await store.put(ONE, b"1")
+    with trio.CancelScope() as scope:
+        await store.capability(Deletes).delete([ONE])
+    assert scope.cancelled_caught
+    assert await store.has([ONE]) == [None]

@@ -33,6 +33,13 @@ async def test_what_is_written_is_gone(store):
     assert await store.has([digest, ActionKey(*digest), "name"]) == [None, None, None]
 
 
+async def test_the_result_of_an_action_of_no_bytes_is_not_there_as_the_empty_blob_is(store):
+    action = ActionKey(*digest_of(b""))
+    assert await store.has([action]) == [None]
+    with pytest.raises(BlobNotFoundError):
+        await store.get(action)
+
+
 async def test_a_bad_upload_is_noticed_all_the_same(store):
     digest = digest_of(b"good")
     with pytest.raises(UploadMismatchError):

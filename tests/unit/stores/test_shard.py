@@ -115,3 +115,8 @@ def test_a_shard_without_a_weight_has_that_of_one():
     for weights in ((None, 1), (None, None), (5, 5)):
         assert make(BareContext(), *weights)._ends == [0x7FFFFFFF, 0xFFFFFFFF]
     assert ShardPart(store=BareContext().spec(MemoryStore(MemoryOptions(), BareContext()))).weight == 1
+
+
+def test_shards_without_weights_have_shares():
+    spec = BareContext().spec(MemoryStore(MemoryOptions(), BareContext()))
+    ShardOptions(stores=(ShardPart(store=spec, weight=None),)).check()
