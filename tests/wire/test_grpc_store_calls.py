@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import threading
 import time
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -106,6 +107,28 @@ async def test_no_answer_to_what_a_server_takes_fails_who_asked_and_nobody_later
         with pytest.raises(UnavailableError, match="GetCapabilities: gone fishing"):
             await store.get(digest)
         assert await store.get(digest) == data
+
+
+async def test_who_waits_for_what_a_server_takes_fails_with_who_asks_and_not_one_after_the_other(
+    server: ForeignServer, later: threading.Event
+) -> None:
+    away = fail("UNAVAILABLE", says="gone fishing")
+    server.plan("GetCapabilities", replace(away, held=later), *[away] * 20)
+    outcomes: list[NlError] = []
+    async with remote_cas(server.port, retry=GrpcRetry(max_retries=1, delay=0.001)) as store:
+
+        async def upload(data: bytes) -> None:
+            with pytest.raises(UnavailableError, match="GetCapabilities: gone fishing") as failed:
+                await store.put(digest_of(data), data)
+            outcomes.append(failed.value)
+
+        async with trio.open_nursery() as nursery:
+            for number in range(5):
+                nursery.start_soon(upload, make_blob(LARGE, seed=number))
+            await wait_all_tasks_blocked()
+            later.set()
+    assert server.count("GetCapabilities") == 2
+    assert len(set(map(id, outcomes))) == 5, "each has an error of its own"
 
 
 @pytest.mark.parametrize(("says", "wants", "most"), [(100 * 1024 * 1024, 64 * 1024 * 1024, MESSAGE),

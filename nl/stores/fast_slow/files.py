@@ -18,8 +18,10 @@ from nl.plugin import (
     Buffer,
     CorruptBlobError,
     Digest,
+    InvalidRequestError,
     Link,
     LocalFiles,
+    NlError,
     NotFoundError,
     Store,
     Uses,
@@ -30,6 +32,7 @@ from nl.plugin import (
 from nl.stores.fast_slow.fetches import Fetches
 from nl.stores.fast_slow.options import Routes
 from nl.stores.fast_slow.source import Source
+from nl.stores.fast_slow.trouble import FastTrouble
 from nl.stores.fast_slow.uploads import Uploads
 
 BATCH_BYTES = 4 * 1024 * 1024
@@ -42,7 +45,7 @@ class FastSlowFiles:
 
     def __init__(
         self, fast_files: LocalFiles, *, slow: Store, source: Source, routes: Routes, uploads: Uploads,
-        fetches: Fetches, uses: Uses,
+        fetches: Fetches, uses: Uses, trouble: FastTrouble,
     ) -> None:
         self._fast_files = fast_files
         self._slow = slow
@@ -51,6 +54,7 @@ class FastSlowFiles:
         self._uploads = uploads
         self._fetches = fetches
         self._uses = uses
+        self._trouble = trouble
 
     async def link_files(self, links: Sequence[Link]) -> list[Digest]:
         """See LocalFiles. Raises what the slow store raises, but for blobs that it does not have."""
@@ -69,7 +73,7 @@ class FastSlowFiles:
 
     async def adopt_file(self, digest: Digest, path: str) -> None:
         """See LocalFiles. The slow store has the blob before the fast one takes the file; neither gets a file that is
-        not what `digest` says.
+        not what `digest` says. A fast store that is full or in trouble fails no output that the slow one has.
         """
         if self._routes.writes_slow:
             async with self._uploads.under_way(digest):
@@ -80,7 +84,14 @@ class FastSlowFiles:
                         await self._slow.write(digest, VerifyingReader(reader, digest))
                     self._source.replaced(digest)
         if self._routes.writes_fast:
-            await self._fast_files.adopt_file(digest, path)
+            try:
+                await self._fast_files.adopt_file(digest, path)
+            except InvalidRequestError:
+                raise  # the file is at fault
+            except NlError as error:
+                if not self._routes.writes_slow:
+                    raise
+                self._trouble.note("adopt", digest, error)
 
     async def _fetch_all(self, digests: Sequence[Digest]) -> None:
         """Moves blobs into the fast store. Passes over missing ones; any other failure of the slow store is raised."""

@@ -165,7 +165,7 @@ class FastSlowStore(Store):
     def _local_files(self, fast_files: LocalFiles) -> FastSlowFiles:
         return FastSlowFiles(
             fast_files, slow=self.slow, source=self._source, routes=self.routes, uploads=self.uploads,
-            fetches=self.fetches, uses=self._uses,
+            fetches=self.fetches, uses=self._uses, trouble=self._trouble,
         )
 
     def statistics(self) -> Mapping[str, int | float | str]:

@@ -17,6 +17,6 @@ class FastTrouble:
         self.count = 0
 
     def note(self, verb: str, key: object, error: NlError) -> None:
-        """The fast store could not `verb` (read, write, delete) `key`."""
+        """The fast store could not `verb` (read, write, adopt, touch, delete) `key`."""
         self.count += 1
         _log.info("%s: the fast store could not %s %s: %r", self._name, verb, key, error)

@@ -82,6 +82,7 @@ class Batcher(Generic[G, J]):
         self._turn = trio.Lock()
         """Whose turn it is to wait for space: one is woken at a time, and a heavy job is not overtaken for ever."""
         self._running = False
+        self._refusals = 0
 
     async def run(self, stopping: Callable[[], NlError]) -> None:
         """Sends, until cancelled; whoever waits then gets the error that `stopping` makes."""
@@ -143,12 +144,15 @@ class Batcher(Generic[G, J]):
         while True:
             while not self._queues:
                 await self._work.park()
+            refusals = self._refusals
             try:
                 room = await self._room()
             except NlError as error:
-                for group in list(self._queues):
-                    _fail(self._queues.pop(group), error)
-                self._made_space(self._queued)
+                if self._refusals == refusals:  # else who waited has been told, and who is queued came later
+                    self._refusals += 1
+                    for group in list(self._queues):
+                        _fail(self._queues.pop(group), error)
+                    self._made_space(self._queued)
                 continue
             if self._queues:
                 await self._send_next(room, stopping)

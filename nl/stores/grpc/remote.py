@@ -18,7 +18,6 @@ from grpclib.exceptions import GRPCError
 from nl.plugin import Buffer, NlError, UnavailableError
 from nl.rpc.channel import Channel
 from nl.rpc.client_stream import ClientStream
-from nl.rpc.errors import NotProcessed
 from nl.stores.grpc.failures import Failure, Headers, error_of
 from nl.stores.grpc.methods import Method
 
@@ -187,8 +186,3 @@ class Remote:
     def stopping(self) -> NlError:
         """For whoever waits when the store ends."""
         return UnavailableError(f"the grpc store {self.name!r} is stopping")
-
-
-def is_not_processed(failure: Failure) -> bool:
-    """Whether the server has certainly not begun with it."""
-    return isinstance(failure.error, NotProcessed)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+from copy import copy
 from dataclasses import dataclass
 from math import inf
 from typing import Final
@@ -12,6 +13,7 @@ from grpclib.const import Status
 
 from nl.pb import reapi
 from nl.pb.codec import encode
+from nl.plugin import NlError
 from nl.stores.grpc.failures import Failure
 from nl.stores.grpc.methods import CAPABILITIES
 from nl.stores.grpc.remote import Remote, Retrying
@@ -50,15 +52,30 @@ class ServerLimits:
         self._remote = remote
         self._expires = -inf
         self._asking = trio.Lock()
+        self._failures = 0
+        self._failure: NlError | None = None
+        """The last one."""
 
     async def get(self) -> Limits:
-        """The limits. Raises what stands in the way of asking, but for a server that does not answer this question."""
+        """The limits. Raises what stands in the way of asking, but for a server that does not answer this question.
+
+        Who waits while another asks shares the end of it: in turns, the last of many would wait for each one's retries.
+        """
         if trio.current_time() < self._expires:
             return self.known
+        failures = self._failures
         async with self._asking:
-            if trio.current_time() >= self._expires:
+            if trio.current_time() < self._expires:
+                return self.known
+            if self._failures > failures and self._failure is not None:
+                raise copy(self._failure)
+            try:
                 self.known = await self._ask()
-                self._expires = trio.current_time() + REFRESH_S
+            except NlError as error:
+                self._failures += 1
+                self._failure = copy(error)
+                raise
+            self._expires = trio.current_time() + REFRESH_S
         return self.known
 
     async def _ask(self) -> Limits:

@@ -3,20 +3,22 @@ import os
 import pytest
 
 from nl.blob.hashing import digest_of
-from nl.plugin import EvictionPolicy, Link, LocalFiles, UnavailableError
+from nl.plugin import EvictionPolicy, Link, LocalFiles, TooLargeError, UnavailableError, UploadMismatchError
 from nl.stores.fast_slow import FastSlowOptions, FastSlowStore
 from nl.stores.filesystem import FilesystemOptions, FilesystemStore
 from nl.stores.memory import MemoryOptions, MemoryStore
 from nl.testing import BareContext, LocalFilesConformance, StoreConformance, started
 
 
-def make_store(context, folder, *, slow=None, fast_direction="both", **policy):
+def make_store(context, folder, *, slow=None, fast_direction="both", slow_direction="both", **policy):
     slow = slow or MemoryStore(MemoryOptions(), context)
     options = FilesystemOptions(
         content_path=str(folder / "content"), temp_path=str(folder / "temp"), eviction_policy=EvictionPolicy(**policy)
     )
     fast = FilesystemStore(options, context)
-    sides = FastSlowOptions(fast=context.spec(fast), slow=context.spec(slow), fast_direction=fast_direction)
+    sides = FastSlowOptions(
+        fast=context.spec(fast), slow=context.spec(slow), fast_direction=fast_direction, slow_direction=slow_direction
+    )
     return FastSlowStore(sides, context)
 
 
@@ -51,6 +53,30 @@ async def test_an_adopted_file_is_in_both_stores(tmp_path):
         await store.capability(LocalFiles).adopt_file(digest_of(b"output"), str(tmp_path / "out"))
         assert await store.slow.get(digest_of(b"output")) == b"output"
         assert await store.fast.get(digest_of(b"output")) == b"output"
+
+
+async def test_a_file_that_the_fast_store_cannot_take_is_in_the_slow_one_and_fails_nobody(tmp_path):
+    context = BareContext()
+    store = make_store(context, tmp_path, max_bytes=8192)
+    async with started(store, context):
+        digest = digest_of(data := os.urandom(300_000))
+        (tmp_path / "out").write_bytes(data)
+        await store.capability(LocalFiles).adopt_file(digest, str(tmp_path / "out"))
+        assert await store.get(digest) == data
+        assert store.statistics()["fast_failures"] == 1
+        (tmp_path / "other").write_bytes(data[::-1])
+        with pytest.raises(UploadMismatchError):
+            await store.capability(LocalFiles).adopt_file(digest_of(b"small"), str(tmp_path / "other"))
+
+
+async def test_a_file_that_neither_store_takes_is_told(tmp_path):
+    context = BareContext()
+    store = make_store(context, tmp_path, slow_direction="get", max_bytes=8192)
+    async with started(store, context):
+        digest = digest_of(data := os.urandom(300_000))
+        (tmp_path / "out").write_bytes(data)
+        with pytest.raises(TooLargeError):
+            await store.capability(LocalFiles).adopt_file(digest, str(tmp_path / "out"))
 
 
 async def test_a_slow_store_that_is_away_is_not_told_as_missing_blobs(tmp_path):

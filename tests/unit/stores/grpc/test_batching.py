@@ -156,6 +156,37 @@ async def test_what_stands_in_the_way_of_asking_for_the_room_fails_those_who_wai
     assert second.error is None and line.sent == [("g", ["b"])]
 
 
+async def test_of_two_calls_that_found_no_room_at_once_the_later_fails_nobody_who_came_since() -> None:
+    line = Line(slots=2)
+    asked, go_on = 0, [trio.Event() for _ in range(3)]
+
+    async def room() -> int:
+        nonlocal asked
+        asked += 1
+        mine = asked
+        await go_on[min(mine, 3) - 1].wait()
+        if mine <= 2:
+            raise UnavailableError("no answer")
+        return 100
+
+    line.batcher._room = room
+    first, second, since = Named("a"), Named("b"), Named("c")
+    async with running(line) as callers:
+        for job in (first, second):
+            callers.start_soon(line.batcher.submit, "g", [job])
+            await wait_all_tasks_blocked()
+        go_on[0].set()
+        await wait_all_tasks_blocked()
+        assert isinstance(first.error, UnavailableError) and isinstance(second.error, UnavailableError)
+        callers.start_soon(line.batcher.submit, "g", [since])
+        await wait_all_tasks_blocked()
+        go_on[1].set()
+        await wait_all_tasks_blocked()
+        go_on[2].set()
+        line.let_through()
+    assert since.error is None and line.sent == [("g", ["c"])]
+
+
 async def test_who_waits_when_the_store_ends_is_told_so() -> None:
     line = Line()
     under_way, queued, late = Named("a"), Named("b"), Named("c")
