@@ -401,3 +401,122 @@ async def test_who_held_some_and_gave_it_back_waits_like_anybody(nursery):
     holder.leave.set()
     await BLOCKED()
     assert admitted == [50] and memory.used == 0
+
+
+async def test_a_watched_reader_is_like_the_one_that_it_watches():
+    """Of the same size, so that what never fits is refused at once, and rewound by who tries again."""
+    async with CoderMemory(100).uploading((40,)) as held:
+        watched = held.watched(BytesReader(b"some bytes"))
+        assert watched.size == 10 and watched.can_rewind
+        assert b"".join(await watched.receive_parts(4)) == b"some"
+        await watched.rewind()
+        assert b"".join(await watched.receive_parts()) == b"some bytes"
+        assert not held.watched(BlockingReader([b"some"])).can_rewind
+
+
+async def test_an_upload_whose_client_failed_once_is_not_taken_for_one_that_waits(nursery, autojump_clock):
+    """Its store tries again, or keeps what has come: that takes as long as it takes."""
+    memory = CoderMemory(100)
+
+    class Failing(BlockingReader):
+        async def receive_parts(self, max_bytes=1):
+            raise OSError("reset")
+
+    async def upload():
+        async with memory.uploading((100,)) as held:
+            with pytest.raises(OSError, match="reset"):
+                await held.watched(Failing([])).receive_parts()
+            await trio.sleep(PATIENCE_S * 0.9)
+
+    nursery.start_soon(upload)
+    await BLOCKED()
+    async with memory.reading(100):
+        assert memory.statistics()["ended"] == 0
+
+
+async def test_one_of_a_request_that_waited_in_vain_leaves_the_others_as_they_were(nursery, autojump_clock):
+    memory = CoderMemory(100)
+    holder = Holder(memory, 100)
+    nursery.start_soon(holder)
+    await BLOCKED()
+    with memory.together():
+        with pytest.raises(ExhaustedError):
+            async with memory.reading(1):
+                pass
+        holder.leave.set()
+        await BLOCKED()
+        assert memory.statistics() == {"bytes": 0, "max_bytes": 100, "holders": 0, "waiting": 0, "ended": 0}
+        async with memory.reading(100):
+            assert memory.statistics()["holders"] == 1
+            async with memory.reading(50):
+                assert memory.used == 150, "who holds some does not wait, whatever was before"
+
+
+async def test_a_request_that_holds_some_twice_is_one_holder_until_it_holds_none():
+    memory, seen = CoderMemory(100), []
+    async with memory.reading(10):
+        async with memory.reading(10):
+            seen.append(memory.statistics()["holders"])
+        seen.append(memory.statistics()["holders"])
+    assert [*seen, memory.statistics()["holders"]] == [1, 1, 0]
+
+
+async def test_who_comes_when_others_have_long_held_all_of_it_has_patience_of_its_own(nursery, autojump_clock):
+    memory = CoderMemory(100)
+
+    async def hold():
+        async with memory.reading(100):
+            await trio.sleep(PATIENCE_S * 1.5)
+
+    nursery.start_soon(hold)
+    await trio.sleep(PATIENCE_S * 1.2)
+    async with memory.reading(1):
+        assert memory.used == 1
+
+
+async def test_what_belongs_together_is_over_however_its_block_ends():
+    memory = CoderMemory(100)
+    with pytest.raises(OSError, match="failed"), memory.together():
+        raise OSError("failed")
+    with trio.CancelScope() as scope, memory.together():
+        scope.cancel()
+        await trio.sleep_forever()
+    assert not memory._requests
+
+
+async def test_an_upload_that_is_slow_to_end_has_to_make_room_once(nursery, autojump_clock):
+    memory = CoderMemory(80)
+
+    async def upload():
+        async with memory.uploading((40,)) as held:
+            held.waiting_since = trio.current_time()
+            with trio.CancelScope(shield=True):
+                await trio.sleep(MIN_IDLE_S * 3)
+
+    nursery.start_soon(upload)
+    nursery.start_soon(Holder(memory, 40))
+    await trio.sleep(MIN_IDLE_S)
+    with trio.move_on_after(PATIENCE_S / 2):
+        async with memory.reading(80):  # which needs the other half, too
+            pytest.fail("somebody holds the other half")
+    assert memory.statistics()["ended"] == 1
+    nursery.cancel_scope.cancel()
+
+
+async def test_what_is_free_need_not_be_given_up_by_anybody(nursery, autojump_clock):
+    memory, ended = CoderMemory(120), []
+
+    async def upload(number):
+        try:
+            async with memory.uploading((40,)) as held:
+                await held.watched(BlockingReader([])).receive_parts()
+        except ExhaustedError:
+            ended.append(number)
+
+    for number in range(2):
+        nursery.start_soon(upload, number)
+        await trio.sleep(1)
+    await trio.sleep(MIN_IDLE_S * 3)
+    async with memory.reading(70):
+        assert ended == [0], "one of 40, as 40 are free"
+    nursery.cancel_scope.cancel()

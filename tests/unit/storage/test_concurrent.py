@@ -1,5 +1,9 @@
 """The items of a request are handled by a few tasks, which leave room for others."""
 
+import gc
+import weakref
+from contextlib import suppress
+
 import pytest
 import trio
 import trio.testing
@@ -135,3 +139,27 @@ async def test_of_several_failures_the_first_is_raised():
     for _ in range(3):
         with pytest.raises(UnavailableError, match="^the first$"):
             await for_each(3, act)
+
+
+async def test_a_failure_that_was_handled_keeps_nothing_alive():
+    """Without a circle of an error, its frames and what lists it: what they hold may be large."""
+
+    class Payload:
+        pass
+
+    alive = []
+
+    async def act(number):
+        payload = Payload()
+        alive.append(weakref.ref(payload))
+        raise UnavailableError("away")
+
+    gc.collect()
+    gc.disable()
+    try:
+        with suppress(UnavailableError):
+            await for_each(3, act)
+        await trio.lowlevel.checkpoint()
+        assert alive and [each() for each in alive] == [None] * len(alive)
+    finally:
+        gc.enable()

@@ -122,9 +122,28 @@ async def test_the_parts_are_asked_at_once(autojump_clock):
             await trio.sleep(1)
             return await super().has(keys)
 
-    store = ByFirstLetter([Far(), Far(), Far()])
+        async def get_many(self, keys):
+            await trio.sleep(1)
+            return await super().get_many(keys)
+
+        async def put_many(self, blobs):
+            await trio.sleep(1)
+            return await super().put_many(blobs)
+
+        async def touch(self, keys):
+            await trio.sleep(1)
+
+        async def delete(self, keys):
+            await trio.sleep(1)
+
+    store = ByFirstLetter([Far(Deletes), Far(Deletes), Far(Deletes)])
+    deletes, keys = store.capability(Deletes), ["a", "b", "c"]
+    for ask in (store.has, store.get_many, store.touch, deletes.delete):
+        began = trio.current_time()
+        await ask(keys)
+        assert trio.current_time() - began == pytest.approx(1)
     began = trio.current_time()
-    await store.has(["a", "b", "c"])
+    assert await store.put_many([(key, b"x") for key in keys]) == [None] * 3
     assert trio.current_time() - began == pytest.approx(1)
 
 
@@ -164,7 +183,9 @@ def test_it_is_authoritative_if_all_are_and_told_of_uses_if_any_takes_notice():
 def test_the_largest_blob_is_what_every_part_that_has_a_limit_takes():
     assert ByFirstLetter([Part(), Part()]).capability(BlobSizeLimit) is None
     assert ByFirstLetter([Part(), Part(limit=7)]).capability(BlobSizeLimit).max_blob_bytes() == 7
-    assert ByFirstLetter([Part(limit=5), Part(limit=7)]).capability(BlobSizeLimit).max_blob_bytes() == 5
+    for limits in ((5, 7), (7, 5)):
+        store = ByFirstLetter([Part(limit=limit) for limit in limits])
+        assert store.capability(BlobSizeLimit).max_blob_bytes() == 5
 
 
 @pytest.mark.parametrize("kind", [Deletes, Removals, Scans, Pins, LocalFiles])
@@ -213,7 +234,7 @@ async def test_a_scan_walks_through_all_parts_also_empty_ones(limit):
     assert found == ["a1", "a2", "a3", "c1", "c2"]
 
 
-@pytest.mark.parametrize("cursor", ["x", ":", "3:", "-1:", "1", "x:1", "1.0:"])
+@pytest.mark.parametrize("cursor", ["x", ":", "3:", "-1:", "1", "x:1", "1.0:", "\u00b2:"])
 async def test_a_cursor_of_another_store_is_refused(cursor):
     store = await stored(*(Part(Scans) for _ in range(3)))
     with pytest.raises(InvalidRequestError, match="no cursor of this store"):
@@ -231,9 +252,13 @@ async def test_each_part_pins_its_own():
 async def test_files_come_from_their_parts_and_what_is_missing_is_told_in_order_and_once():
     store = await stored(*(Part(LocalFiles) for _ in range(3)))
     files = store.capability(LocalFiles)
-    names = ["b gone", "a", "b", "a gone", "b gone"]
+    names = ["b gone", "a", "b", "a gone", "b gone", *(f"{'ab'[at % 2]} gone {at}" for at in range(10))]
     links = [Link(name, f"/{at}", False) for at, name in enumerate(names)]
-    assert await files.link_files(links) == ["b gone", "a gone"]
-    assert [part.trips for part in store.parts] == [[("link", ["/1", "/3"])], [("link", ["/0", "/2", "/4"])], []]
+    assert await files.link_files(links) == ["b gone", "a gone", *names[5:]]
+    assert [part.trips for part in store.parts] == [
+        [("link", ["/1", "/3", "/5", "/7", "/9", "/11", "/13"])],
+        [("link", ["/0", "/2", "/4", "/6", "/8", "/10", "/12", "/14"])],
+        [],
+    ]
     await files.adopt_file("c9", "/out")
     assert store.parts[2].trips == [("adopt", ["c9", "/out"])]

@@ -70,3 +70,10 @@ def test_a_feed_of_the_stores_own_making_is_told_as_well():
     assert feeds.watch(own) is own
     feeds.removed(ONE)
     assert own.take() == 1
+
+
+def test_all_feeds_of_a_store_lose_track_together():
+    feeds = RemovalFeeds()
+    both = [feeds.watch() for _ in range(2)]
+    feeds.lost_track()
+    assert [feed.take() for feed in both] == [None, None]

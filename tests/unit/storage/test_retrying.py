@@ -62,3 +62,13 @@ def test_a_policy_is_of_the_kind_that_was_asked_for_with_all_that_the_config_say
     assert policy.pause(3, Failed()) is None
     assert RetryOptions().policy(RetryPauses).pause(1, Failed()) is None, "none unless a config says so"
     assert len({policy.pause(1, Failed()) for _ in range(50)}) > 10, "so that clients do not come back at once"
+
+
+def test_clients_do_not_come_back_at_once_either_when_pauses_are_as_long_as_they_get():
+    pauses = [RetryPauses(99, delay=10, jitter=0.5, chance=lambda chance=chance: chance) for chance in (0.1, 0.5, 0.9)]
+    assert [each.pause(50, Failed()) for each in pauses] == [pytest.approx(each) for each in (48, 60, 72)]
+
+
+def test_who_says_that_nothing_is_to_be_tried_again_has_nothing_tried_again():
+    pauses = RetryOptions(max_retries=1, delay=1, retry_on_errors=()).policy(RetryPauses)
+    assert [pauses.pause(1, Failed(name)) for name in get_args(ErrorName)] == [None] * 16

@@ -295,3 +295,16 @@ async def test_others_have_their_turn_between_trips_to_a_store_that_never_waits(
             await trio.lowlevel.checkpoint()
             turns += 1
     assert len(set(store.seen)) > 10
+
+
+async def test_many_that_are_used_while_the_store_is_away_are_kept_as_well(autojump_clock):
+    store = Told()
+    store.error = AWAY
+    async with telling(store) as told:
+        await told.add_all("a")
+        await trio.sleep(0.5)
+        await told.add_all("bc")
+        assert store.keys == [["a"]]
+        store.error = None
+        await trio.sleep(1)
+    assert store.keys[1:] == [["a", "b", "c"]]

@@ -130,8 +130,10 @@ async def test_many_are_handled_a_few_at_once_each_with_an_outcome_of_its_own():
     keys = ["a", errors[0], "c", errors[1], *(f"{number}" for number in range(20))]
     assert await store.get_many(keys) == keys
     assert 2 <= store.most <= 8
+    store.most = 0
     outcomes = await store.put_many([(key, b"1") for key in keys])
     assert outcomes == [None, errors[0], None, errors[1]] + [None] * 20
+    assert 2 <= store.most <= 8
     assert await store.get_many([]) == await store.put_many([]) == []
 
 

@@ -97,3 +97,19 @@ async def test_thousands_of_writes_are_remembered():
         pass
     assert writes.replaced_since("never", 0), "one is forgotten: it may have been this one"
     assert len(writes._recent) == module.MAX_RECENT == 4096
+
+
+async def test_a_write_that_waits_for_one_deletion_keeps_another_from_being_begun():
+    """Else it would be made in the middle of that one."""
+    writes = Writes()
+
+    async def write():
+        async with writes.under_way(["a", "b"]):
+            assert not writes._deleting
+
+    async with trio.open_nursery() as nursery:
+        with writes.deleting("b"):
+            nursery.start_soon(write)
+            await trio.testing.wait_all_tasks_blocked()
+            assert not writes.may_delete("a") and not writes.may_delete("b")
+    assert writes.may_delete("a") and writes.may_delete("b")

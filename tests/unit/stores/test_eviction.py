@@ -136,3 +136,12 @@ def test_eviction_comes_in_batches_but_for_a_last_entry_that_fits():
     assert [key for key, _ in index.insert("f", "f", size=1)] == ["a", "b", "c"], "down to six"
     assert [key for key, _ in index.insert("g", "g", size=9)] == ["d", "e", "f"]
     assert list(index) == ["g"] and index.total_bytes == 9
+
+
+def test_all_that_has_expired_goes_whatever_else_the_policy_says():
+    index, clock = make_index(max_seconds=10, max_count=100, max_bytes=100)
+    for key in "abc":
+        index.insert(key, key, size=1)
+    clock.now = 20
+    assert index.insert("d", "d", size=1) == [("a", "a"), ("b", "b"), ("c", "c")]
+    assert list(index) == ["d"] and index.total_bytes == 1
