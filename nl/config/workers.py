@@ -179,6 +179,9 @@ class LocalWorkerOptions(Options):
         Literal["from_environment", "timeout_millis", "side_channel_file", "action_directory"] | EnvironmentSource,
     ] = field(default_factory=dict)
     """Environment variables that every action gets besides its own."""
+    input_file_cache_size: Size = 4 * 1024**3
+    """How many bytes of input files the worker keeps by itself, in `work_directory`, where an action could write to the
+    store's own files (runner `plain`). They are copies, and not counted in a store's `max_bytes`."""
     directory_cache: Annotated[DirectoryCacheOptions | None, Ignored("inputs are hard-linked file by file")] = None
     """Whole input directories kept between actions."""
     experimental_active_input_leases: Annotated[

@@ -44,6 +44,7 @@ from nl.model.digest import EMPTY_DIGESTS, Digest, DigestFunction
 from nl.pb import reapi, wkt, worker_api
 from nl.pb.codec import DecodeError, decode
 from nl.rpc.status import status_of
+from nl.storage.capabilities import LocalFiles
 from nl.storage.contract import MAX_WHOLE, SMALL, Store
 from nl.worker.command import DEFAULT_PATH, CommandPlan, plan_command
 from nl.worker.containment import make_parents
@@ -51,6 +52,7 @@ from nl.worker.environment import action_environment, says_timeout, static_envir
 from nl.worker.failures import missing_blobs, os_errors
 from nl.worker.files import local_files
 from nl.worker.inputs import Listings, materialise
+from nl.worker.lending import Copies, Lender
 from nl.worker.orders import NotNowError, Report, Request, Running, properties_of
 from nl.worker.outputs import INLINE_OUTPUTS, Outputs, scan, upload
 from nl.worker.results import ResultKeeper
@@ -65,6 +67,8 @@ MAX_PRINTED_BYTES = 1024 * 1024 * 1024
 MAX_INLINE_BYTES = 1024 * 1024
 """What a request to inline may add to a response, in all."""
 PRECONDITION_LIMIT_S = 60.0
+INPUT_FILES = ".inputs"
+"""The folder of input files in the work directory, beside those of actions."""
 _FOR_THE_CLIENT = frozenset(
     {
         Code.INVALID_ARGUMENT,
@@ -75,6 +79,17 @@ _FOR_THE_CLIENT = frozenset(
         Code.RESOURCE_EXHAUSTED,
     }
 )
+
+
+@dataclass(frozen=True, slots=True)
+class _Task:
+    """What an action says is to be done."""
+
+    root: Digest
+    plan: CommandPlan
+    requested_s: float | None
+    limit_s: float
+    side_channel: str
 
 
 @dataclass(slots=True)
@@ -119,11 +134,13 @@ class ActionRunner:
         self._runner = runner
         self._max_printed_bytes = max_printed_bytes
         self._work_directory = os.path.abspath(options.work_directory)
+        kept = f"{self._work_directory}/{INPUT_FILES}"
+        self._lender = Lender(self._files, kept, max_bytes=options.input_file_cache_size)
         self._serial = 0
 
     def statistics(self) -> dict[str, int]:
         """Counters for logs and metrics."""
-        return {**self._runner.statistics(), **self._listings.statistics()}
+        return {**self._runner.statistics(), **self._listings.statistics(), **self._lender.statistics()}
 
     async def prepare(self) -> None:
         """Makes the work directory and removes what an earlier process left in it. Raises ConfigError."""
@@ -230,51 +247,91 @@ class ActionRunner:
 
     async def _attempt(self, attempt: _Attempt, running: Running, executed: Callable[[], Awaitable[None]]) -> None:
         """Everything from the first byte fetched to the last output stored."""
-        request, metadata = attempt.request, attempt.metadata
         await self._check_precondition(attempt)
-        metadata.input_fetch_start_timestamp = _now()
+        attempt.metadata.input_fetch_start_timestamp = _now()
+        task = await self._load(attempt)
+        if self._runner.inputs_shared:
+            ended = await self._run_watched(attempt, task, running)
+        else:
+            ended = await self._run(attempt, task, running, files=self._files)
+        if task.plan.outputs or ended.stdout_bytes or ended.stderr_bytes:
+            await executed()
+        if self._options.additional_environment and ended.why == "exit" and says_timeout(task.side_channel):
+            ended = ended._replace(why="timeout")
+        attempt.failure = self._failure(ended, task.plan, task.requested_s or task.limit_s)
+        await self._collect(attempt, task.plan, ended)
+
+    async def _load(self, attempt: _Attempt) -> _Task:
+        """Fetches the action and its command, and checks them."""
+        request = attempt.request
         action = await self._message(reapi.Action, request.action_digest, request.function)
         attempt.do_not_cache = action.do_not_cache
         requested_s, limit_s = self._time_limit(action)
         command_digest = parse_digest(action.command_digest, request.function, "Action.command_digest")
-        root_digest = parse_digest(action.input_root_digest, request.function, "Action.input_root_digest")
+        root = parse_digest(action.input_root_digest, request.function, "Action.input_root_digest")
         command = await self._message(reapi.Command, command_digest, request.function)
         side_channel = f"{attempt.directory}/side_channel"
-        plan = plan_command(
-            command,
-            entrypoint=self._options.entrypoint,
-            extra_env=action_environment(
-                self._options.additional_environment,
-                platform=properties_of(action.platform or command.platform) or request.platform,
-                timeout_s=requested_s or self._options.max_action_timeout_s,
-                side_channel=side_channel,
-                directory=attempt.directory,
-            )
-            if self._options.additional_environment
-            else {},
+        extra_env = action_environment(
+            self._options.additional_environment,
+            platform=properties_of(action.platform or command.platform) or request.platform,
+            timeout_s=requested_s or self._options.max_action_timeout_s,
+            side_channel=side_channel,
+            directory=attempt.directory,
         )
+        plan = plan_command(command, entrypoint=self._options.entrypoint, extra_env=extra_env)
+        return _Task(root, plan, requested_s, limit_s, side_channel)
+
+    async def _run_watched(self, attempt: _Attempt, task: _Task, running: Running) -> Ended:
+        """Runs an action that can write to its inputs; once more, with inputs that nobody shares, if one was changed.
+
+        It need not be the one that did it: what it has read may be another's doing.
+        """
+        borrowed = self._lender.borrow()
+        try:
+            ended = await self._run(attempt, task, running, files=borrowed, settled=borrowed.settle)
+            changed = await borrowed.changed()
+        finally:
+            borrowed.release()
+        if not changed or ended.why != "exit":
+            return ended
+        log.warning(
+            "Action %s: %d of its input files were changed while it ran, by itself or by another action (%s was one): "
+            "it runs again with files of its own",
+            attempt.request.action_digest, len(changed), changed[0],
+        )  # fmt: skip
+        await self._runner.remove_tree(attempt.directory)
+        with os_errors("cannot make the action's directory anew"):
+            os.mkdir(attempt.directory, 0o755)
+        return await self._run(attempt, task, running, files=Copies(self._lender))
+
+    async def _run(
+        self,
+        attempt: _Attempt,
+        task: _Task,
+        running: Running,
+        *,
+        files: LocalFiles,
+        settled: Callable[[], Awaitable[None]] | None = None,
+    ) -> Ended:
+        """Lays the input root out and runs the command in it, when `settled` has returned."""
         os.mkdir(attempt.root, 0o755)
         linked = await materialise(
-            root_digest,
+            task.root,
             attempt.root,
             listings=self._listings,
             store=self._store,
-            files=self._files,
-            function=request.function,
+            files=files,
+            function=attempt.request.function,
         )
         with os_errors("cannot make the directories of the outputs"):
-            if len(plan.outputs) > INLINE_OUTPUTS:
-                await trio.to_thread.run_sync(partial(make_parents, attempt.root, plan, linked=linked))
+            if len(task.plan.outputs) > INLINE_OUTPUTS:
+                await trio.to_thread.run_sync(partial(make_parents, attempt.root, task.plan, linked=linked))
             else:
-                make_parents(attempt.root, plan, linked=linked)
-        metadata.input_fetch_completed_timestamp = _now()
-        ended = await self._execute(attempt, plan, limit_s, running)
-        if plan.outputs or ended.stdout_bytes or ended.stderr_bytes:
-            await executed()
-        if self._options.additional_environment and ended.why == "exit" and says_timeout(side_channel):
-            ended = ended._replace(why="timeout")
-        attempt.failure = self._failure(ended, plan, requested_s or limit_s)
-        await self._collect(attempt, plan, ended)
+                make_parents(attempt.root, task.plan, linked=linked)
+        if settled is not None:
+            await settled()
+        attempt.metadata.input_fetch_completed_timestamp = _now()
+        return await self._execute(attempt, task.plan, task.limit_s, running)
 
     async def _check_precondition(self, attempt: _Attempt) -> None:
         """Runs the configured script; if it fails, the scheduler is told that there is no room here now."""

@@ -6,7 +6,9 @@ copies: so a worker runs on any store, only slower. Also here: hashing a file in
 
 from __future__ import annotations
 
+import errno
 import os
+import shutil
 import stat
 from collections.abc import Sequence
 from typing import NamedTuple
@@ -25,6 +27,8 @@ from nl.worker.crew import run_crew
 
 CONCURRENT = 16
 """Blobs on their way to or from a store at a time, per action."""
+_COPIED_AT_ONCE = 1 << 30
+_NO_RANGE_COPY = frozenset({errno.EXDEV, errno.EINVAL, errno.ENOSYS, errno.EOPNOTSUPP, errno.EBADF})
 _NO_LINKS = os.O_NOFOLLOW | os.O_CLOEXEC | os.O_NONBLOCK
 
 
@@ -54,6 +58,19 @@ def hash_file(path: str, function: DigestFunction) -> Hashed:
         return Hashed(Digest(hasher.hexdigest(), size, function), status)
     finally:
         os.close(fd)
+
+
+def copy_file(source: str, target: str, *, mode: int) -> None:
+    """Copies a file to a new path, by the kernel where it can (a reflink, on file systems that have them). Blocks."""
+    with open(source, "rb", buffering=0) as reader, open(target, "xb", buffering=0) as writer:
+        try:
+            while os.copy_file_range(reader.fileno(), writer.fileno(), _COPIED_AT_ONCE):
+                pass
+        except OSError as exc:
+            if exc.errno not in _NO_RANGE_COPY:
+                raise
+            shutil.copyfileobj(reader, writer, 4 * CHUNK)  # goes on where the kernel has stopped
+        os.fchmod(writer.fileno(), mode)
 
 
 class CopiedFiles:

@@ -5,9 +5,12 @@ from __future__ import annotations
 import os
 import stat
 import subprocess
+from functools import partial
 
 import pytest
+import trio
 
+from nl.blob.hashing import digest_of
 from nl.config.workers import UploadActionResult
 from nl.model.digest import EMPTY, DigestFunction
 from nl.pb import reapi, wkt
@@ -516,15 +519,41 @@ async def test_messages_name_the_action_and_the_kept_history(site: Site):
     assert len(historical) == 64
 
 
-async def test_an_input_written_to_through_its_hard_link_does_not_poison_the_store(site: Site):
-    """Root can, whatever the mode says: then the next action gets the right bytes or is told that they are missing."""
-    layout = {"in": b"original"}
-    await site.result(["sh", "-c", "chmod u+w in; printf poisoned > in; cat in"], inputs=layout)
-    report = await site.run(await site.action(["cat", "in"], inputs=await site.tree_of_present(layout)))
-    if report.response.status is None:
-        assert await site.text(report.response.result.stdout_digest) == b"original"
-    else:
-        assert [kind for kind, _ in violations(report.response.status)] == ["MISSING"]
+SPOIL = "touch -r in mark; chmod u+w in; printf EVIL > in; touch -r mark in; chmod 444 in; cat in"
+
+
+async def test_an_action_that_writes_to_its_inputs_spoils_nobody_elses(site: Site):
+    layout = {"in": b"good"}
+    spoiling = await site.action(["sh", "-c", SPOIL], inputs=layout)
+    report = await site.run(spoiling)
+    assert await site.text(report.response.result.stdout_digest) == b"EVIL"  # its own, as it would be alone
+    assert await site.text(message(digest_of(b"good"))) == b"good"
+    assert await site.text((await site.result(["cat", "in"], inputs=layout)).stdout_digest) == b"good"
+
+
+async def test_an_action_beside_one_that_spoils_its_inputs_runs_again_and_only_the_right_result_is_kept(site: Site):
+    layout = {"in": b"good"}
+    runner = site.runner()
+    pipes = [site.path / name for name in ("read", "spoilt")]
+    for pipe in pipes:
+        os.mkfifo(pipe)
+    read, spoilt = map(str, pipes)
+    # The first time each waits for the other; the second time there is nothing to wait at.
+    waits = f"test -p {read} && echo > {read} && cat {spoilt}; rm -f {read}; cat in > out"
+    reader = await site.action(["sh", "-c", waits], inputs=layout, output_paths=["out"], timeout_s=100)
+    spoils = f"test -p {read} || exit 0; cat {read}; {SPOIL}; echo > {spoilt}; rm -f {read}"
+    spoiler = await site.action(["sh", "-c", spoils], inputs=layout, timeout_s=100)
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(partial(site.run, spoiler, runner=runner))
+        report = await site.run(reader, runner=runner)
+    assert await site.text(report.response.result.output_files[0].digest) == b"good"
+    assert (await site.cached(reader)).output_files == report.response.result.output_files
+
+
+async def test_what_the_first_run_of_an_action_left_behind_is_not_there_in_its_second(site: Site):
+    script = "test -e mark && echo seen; echo $0; touch mark; chmod 600 in; echo more >> in; wc -l < in"
+    result = await site.result(["sh", "-c", script, "here"], inputs={"in": b"one\n"})
+    assert await site.text(result.stdout_digest) == b"here\n2\n"
 
 
 async def test_a_malformed_action_or_command_is_the_callers_fault(site: Site):
