@@ -6,7 +6,7 @@ at the end is an empty read.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Awaitable, Callable, Sequence
 from types import TracebackType
 
 from nl.blob.reader import CHUNK, Buffer, BytesReader, Reader
@@ -54,6 +54,32 @@ class Opened:
         self, kind: type[BaseException] | None, exc: BaseException | None, traceback: TracebackType | None
     ) -> None:
         return None
+
+
+OpenedReader = tuple[Reader, Callable[[], Awaitable[None]] | None]
+"""A reader, and what is to be awaited when it is no longer read, if anything is."""
+
+
+class Opening:
+    """What `Store.open` returns where opening takes a request: entering awaits `find`, whose reader it gives; leaving
+    awaits what `find` has named for the end.
+    """
+
+    __slots__ = ("_end", "_find")
+
+    def __init__(self, find: Callable[[], Awaitable[OpenedReader]]) -> None:
+        self._find = find
+        self._end: Callable[[], Awaitable[None]] | None = None
+
+    async def __aenter__(self) -> Reader:
+        reader, self._end = await self._find()
+        return reader
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, exc: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        if self._end is not None:
+            await self._end()  # noqa: ASYNC102  it shields what it has to
 
 
 class SliceReader(Reader):

@@ -11,7 +11,7 @@ from collections.abc import Sequence
 from nl.blob.hashing import hash_bytes, new_hasher
 from nl.blob.reader import CHUNK, Buffer, Reader
 from nl.errors import UploadMismatchError
-from nl.model.digest import Digest
+from nl.model.digest import Digest, Key
 
 
 class VerifyingReader(Reader):
@@ -71,9 +71,14 @@ class VerifyingReader(Reader):
             raise UploadMismatchError(f"{self.digest}: the uploaded bytes have the {function} hash {got}")
 
 
+def check_size(key: Key, size: int) -> None:
+    """Raises UploadMismatchError if `key` is a digest that says another size. Of action results it says nothing."""
+    if isinstance(key, Digest) and size != key.size:
+        raise UploadMismatchError(f"{key}: the upload has {size} bytes, its digest says {key.size}")
+
+
 def check_bytes(data: Buffer, digest: Digest) -> None:
     """Raises UploadMismatchError unless `data` is the whole blob that `digest` names."""
-    if len(data) != digest.size:
-        raise UploadMismatchError(f"{digest}: the upload has {len(data)} bytes, its digest says {digest.size}")
+    check_size(digest, len(data))
     if (got := hash_bytes(digest.function, data)) != digest.hash:
         raise UploadMismatchError(f"{digest}: the uploaded bytes have the {digest.function.name} hash {got}")

@@ -20,7 +20,7 @@ from typing import TypeVar
 import trio
 
 from nl.blob.reader import Buffer, Reader
-from nl.errors import NlError
+from nl.errors import NlError, TooLargeError
 from nl.model.digest import Key
 from nl.storage.concurrent import for_each
 
@@ -30,6 +30,11 @@ MAX_WHOLE = 4 * 1024 * 1024
 """`get` refuses larger values: whoever wants more streams."""
 
 C = TypeVar("C")
+
+
+def must_be_streamed(key: Key, size: int) -> TooLargeError:
+    """What `get` answers of a value of more than MAX_WHOLE bytes."""
+    return TooLargeError(f"{key} has {size} bytes; more than {MAX_WHOLE} must be streamed")
 
 
 @dataclass(frozen=True, slots=True)

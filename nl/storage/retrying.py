@@ -1,16 +1,21 @@
 """`retry` as NativeLink's configs have it, for backends that are far away: after which errors, how often, how long.
 
-Only what a config says and what follows from it; attempting is the kind's own, since what may be repeated is. Pure.
+What may be repeated at all is for the kind to say: it hands `RetryPolicy.run` only what may.
 """
 
 from __future__ import annotations
 
 import random
-from collections.abc import Callable, Sequence
-from typing import Literal, Protocol, TypeVar
+from collections.abc import Awaitable, Callable, Sequence
+from typing import Literal, TypeVar
+
+import trio
 
 from nl.config.types import Count, Options
 from nl.errors import ConfigError
+from nl.storage.backend import BackendError
+
+T = TypeVar("T")
 
 ErrorName = Literal[
     "Cancelled", "Unknown", "InvalidArgument", "DeadlineExceeded", "NotFound", "AlreadyExists", "PermissionDenied",
@@ -25,16 +30,7 @@ RETRYABLE: tuple[ErrorName, ...] = (
 MAX_PAUSE_S = 60.0
 
 
-class NamedError(Protocol):
-    """A backend's error, in the terms of configs."""
-
-    @property
-    def code(self) -> str:
-        """One of ErrorName."""
-        ...
-
-
-class RetryPauses:
+class RetryPolicy:
     """Up to `max_retries` more attempts. Pause k (from 1) is `delay` * 2^k seconds, spread over `jitter` of itself:
     a uniform factor in [1 - jitter/2, 1 + jitter/2), so that many clients do not come back at once.
     """
@@ -48,16 +44,36 @@ class RetryPauses:
         self._jitter = jitter
         self._codes = frozenset(codes)
         self._chance = chance or random.random
+        self.retries = 0
+        """How many more attempts there have been so far."""
 
-    def pause(self, retry: int, error: NamedError) -> float | None:
+    async def run(self, attempt: Callable[[], Awaitable[T]]) -> T:
+        """What `attempt` returns, at whichever attempt. Raises the BackendError of the last one, and whatever else an
+        attempt raises at once.
+        """
+        retry = 0
+        while True:
+            try:
+                return await attempt()
+            except BackendError as error:
+                retry += 1
+                pause = self.pause(retry, error)
+                if pause is None:
+                    raise
+            await self.wait(pause)
+
+    def pause(self, retry: int, error: BackendError) -> float | None:
         """Seconds to wait before retry number `retry` (from 1) after such an error; None if there is to be none."""
         if retry > self._max_retries or error.code not in self._codes:
             return None
         factor = 1 + self._jitter * (self._chance() - 0.5)
         return float(min(MAX_PAUSE_S, self._delay * 2.0 ** min(retry, 64)) * factor)
 
+    async def wait(self, pause: float) -> None:
+        """Sleeps before another attempt, and counts it; for who repeats a part of a request only, by `pause`."""
+        self.retries += 1
+        await trio.sleep(pause)
 
-P = TypeVar("P", bound=RetryPauses)
 
 
 class RetryOptions(Options):
@@ -79,7 +95,7 @@ class RetryOptions(Options):
             if getattr(self, name) < 0:
                 raise ConfigError(name, f"{getattr(self, name)} is negative; expected 0 or more")
 
-    def policy(self, kind: type[P]) -> P:
-        """What follows from them, as RetryPauses or a kind of it."""
+    def policy(self) -> RetryPolicy:
+        """What follows from them."""
         codes = RETRYABLE if self.retry_on_errors is None else self.retry_on_errors
-        return kind(self.max_retries, delay=self.delay, jitter=self.jitter, codes=codes)
+        return RetryPolicy(self.max_retries, delay=self.delay, jitter=self.jitter, codes=codes)

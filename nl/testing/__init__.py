@@ -39,6 +39,7 @@ from nl.testing.readers import (  # noqa: E402
     BlockingReader,
     CancellingReader,
     FailingReader,
+    HalfwayReader,
     PartsReader,
     drain,
     split,
@@ -46,6 +47,7 @@ from nl.testing.readers import (  # noqa: E402
 
 __all__ = [
     "BareContext", "BlockingReader", "CancellingReader", "DurableStoreConformance", "EvictingStoreConformance",
-    "FailingReader", "Fault", "FaultyStore", "ForgetfulStoreConformance", "LocalFilesConformance", "PartsReader",
+    "FailingReader", "Fault", "FaultyStore", "ForgetfulStoreConformance", "HalfwayReader", "LocalFilesConformance",
+    "PartsReader",
     "StoreConformance", "away", "drain", "find", "histories", "make_blob", "read", "same", "split", "started",
 ]

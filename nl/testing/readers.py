@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import trio
 
@@ -54,6 +54,35 @@ class PartsReader(Reader):
             self._parts[:1] = [part[room:]] if len(part) > room else []
             room -= len(self._lent[-1])
         return [memoryview(lent) for lent in self._lent]
+
+
+class HalfwayReader(PartsReader):
+    """Delivers `data` in pieces of `piece` bytes, and calls `at_half` when half of it is gone for the first time.
+
+    It can be read again as often as it is asked to, unless `once`; `rewound` counts that.
+    """
+
+    def __init__(self, data: bytes, at_half: Callable[[], object], *, piece: int, once: bool = False) -> None:
+        super().__init__(split(data, piece))
+        self._data = data
+        self._piece = piece
+        self._once = once
+        self._at_half: Callable[[], object] | None = at_half
+        self.rewound = 0
+
+    @property
+    def can_rewind(self) -> bool:
+        return not self._once
+
+    async def rewind(self) -> None:
+        self.rewound += 1
+        self._parts = split(self._data, self._piece)
+
+    async def receive_parts(self, max_bytes: int = CHUNK) -> Sequence[Buffer]:
+        if self._at_half is not None and sum(map(len, self._parts)) < len(self._data) // 2:
+            at_half, self._at_half = self._at_half, None
+            at_half()
+        return await super().receive_parts(max_bytes)
 
 
 class FailingReader(PartsReader):

@@ -19,6 +19,7 @@ import pytest
 from nl.config.registry import StoreKinds
 from tests.integration.test_bazel import Bazel, assert_all_hits, bazel  # noqa: F401
 from tests.support.foreign import AC, BYTESTREAM, REAPI, chunks, connect, digest, read_name, upload_name
+from tests.support.installing import installed
 from tests.support.processes import ROOT, Server, free_port, nl_command, serving, wait_until_listening
 
 PLUGIN = ROOT / "plugins" / "cloud_object_store"
@@ -137,13 +138,8 @@ def test_a_bucket_that_does_not_exist_ends_the_start_in_one_line(url: str, tmp_p
 
 def test_it_is_installed_with_pip_and_found(tmp_path: Path) -> None:
     """As a user does it: a copy of the package, built and installed somewhere, and a config that names the kind."""
-    source, target = tmp_path / "source", tmp_path / "site"
-    shutil.copytree(PLUGIN, source, ignore=shutil.ignore_patterns("build", "*.egg-info", "__pycache__"))
-    options = ["--no-deps", "--no-build-isolation", "--no-index", "--disable-pip-version-check"]
-    command = [sys.executable, "-m", "pip", "install", *options, "--target", str(target), str(source)]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=300, check=False)
-    assert done.returncode == 0, done.stdout + done.stderr
-    env = {**os.environ, "PYTHONPATH": str(target), "NL_BUCKET": "a-bucket"}
+    target, env = installed(PLUGIN, tmp_path)
+    env["NL_BUCKET"] = "a-bucket"
     code = "import nl_cloud_object_store; from nl.cli.main import cli; print(nl_cloud_object_store.__file__); cli()"
     command = [sys.executable, "-c", code, "config", "check", str(CONFIG)]
     done = subprocess.run(command, cwd=tmp_path, env=env, capture_output=True, text=True, timeout=60, check=False)

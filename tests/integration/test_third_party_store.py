@@ -1,6 +1,5 @@
 """A store kind that `nl` does not know: installed with pip, found by entry point, used, tested by its author."""
 
-import os
 import re
 import shutil
 import subprocess
@@ -10,6 +9,7 @@ from pathlib import Path
 import pytest
 
 from nl.testing.capabilities import CapabilityConformance
+from tests.support.installing import installed
 
 ABOUT_CAPABILITIES = " or ".join(name for name in vars(CapabilityConformance) if name.startswith("test_"))
 TEMPLATE = Path(__file__).parents[2] / "plugins" / "template"
@@ -52,38 +52,33 @@ trio.run(main)
 
 
 @pytest.fixture(scope="module")
-def installed(tmp_path_factory):
-    """The environment of a process in which the template is installed beside nl."""
+def template(tmp_path_factory):
+    """A folder, and the environment of a process in which the template is installed beside nl."""
     folder = tmp_path_factory.mktemp("third_party")
-    source, target = folder / "source", folder / "site"
-    shutil.copytree(TEMPLATE, source, ignore=shutil.ignore_patterns("build", "*.egg-info", "__pycache__"))
-    options = ["--no-deps", "--no-build-isolation", "--no-index", "--disable-pip-version-check"]
-    command = [sys.executable, "-m", "pip", "install", *options, "--target", str(target), str(source)]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=300)
-    assert done.returncode == 0, done.stdout + done.stderr
-    return folder, {**os.environ, "PYTHONPATH": str(target)}
+    _, environment = installed(TEMPLATE, folder)
+    return folder, environment
 
 
-def run_python(installed, *arguments):
-    folder, environment = installed
+def run_python(template, *arguments):
+    folder, environment = template
     command = [sys.executable, *arguments]
     return subprocess.run(command, cwd=folder, env=environment, capture_output=True, text=True, timeout=120)
 
 
-def test_it_is_found_by_its_entry_point(installed):
+def test_it_is_found_by_its_entry_point(template):
     code = (
         "from nl.config.registry import StoreKinds; kinds = StoreKinds(); print('example_dict' in kinds.names(), "
         "kinds.distribution('example_dict'), kinds.load('example_dict', 'x'))"
     )
-    done = run_python(installed, "-c", code)
+    done = run_python(template, "-c", code)
     assert done.returncode == 0, done.stderr
     assert done.stdout.startswith("True")
     assert "nl-store-example" in done.stdout
 
 
-def test_it_is_built_from_a_config_and_used_through_other_stores(installed):
-    (installed[0] / "config.json5").write_text(CONFIG)
-    done = run_python(installed, "-c", USE, "config.json5")
+def test_it_is_built_from_a_config_and_used_through_other_stores(template):
+    (template[0] / "config.json5").write_text(CONFIG)
+    done = run_python(template, "-c", USE, "config.json5")
     assert done.returncode == 0, done.stderr
     assert done.stdout.splitlines() == [
         "b'through the tiers' {'blobs': 1, 'max_blobs': 2}",
@@ -91,23 +86,23 @@ def test_it_is_built_from_a_config_and_used_through_other_stores(installed):
     ]
 
 
-def test_a_wrong_option_of_it_is_told_with_its_path(installed):
-    (installed[0] / "wrong.json5").write_text(CONFIG.replace("max_blobs", "max_blob"))
-    done = run_python(installed, "-c", USE, "wrong.json5")
+def test_a_wrong_option_of_it_is_told_with_its_path(template):
+    (template[0] / "wrong.json5").write_text(CONFIG.replace("max_blobs", "max_blob"))
+    done = run_python(template, "-c", USE, "wrong.json5")
     assert done.returncode != 0
     assert "stores[0].example_dict" in done.stderr
     assert "max_blob" in done.stderr
 
 
-def test_its_authors_six_lines_pass_the_conformance_suite(tmp_path, installed):
+def test_its_authors_six_lines_pass_the_conformance_suite(tmp_path, template):
     tests = TEMPLATE / "tests" / "test_conformance.py"
     assert len([line for line in tests.read_text().splitlines() if line.strip()]) <= 6
-    copy = installed[0] / "test_conformance.py"
+    copy = template[0] / "test_conformance.py"
     shutil.copy(tests, copy)
-    options = ["-q", "-p", "no:cacheprovider", "--rootdir", str(installed[0]), f"--basetemp={tmp_path}/t"]
-    done = run_python(installed, "-m", "pytest", *options, str(copy))
+    options = ["-q", "-p", "no:cacheprovider", "--rootdir", str(template[0]), f"--basetemp={tmp_path}/t"]
+    done = run_python(template, "-m", "pytest", *options, str(copy))
     assert done.returncode == 0, done.stdout + done.stderr
     assert "passed" in done.stdout
     skipped = int((re.findall(r"(\d+) skipped", done.stdout) or ["0"])[0])
-    chosen = run_python(installed, "-m", "pytest", "--collect-only", *options, str(copy), "-k", ABOUT_CAPABILITIES)
+    chosen = run_python(template, "-m", "pytest", "--collect-only", *options, str(copy), "-k", ABOUT_CAPABILITIES)
     assert skipped <= chosen.stdout.count("::test_"), "only what is about capabilities that it does not offer"

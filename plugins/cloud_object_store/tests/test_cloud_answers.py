@@ -14,16 +14,11 @@ import pytest
 from azure_support import ACCOUNT, KEY
 from cloud_support import QUICK, running
 
+from nl.plugin import BackendError, RefusedError, TransientError
 from nl.plugin import ActionKey, DigestFunction, UnavailableError
 from nl_cloud_object_store import CloudObjectStoreOptions
 from nl_cloud_object_store.azure import AzureClient, AzureSettings
-from nl_cloud_object_store.client import (
-    ObjectClient,
-    ObjectMissingError,
-    ObjectStoreError,
-    RefusedError,
-    TransientError,
-)
+from nl_cloud_object_store.client import ObjectClient, ObjectMissingError
 from nl_cloud_object_store.gcs import GcsClient, GcsSettings
 from nl_cloud_object_store.gcs_auth import Credentials
 from nl_cloud_object_store.http import MAX_ANSWER, MAX_ERROR, Http
@@ -130,7 +125,7 @@ def test_an_answer_that_does_not_end_is_not_taken_in(
     whole = 3 * MAX_ANSWER
     head = answer(status, b"", b"Content-Length: %d" % whole)
     hostile.answer = lambda method, path: iter([head, *[b"x" * MIB] * (whole // MIB)])
-    with client_of(provider, hostile.url) as client, pytest.raises(ObjectStoreError):
+    with client_of(provider, hostile.url) as client, pytest.raises(BackendError):
         REQUESTS[request_name](client)
     hostile.done.acquire()
     assert hostile.sent < most + 24 * MIB  # what lies in the buffers of two sockets
@@ -199,7 +194,7 @@ def test_whatever_the_body_is_what_is_raised_is_the_clients_and_one_line(
             for ask in REQUESTS.values():
                 try:
                     ask(client)
-                except ObjectStoreError as error:
+                except BackendError as error:
                     said.append(str(error))
     assert len(said) >= len(BODIES)
     assert not [each for each in said if "\n" in each or len(each) > 600]
@@ -209,7 +204,7 @@ def test_whatever_the_body_is_what_is_raised_is_the_clients_and_one_line(
 @pytest.mark.parametrize("provider", PROVIDERS)
 def test_a_page_that_comes_in_place_of_an_answer_is_no_success(hostile: Hostile, provider: str, name: str) -> None:
     hostile.says(answer("200 OK", BODIES["a page"]))
-    with client_of(provider, hostile.url) as client, pytest.raises(ObjectStoreError):
+    with client_of(provider, hostile.url) as client, pytest.raises(BackendError):
         REQUESTS[name](client)
 
 

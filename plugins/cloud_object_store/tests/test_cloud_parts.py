@@ -10,30 +10,10 @@ from hypothesis import strategies as st
 
 from nl.plugin import ConfigError, RetryOptions, digest_of
 from nl_cloud_object_store import CloudObjectStoreOptions
-from nl_cloud_object_store.client import ObjectMissingError, RefusedError, TransientError
 from nl_cloud_object_store.existence import Remembered
 from nl_cloud_object_store.parts import Budget, Buffers, part_size
-from nl_cloud_object_store.retry import RetryPolicy
 
 MIB = 1024 * 1024
-
-
-def test_pauses_double_from_twice_the_delay_and_are_spread() -> None:
-    for chance, factor in ((0.0, 0.75), (0.5, 1.0), (0.999999, 1.25)):
-        policy = RetryPolicy(5, delay=0.1, jitter=0.5, chance=lambda chance=chance: chance)
-        pauses = [policy.pause(retry, TransientError("down")) for retry in range(1, 7)]
-        assert pauses == [pytest.approx(each * factor, rel=1e-4) for each in (0.2, 0.4, 0.8, 1.6, 3.2)] + [None]
-
-
-def test_no_pause_is_longer_than_a_minute_however_many_there_were() -> None:
-    policy = RetryPolicy(10_000, delay=0.3, jitter=0)
-    assert policy.pause(30, TransientError("down")) == policy.pause(9_999, TransientError("down")) == 60
-
-
-def test_what_will_not_pass_is_not_tried_again() -> None:
-    policy = RetryPolicy(5, delay=0.1, jitter=0)
-    assert policy.pause(1, RefusedError("no")) is None
-    assert policy.pause(1, ObjectMissingError("not there")) is None
 
 
 @given(st.integers(-1, 5 * 1024**4), st.integers(5 * MIB, 9 * MIB))

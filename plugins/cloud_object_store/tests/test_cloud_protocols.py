@@ -15,20 +15,16 @@ from botocore import exceptions as boto
 from cloud_support import KEY, SECRET
 from urllib3 import exceptions as urllib3
 
+from nl.plugin import BackendError, FullError, RefusedError, TransientError, ValueTooLargeError
 from nl_cloud_object_store.azure import AzureClient, AzureSettings
 from nl_cloud_object_store.client import (
-    FullError,
     ListedObject,
     ObjectBody,
     ObjectChangedError,
     ObjectClient,
     ObjectInfo,
     ObjectMissingError,
-    ObjectStoreError,
-    ObjectTooLargeError,
     OpenUpload,
-    RefusedError,
-    TransientError,
     UploadGoneError,
     UploadsPage,
 )
@@ -76,14 +72,14 @@ def gcs(server: Answering) -> Iterator[ObjectClient]:
     client.close()
 
 
-def failed(client: ObjectClient) -> ObjectStoreError:
-    with pytest.raises(ObjectStoreError) as caught:
+def failed(client: ObjectClient) -> BackendError:
+    with pytest.raises(BackendError) as caught:
         client.get("k")
     assert "\n" not in str(caught.value)
     return caught.value
 
 
-def check(error: ObjectStoreError, kind: type[ObjectStoreError], code: str, option: str) -> None:
+def check(error: BackendError, kind: type[BackendError], code: str, option: str) -> None:
     assert type(error) is kind, error
     if code:
         assert error.code == code, error
@@ -103,7 +99,7 @@ S3_ERRORS = [
     (503, "SlowDown", TransientError, BUSY, ""), (400, "Throttling", TransientError, BUSY, ""),
     (400, "RequestLimitExceeded", TransientError, BUSY, ""), (503, "TooManyRequests", TransientError, BUSY, ""),
     (429, "Whatever", TransientError, BUSY, ""),
-    (400, "EntityTooLarge", ObjectTooLargeError, "OutOfRange", ""), (403, "QuotaExceeded", FullError, "OutOfRange", ""),
+    (400, "EntityTooLarge", ValueTooLargeError, "OutOfRange", ""), (403, "QuotaExceeded", FullError, "OutOfRange", ""),
     (507, "Whatever", FullError, "", ""), (400, "XMinioStorageFull", FullError, "", ""),
     (400, "RequestTimeout", TransientError, AGAIN, ""), (400, "BadDigest", TransientError, AGAIN, ""),
     (409, "OperationAborted", TransientError, AGAIN, ""), (400, "IncompleteBody", TransientError, AGAIN, ""),
@@ -123,7 +119,7 @@ def answered(status: int, code: str, message: str = "why") -> boto.ClientError:
 
 @pytest.mark.parametrize(("status", "code", "kind", "grpc", "option"), S3_ERRORS)
 def test_what_an_error_of_s3_means(
-    status: int, code: str, kind: type[ObjectStoreError], grpc: str, option: str
+    status: int, code: str, kind: type[BackendError], grpc: str, option: str
 ) -> None:
     error = translate(answered(status, code), bucket="b", key="k")
     check(error, kind, grpc, option)
@@ -165,7 +161,7 @@ def test_an_error_of_s3_is_one_short_line_that_says_what_to_do() -> None:
     (boto.UnknownServiceError(service_name="x", known_service_names="y"), RefusedError, "", "", "UnknownServiceErr"),
 ], ids=lambda value: type(value).__name__ if isinstance(value, Exception) else "")  # fmt: skip
 def test_what_goes_wrong_below_the_answers_of_s3_means(
-    error: Exception, kind: type[ObjectStoreError], code: str, option: str, said: str
+    error: Exception, kind: type[BackendError], code: str, option: str, said: str
 ) -> None:
     found = translate(error, bucket="b", key="k")
     check(found, kind, code, option)
@@ -180,8 +176,8 @@ AZURE_ERRORS = [
     (400, "InvalidBlockList", UploadGoneError, "", ""), (400, "InvalidBlockId", UploadGoneError, "", ""),
     (412, "ConditionNotMet", ObjectChangedError, "", ""), (416, "InvalidRange", ObjectChangedError, "", ""),
     (503, "ServerBusy", TransientError, BUSY, ""), (429, "", TransientError, BUSY, ""),
-    (413, "RequestBodyTooLarge", ObjectTooLargeError, "", ""), (413, "", ObjectTooLargeError, "", ""),
-    (409, "BlockCountExceedsLimit", ObjectTooLargeError, "", ""), (507, "", FullError, "", ""),
+    (413, "RequestBodyTooLarge", ValueTooLargeError, "", ""), (413, "", ValueTooLargeError, "", ""),
+    (409, "BlockCountExceedsLimit", ValueTooLargeError, "", ""), (507, "", FullError, "", ""),
     (500, "InternalError", TransientError, AGAIN, ""), (503, "", TransientError, AGAIN, ""),
     (408, "", TransientError, AGAIN, ""), (409, "ContainerBeingDeleted", TransientError, AGAIN, ""),
     (400, "Md5Mismatch", TransientError, AGAIN, ""), (401, "", RefusedError, "", ""),
@@ -193,7 +189,7 @@ GCS_ERRORS = [
     (304, "", ObjectChangedError, "", ""), (412, "conditionNotMet", ObjectChangedError, "", ""),
     (416, "", ObjectChangedError, "", ""), (429, "", TransientError, BUSY, ""),
     (403, "rateLimitExceeded", TransientError, BUSY, ""), (403, "userRateLimitExceeded", TransientError, BUSY, ""),
-    (413, "", ObjectTooLargeError, "", ""), (403, "quotaExceeded", FullError, "", ""),
+    (413, "", ValueTooLargeError, "", ""), (403, "quotaExceeded", FullError, "", ""),
     (403, "storageQuotaExceeded", FullError, "", ""), (507, "", FullError, "", ""),
     (500, "backendError", TransientError, AGAIN, ""), (503, "", TransientError, AGAIN, ""),
     (408, "", TransientError, AGAIN, ""), (401, "", RefusedError, "", ""), (403, "forbidden", RefusedError, "", ""),
@@ -276,7 +272,7 @@ def test_a_part_of_an_object_is_asked_for_by_its_first_and_last_byte(
     (412, {}, ObjectChangedError), (404, {}, ObjectMissingError), (500, {}, TransientError),
 ])
 def test_what_is_not_the_part_that_was_asked_for_is_none(
-    provider: str, status: int, headers: dict[str, str], kind: type[ObjectStoreError], request: pytest.FixtureRequest,
+    provider: str, status: int, headers: dict[str, str], kind: type[BackendError], request: pytest.FixtureRequest,
     server: Answering,
 ) -> None:
     client: ObjectClient = request.getfixturevalue(provider)

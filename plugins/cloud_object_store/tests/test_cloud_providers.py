@@ -13,11 +13,12 @@ from answering_server import answering
 from cloud_support import KEY, SECRET, S3Server, options_for
 from faulty_proxy import FaultyProxy, faulty_proxy
 
+from nl.plugin import RefusedError
 from nl.plugin import digest_of
 from nl.testing import BareContext, started
 from nl_cloud_object_store import CloudObjectStore, CloudObjectStoreOptions
 from nl_cloud_object_store.azure import AzureClient
-from nl_cloud_object_store.client import ObjectClient, ObjectMissingError, RefusedError
+from nl_cloud_object_store.client import ObjectClient, ObjectMissingError
 from nl_cloud_object_store.gcs import GcsClient
 from nl_cloud_object_store.providers import PROVIDERS
 from nl_cloud_object_store.s3 import S3Client

@@ -15,6 +15,7 @@ import trio
 import trio.testing
 from cloud_support import options_for
 
+from nl.plugin import FullError, RefusedError, TransientError, ValueTooLargeError
 from nl.plugin import (
     MAX_WHOLE,
     ActionKey,
@@ -44,7 +45,6 @@ from nl_cloud_object_store import CloudObjectStore
 from nl_cloud_object_store import sweep as sweeping
 from nl_cloud_object_store.client import (
     Bytes,
-    FullError,
     ListedObject,
     ObjectBody,
     ObjectChangedError,
@@ -52,17 +52,14 @@ from nl_cloud_object_store.client import (
     ObjectInfo,
     ObjectMissingError,
     ObjectPage,
-    ObjectTooLargeError,
     OpenUpload,
-    RefusedError,
-    TransientError,
     UploadGoneError,
     UploadsPage,
 )
 from nl_cloud_object_store.download import PIECE
 from nl_cloud_object_store.providers import PROVIDERS, Provider
 from nl_cloud_object_store.sweep import Sweeper
-from nl_cloud_object_store.threads import AbandonedError, Threads
+from nl_cloud_object_store.threads import AbandonedError, ImpatientThreads
 
 MIB = 1024 * 1024
 PROBE_S, CHECKED_S, COMPLAIN_S, AGAIN_S, LIST_S, FORGOTTEN_S = 15, 30, 60, 30, 6 * 3600, 24 * 3600
@@ -742,10 +739,24 @@ async def test_what_is_put_is_not_what_its_caller_changes_afterwards(bucket: Buc
         assert bucket.took() == ["put", "put"]
 
 
+async def test_of_two_values_for_one_key_in_a_batch_the_last_is_there_and_is_all_that_is_sent(bucket: Bucket) -> None:
+    action = ActionKey("ab" * 32, 5)
+    async with running() as store:
+        for older, newer in ((b"1", b"22"), (bytes(9 * MIB), b"small"), (b"small", bytes(9 * MIB))):
+            bucket.took()
+            assert await store.put_many([(action, older), (ONE, b"one"), (action, newer)]) == [None, None, None]
+            assert ("complete" in bucket.took()) == (len(newer) > MIB)
+            assert await store.has([action]) == [len(newer)]
+        bucket.errors["put"] = [TransientError("down")] * 3
+        first, last = await store.put_many([(action, b"older"), (action, b"newer")])
+        assert isinstance(first, UnavailableError)
+        assert first is last
+
+
 @pytest.mark.parametrize(
     ("error", "kind"),
-    [(FullError("quota"), ExhaustedError), (ObjectTooLargeError("5 TB"), TooLargeError),
-     (RefusedError("no"), UnavailableError), (TransientError("x", "DataLoss"), UnavailableError)],
+    [(FullError("quota"), ExhaustedError), (ValueTooLargeError("5 TB"), TooLargeError),
+     (RefusedError("no"), UnavailableError), (TransientError("x", code="DataLoss"), UnavailableError)],
 )  # fmt: skip
 async def test_failures_have_the_contracts_names(bucket: Bucket, error: Exception, kind: type[Exception]) -> None:
     async with running(retry=RetryOptions()) as store:
@@ -925,19 +936,16 @@ async def test_a_good_answer_about_health_is_believed_for_a_while_and_a_bad_one_
 
 
 async def test_what_only_somebody_can_mend_is_one_line_a_minute(
-    bucket: Bucket, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+    bucket: Bucket, mock_clock: trio.testing.MockClock, caplog: pytest.LogCaptureFixture
 ) -> None:
     async with running() as store:
-        now = float(int(time.monotonic()))  # so that the sums below are exact
-        monkeypatch.setattr(time, "monotonic", lambda: now)
-        for seconds, lines in ((0, 1), (1, 1), (COMPLAIN_S - 1.5, 1), (0.5, 2), (COMPLAIN_S, 3)):
-            now += seconds
+        for seconds, lines in ((0, 1), (1, 1), (COMPLAIN_S - 2, 1), (1, 2), (COMPLAIN_S, 3)):
+            mock_clock.jump(seconds)
             bucket.errors["put"] = [RefusedError("no permission")]
             with pytest.raises(UnavailableError):
                 await store.put(ONE, b"one")
             assert len(caplog.records) == lines
         assert {record.getMessage() for record in caplog.records} == {"store CAS: no permission"}
-        monkeypatch.undo()
 
 
 async def test_before_it_runs_it_says_so(bucket: Bucket) -> None:
@@ -976,7 +984,7 @@ async def test_forgotten_uploads_are_aborted_when_they_are_old_and_were_seen_twi
 async def test_a_look_that_fails_forgets_nothing_and_what_is_to_be_aborted_is_bounded(
     bucket: Bucket, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    sweeper = Sweeper(bucket, threads=Threads(1), prefix="cas/")
+    sweeper = Sweeper(bucket, threads=ImpatientThreads(1), prefix="cas/")
     old = time.time() - FORGOTTEN_S - 60
     bucket.listed = [OpenUpload(f"cas/{digest_of(bytes(1))}", str(number), old) for number in range(5)]
     await sweeper._find_forgotten()
@@ -994,7 +1002,7 @@ async def test_a_look_that_fails_forgets_nothing_and_what_is_to_be_aborted_is_bo
 async def test_a_look_ends_after_a_thousand_pages_and_ten_thousand_aborts_are_kept(
     bucket: Bucket, no_threads: None
 ) -> None:
-    sweeper = Sweeper(bucket, threads=Threads(1), prefix="cas/")
+    sweeper = Sweeper(bucket, threads=ImpatientThreads(1), prefix="cas/")
     old = time.time() - FORGOTTEN_S - 60
     bucket.listed = [OpenUpload(f"cas/{digest_of(bytes(1))}", str(number), old) for number in range(2010)]
     assert len(await sweeper._old_ones()) == 2000, "there are two on a page here"
@@ -1013,12 +1021,12 @@ async def test_a_server_that_knows_no_pages_is_not_asked_for_the_same_one_for_ev
         return UploadsPage([], ("cas/x", "1"))
 
     monkeypatch.setattr(bucket, "open_uploads", first_page)
-    assert await Sweeper(bucket, threads=Threads(1), prefix="cas/")._old_ones() == set()
+    assert await Sweeper(bucket, threads=ImpatientThreads(1), prefix="cas/")._old_ones() == set()
     assert asked == [None, ("cas/x", "1")]
 
 
 async def test_aborts_wait_for_the_one_that_fails(bucket: Bucket) -> None:
-    sweeper = Sweeper(bucket, threads=Threads(1), prefix="cas/")
+    sweeper = Sweeper(bucket, threads=ImpatientThreads(1), prefix="cas/")
     for upload in "abc":
         sweeper.add("cas/x", upload)
     bucket.errors["abort"] = [TransientError("down")]
@@ -1032,7 +1040,7 @@ async def test_aborts_wait_for_the_one_that_fails(bucket: Bucket) -> None:
 
 
 async def test_a_request_that_changes_something_is_waited_for_and_one_that_looks_is_not() -> None:
-    threads = Threads(2)
+    threads = ImpatientThreads(2)
     began, may_end, ended = threading.Event(), threading.Event(), []
 
     def work() -> None:
@@ -1059,7 +1067,7 @@ async def test_a_request_that_changes_something_is_waited_for_and_one_that_looks
 
 
 async def test_a_request_that_does_not_end_is_waited_for_five_seconds(autojump_clock: object) -> None:
-    threads, begun, may_end = Threads(1), threading.Event(), threading.Event()
+    threads, begun, may_end = ImpatientThreads(1), threading.Event(), threading.Event()
 
     def work() -> None:
         begun.set()
@@ -1075,7 +1083,7 @@ async def test_a_request_that_does_not_end_is_waited_for_five_seconds(autojump_c
 
 
 async def test_a_change_whose_caller_left_before_it_began_does_not_begin() -> None:
-    threads = Threads(1)
+    threads = ImpatientThreads(1)
     may_end, changed = threading.Event(), []
     async with trio.open_nursery() as nursery:
         nursery.start_soon(threads.look, may_end.wait, 60)

@@ -14,13 +14,14 @@ import trio
 from cloud_support import S3Server, options_for
 from faulty_proxy import Fault, FaultyProxy, faulty_proxy
 
+from nl.plugin import TransientError
 from nl.plugin import ActionKey, BytesReader, Digest, UnavailableError, UploadMismatchError, digest_of, key_text
 from nl.testing import BareContext, BlockingReader, CancellingReader, FailingReader, PartsReader, make_blob, read, split
 from nl.testing import started as started_bare
 from nl_cloud_object_store import CloudObjectStore
-from nl_cloud_object_store.client import OpenUpload, TransientError, UploadsPage
+from nl_cloud_object_store.client import OpenUpload, UploadsPage
 from nl_cloud_object_store.sweep import Sweeper
-from nl_cloud_object_store.threads import Threads
+from nl_cloud_object_store.threads import ImpatientThreads
 
 MIB = 1024 * 1024
 
@@ -233,7 +234,7 @@ async def test_a_request_that_no_thread_had_begun_when_its_caller_was_cancelled_
         await run_sync(late, **options)
 
     monkeypatch.setattr("trio.to_thread.run_sync", run_late)
-    threads = Threads(1)
+    threads = ImpatientThreads(1)
     with scope:
         await threads.change(made.append, "a request")
     assert scope.cancelled_caught
@@ -357,7 +358,7 @@ async def test_only_old_uploads_of_ours_that_were_there_at_the_last_look_are_abo
         OpenUpload(NAME, "young", time.time()), OpenUpload("cas/a-film.mp4", "somebody else's", OLD),
         OpenUpload(f"{NAME}.mp4/x", "another's", OLD), OpenUpload(NAME, "forgotten", OLD),
     ], failures=2)
-    sweeper = Sweeper(uploads, threads=Threads(2), prefix="cas/", again_s=0.01, list_s=0.01)  # type: ignore[arg-type]
+    sweeper = Sweeper(uploads, threads=ImpatientThreads(2), prefix="cas/", again_s=0.01, list_s=0.01)  # type: ignore[arg-type]
     async with trio.open_nursery() as nursery:
         nursery.start_soon(sweeper.run)
         with trio.fail_after(120):
@@ -370,7 +371,7 @@ async def test_only_old_uploads_of_ours_that_were_there_at_the_last_look_are_abo
 
 async def test_a_look_for_forgotten_uploads_that_takes_longer_than_it_may_is_followed_by_the_next() -> None:
     uploads = Uploads([], failures=0)
-    sweeper = Sweeper(uploads, threads=Threads(2), prefix="cas/", list_s=0.0)  # type: ignore[arg-type]
+    sweeper = Sweeper(uploads, threads=ImpatientThreads(2), prefix="cas/", list_s=0.0)  # type: ignore[arg-type]
     async with trio.open_nursery() as nursery:
         nursery.start_soon(sweeper.run)
         with trio.fail_after(120):

@@ -18,7 +18,6 @@ import trustme
 from mongo_support import PATIENT, MongoServer, mongo, mongo_server, new_collection, options_for  # noqa: F401
 
 from nl.plugin import (
-    CHUNK,
     ActionKey,
     BlobNotFoundError,
     BytesReader,
@@ -32,7 +31,7 @@ from nl.plugin import (
     digest_of,
     key_text,
 )
-from nl.testing import BareContext, PartsReader, drain, make_blob, read, same, split, started
+from nl.testing import HalfwayReader, BareContext, drain, make_blob, read, same, started
 from nl_mongo_store import MongoStore
 
 KIB = 1024
@@ -63,38 +62,6 @@ def collection(mongo: MongoServer):  # noqa: F811
         yield found
 
 
-class Rewindable(PartsReader):
-    """Delivers pieces as often as it is asked to, and calls `at_half` when half of them are gone for the first time."""
-
-    def __init__(self, data: bytes, at_half: Callable[[], object]) -> None:
-        super().__init__(split(data, 10_000))
-        self._data = data
-        self._at_half: Callable[[], object] | None = at_half
-        self.rewound = 0
-
-    @property
-    def can_rewind(self) -> bool:
-        return True
-
-    async def rewind(self) -> None:
-        self.rewound += 1
-        self._parts = split(self._data, 10_000)
-
-    async def receive_parts(self, max_bytes: int = CHUNK):
-        if self._at_half is not None and sum(map(len, self._parts)) < len(self._data) // 2:
-            at_half, self._at_half = self._at_half, None
-            at_half()
-        return await super().receive_parts(max_bytes)
-
-
-class Once(Rewindable):
-    """The same, but once."""
-
-    @property
-    def can_rewind(self) -> bool:
-        return False
-
-
 def restart(server: MongoServer) -> None:
     server.kill()
     server.start()
@@ -117,7 +84,7 @@ async def until(done: Callable[[], bool]) -> None:
 async def test_an_upload_goes_on_after_the_server_was_killed(own: MongoServer) -> None:
     digest = digest_of(data := make_blob(LARGE))
     async with running(own.url, retry=PATIENT) as store:
-        await store.write(digest, Once(data, partial(restart, own)))
+        await store.write(digest, HalfwayReader(data, partial(restart, own), piece=10_000, once=True))
         assert same(await read(store, digest), data)
     with own.collection("cas") as collection:
         assert not names(collection, "!upload")
@@ -200,7 +167,7 @@ def forget_a_chunk(collection) -> None:
 async def test_an_upload_of_which_the_server_has_lost_a_chunk_begins_again(mongo, collection) -> None:  # noqa: F811
     digest = digest_of(data := make_blob(LARGE))
     async with running(mongo.url, cas_collection=collection.name) as store:
-        reader = Rewindable(data, partial(forget_a_chunk, collection))
+        reader = HalfwayReader(data, partial(forget_a_chunk, collection), piece=10_000)
         await store.write(digest, reader)
         assert reader.rewound == 1
         assert same(await read(store, digest), data)
@@ -210,8 +177,9 @@ async def test_an_upload_that_cannot_begin_again_fails_and_is_not_there_with_a_h
     data = make_blob(LARGE)
     async with running(mongo.url, cas_collection=collection.name) as store:
         for key in (digest_of(data), ActionKey("ab" * 32, 5)):
+            reader = HalfwayReader(data, partial(forget_a_chunk, collection), piece=10_000, once=True)
             with pytest.raises(UnavailableError, match="the server has 4 of the 5 chunks of an upload") as caught:
-                await store.write(key, Once(data, partial(forget_a_chunk, collection)))
+                await store.write(key, reader)
             assert caught.value.retryable
             assert await store.has([key]) == [None]
 
@@ -224,7 +192,7 @@ async def test_an_upload_that_others_have_tidied_up_fails(mongo, collection) -> 
 
     async with running(mongo.url, cas_collection=collection.name) as store:
         with pytest.raises(UnavailableError, match="stood still"):
-            await store.write(digest, Once(data, claim))
+            await store.write(digest, HalfwayReader(data, claim, piece=10_000, once=True))
         assert await store.has([digest]) == [None]
 
 

@@ -9,9 +9,9 @@ import hiredis
 import trio
 import trio.testing
 
+from nl.plugin import TransientError
 from nl_redis_store.addresses import Address
 from nl_redis_store.connection import Command, Connection, Reply
-from nl_redis_store.errors import TransientError
 from nl_redis_store.topology import Dialer
 
 CLOSE, SILENCE = object(), object()

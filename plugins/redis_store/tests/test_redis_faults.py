@@ -39,7 +39,7 @@ from nl.plugin import (
     digest_of,
     key_text,
 )
-from nl.testing import BareContext, BlockingReader, PartsReader, drain, make_blob, read, split, started
+from nl.testing import HalfwayReader, BareContext, BlockingReader, PartsReader, drain, make_blob, read, split, started
 from nl_redis_store import RedisStore
 from nl.plugin import RetryOptions
 
@@ -62,38 +62,6 @@ def own(tmp_path: Path) -> Iterator[RedisServer]:
         yield server
 
 
-class Rewindable(PartsReader):
-    """Delivers pieces as often as it is asked to, and calls `at_half` when half of them are gone for the first time."""
-
-    def __init__(self, data: bytes, at_half: Callable[[], None]) -> None:
-        super().__init__(split(data, 100_000))
-        self._data = data
-        self._at_half: Callable[[], None] | None = at_half
-        self.rewound = 0
-
-    @property
-    def can_rewind(self) -> bool:
-        return True
-
-    async def rewind(self) -> None:
-        self.rewound += 1
-        self._parts = split(self._data, 100_000)
-
-    async def receive_parts(self, max_bytes: int = CHUNK):
-        if self._at_half is not None and sum(map(len, self._parts)) < len(self._data) // 2:
-            at_half, self._at_half = self._at_half, None
-            at_half()
-        return await super().receive_parts(max_bytes)
-
-
-class Once(Rewindable):
-    """The same, but once."""
-
-    @property
-    def can_rewind(self) -> bool:
-        return False
-
-
 def restart(server: RedisServer) -> None:
     server.kill()
     server.start()
@@ -105,7 +73,7 @@ def restart(server: RedisServer) -> None:
 async def test_an_upload_goes_on_after_a_restart_of_a_server_that_keeps_what_it_has(own: RedisServer) -> None:
     digest = digest_of(data := make_blob(5 * MIB))
     async with running(own.url, retry=PATIENT) as store:
-        await store.write(digest, Once(data, partial(restart, own)))
+        await store.write(digest, HalfwayReader(data, partial(restart, own), piece=100_000, once=True))
         assert await read(store, digest) == data
     assert set(own.all_keys()) == {key_text(digest), *(key for key in own.all_keys() if key.endswith(":mark"))}
 
@@ -114,7 +82,7 @@ async def test_an_upload_begins_again_when_the_server_has_forgotten_it(tmp_path:
     digest = digest_of(data := make_blob(5 * MIB))
     with redis_server(tmp_path / "redis") as server:
         async with running(server.url, retry=PATIENT) as store:
-            reader = Rewindable(data, partial(restart, server))
+            reader = HalfwayReader(data, partial(restart, server), piece=100_000)
             await store.write(digest, reader)
             assert reader.rewound == 1
             assert await read(store, digest) == data
@@ -126,7 +94,7 @@ async def test_an_upload_that_cannot_begin_again_fails_and_is_not_there_with_a_h
         async with running(server.url, retry=PATIENT) as store:
             for key in (digest, action):
                 for size in (-1, len(data)) if key is action else (len(data),):
-                    reader = Once(data, partial(restart, server))
+                    reader = HalfwayReader(data, partial(restart, server), piece=100_000, once=True)
                     reader.size = size
                     with pytest.raises(UnavailableError, match="lost") as caught:
                         await store.write(key, reader)
@@ -147,9 +115,9 @@ async def test_an_upload_of_which_redis_evicts_something_is_never_seen(redis: Re
 
     async with running(redis.url, key_prefix=prefix) as store:
         with pytest.raises(UnavailableError, match="lost"):
-            await store.write(digest, Once(data, evict))
+            await store.write(digest, HalfwayReader(data, evict, piece=100_000, once=True))
         assert await store.has([digest]) == [None]
-        reader = Rewindable(data, evict)
+        reader = HalfwayReader(data, evict, piece=100_000)
         await store.write(digest, reader)
         assert reader.rewound == 1
         assert await read(store, digest) == data
@@ -534,6 +502,14 @@ USES: dict[str, Callable[[Store, Digest], object]] = {
     "put": lambda store, digest: store.put(digest, make_blob(digest.size)),
     "write": lambda store, digest: store.write(digest, PartsReader(split(make_blob(digest.size), 100_000))),
 }
+
+
+@pytest.mark.parametrize(("older", "newer"), [(9, 5), (2 * MIB, 5), (5, 2 * MIB), (3 * MIB, 2 * MIB)])
+async def test_of_two_values_for_one_key_the_last_is_there(redis: RedisServer, older: int, newer: int) -> None:  # noqa: F811
+    key = ActionKey("ab" * 32, 5)
+    async with running(redis.url, key_prefix=new_prefix()) as store:
+        assert await store.put_many([(key, make_blob(older, seed=1)), (key, make_blob(newer, seed=2))]) == [None, None]
+        assert await store.get(key) == make_blob(newer, seed=2)
 
 
 @pytest.mark.parametrize("use", USES)

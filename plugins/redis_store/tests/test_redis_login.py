@@ -7,9 +7,9 @@ import trio
 import trio.testing
 from redis_peer import CLOSE, SILENCE, Peer
 
+from nl.plugin import RefusedError, TransientError
 from nl_redis_store.addresses import parse_address
 from nl_redis_store.connection import dial
-from nl_redis_store.errors import RefusedError, TransientError
 from nl_redis_store.single import Watched
 from nl_redis_store.topology import Dialer
 

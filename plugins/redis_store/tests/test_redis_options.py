@@ -7,8 +7,7 @@ from redis_support import options_for
 
 from nl.plugin import ConfigError
 from nl_redis_store.addresses import Address, parse_address
-from nl_redis_store.errors import ReplyError, RefusedError, TransientError, meaning
-from nl.plugin import RetryOptions, RetryPauses
+from nl_redis_store.errors import ReplyError, meaning
 
 GOOD = {
     "10.0.0.5": Address(host="10.0.0.5"),
@@ -71,16 +70,6 @@ def test_options_that_cannot_work_are_refused(options: dict[str, object], path: 
     with pytest.raises(ConfigError) as caught:
         options_for(*options.pop("addresses"), **options)  # type: ignore[misc]
     assert caught.value.path == path
-
-
-def test_pauses_double_and_are_spread() -> None:
-    policy = RetryOptions(max_retries=3, delay=0.1, jitter=0.5).policy(RetryPauses)
-    error = TransientError("gone")
-    for retry, pause in ((1, 0.2), (2, 0.4), (3, 0.8)):
-        for _ in range(20):
-            assert pause * 0.75 <= (policy.pause(retry, error) or 0) < pause * 1.25
-    assert policy.pause(4, error) is None
-    assert policy.pause(1, RefusedError("no")) is None
 
 
 @pytest.mark.parametrize(("reply", "kind"), [

@@ -12,10 +12,12 @@ import trio
 import trio.testing
 from redis_peer import SILENCE, Peer
 
+from nl.plugin import TransientError
 from nl.plugin import (
     MAX_WHOLE,
     ActionKey,
     BlobNotFoundError,
+    ExhaustedError,
     BlobSizeLimit,
     ConfigError,
     Deletes,
@@ -34,7 +36,6 @@ from nl.testing import BareContext, PartsReader, read, started
 from nl_redis_store import RedisStore, RedisStoreOptions, topology
 from nl_redis_store.addresses import Address
 from nl_redis_store.connection import Command, Connection
-from nl_redis_store.errors import TransientError
 
 MIB = 1024 * 1024
 ONE, TWO = digest_of(b"one"), digest_of(b"two")
@@ -310,6 +311,20 @@ async def test_what_is_deleted_is_one_trip_and_a_failure_is_told(redis: Redis) -
         assert store.capability(Scans) is store.capability(Removals) is None
 
 
+async def test_of_two_values_for_one_key_in_a_batch_only_the_last_is_sent_and_both_are_told_of_it(redis: Redis) -> None:
+    action = ActionKey("ab" * 32, 5)
+    batch = [(action, b"older"), (ONE, b"one"), (action, b"newer")]
+    async with running(redis) as store:
+        assert await store.put_many(batch) == [None, None, None]
+        assert redis.lines() == [[f"SET {key_text(action)}", f"SET {ONE}"]]
+        assert await store.get(action) == b"newer"
+        assert counted(store) == {"uploads": 2, "bytes_uploaded": 8, "downloads": 1}
+        redis.refusals[b"SET"] = [Exception("OOM")]
+        first, one, last = await store.put_many(batch)
+        assert isinstance(first, ExhaustedError)
+        assert (one, last) == (None, first)
+
+
 # --- the server
 
 
@@ -318,8 +333,10 @@ async def test_a_server_that_is_away_is_looked_for_every_five_seconds_until_it_i
 ) -> None:
     caplog.set_level(logging.INFO)
     redis.away = True
+    redis.info = redis.info.replace(b"noeviction", b"allkeys-lru")
     async with running(redis) as store:
         assert "the store CAS starts without its server: away" in caplog.text
+        assert not store.traits.tracks_use
         for _ in range(3):
             looked = int(store.statistics()["failed"])
             await trio.sleep(5)
@@ -327,8 +344,9 @@ async def test_a_server_that_is_away_is_looked_for_every_five_seconds_until_it_i
         redis.away = False
         assert redis.trips == []
         await trio.sleep(5)
-        assert redis.lines() == [["PING"]]
+        assert redis.lines() == [["PING"], ["INFO"]]
         assert "the store CAS has reached its server" in caplog.text
+        assert store.traits.tracks_use, "it has been asked what it is"
         await trio.sleep(100)
         assert redis.lines() == []
 
@@ -343,6 +361,18 @@ async def test_a_server_that_turns_out_to_refuse_us_is_told_once(
         await trio.sleep(11)
         assert redis.lines() == [["PING"]]
         assert "the store CAS can be reached, and cannot be used: peer:6379 says: NOAUTH" in caplog.text
+
+
+async def test_a_server_that_turns_out_to_be_of_the_wrong_kind_is_told_once(
+    redis: Redis, autojump_clock: object, caplog: pytest.LogCaptureFixture
+) -> None:
+    redis.away = True
+    redis.info = b"redis_mode:cluster\r\n"
+    async with running(redis):
+        redis.away = False
+        await trio.sleep(11)
+        assert redis.lines() == [["PING"], ["INFO"]]
+        assert 'cannot be used: the server is part of a cluster; expected mode "cluster"' in caplog.text
 
 
 @pytest.mark.parametrize(("mode", "refused"), [("standalone", ""), ("cluster", "cluster"), ("sentinel", "sentinel")])

@@ -12,12 +12,13 @@ import trio
 import trio.testing
 from redis_peer import CLOSE, SILENCE, Peer, dialer
 
-from nl.plugin import RetryOptions, RetryPauses
+from nl.plugin import RefusedError, TransientError
+from nl.plugin import RetryOptions
 from nl_redis_store.addresses import slot_of
 from nl_redis_store.client import Client, Op
 from nl_redis_store.cluster import Cluster
 from nl_redis_store.connection import Command, packed
-from nl_redis_store.errors import MovedError, RefusedError, TransientError
+from nl_redis_store.errors import MovedError
 from nl_redis_store.node import Node, Request
 from nl_redis_store.single import Single
 from nl_redis_store.topology import Topology
@@ -50,7 +51,7 @@ async def client_over(
 ) -> AsyncIterator[Client]:
     async with trio.open_nursery() as nursery:
         await nursery.start(topology.run)
-        yield Client(topology, retry.policy(RetryPauses), permits=permits)
+        yield Client(topology, retry.policy(), permits=permits)
         nursery.cancel_scope.cancel()
 
 
@@ -303,7 +304,7 @@ async def test_only_what_failed_is_asked_again_after_the_longest_of_its_pauses(
         assert isinstance(d, RefusedError)
         asked = [b"".join(command[1] for command in trip) for trip in peer.trips]
         assert asked == [b"abcd", b"ac", b"c"]
-        assert client.retries == 2
+        assert client.policy.retries == 2
         refusals[b"a"] = ["LOADING"] * 10
         with pytest.raises(TransientError, match="peer:1 says: LOADING"):
             await client.one(get(b"a"))
@@ -417,7 +418,7 @@ async def test_who_is_said_to_have_a_slot_is_asked_at_once_and_from_then_on(
         assert len(masters.took()) == 2
         assert await client.one(get(LOW)) == [b"2"]
         assert len(masters.took()) == 1
-        assert client.retries == 0
+        assert client.policy.retries == 0
         await trio.sleep(1)
         assert masters.asked == 2, "what else has moved is found out as well"
         assert await client.one(get(LOW)) == [b"2"]

@@ -15,7 +15,6 @@ from nl.plugin import (
     Buffer,
     RangeError,
     RetryOptions,
-    RetryPauses,
     TooLargeError,
     UnavailableError,
     digest_of,
@@ -43,7 +42,7 @@ async def unfinished(redis: RedisServer, name: bytes, size: int) -> AsyncIterato
     topology = Single(Dialer((parse_address(redis.url, ""),), 5, 30, 1, None))
     async with trio.open_nursery() as nursery:
         await nursery.start(topology.run)
-        yield Unfinished(Client(topology, RetryOptions().policy(RetryPauses), permits=10), name, size)
+        yield Unfinished(Client(topology, RetryOptions().policy(), permits=10), name, size)
         nursery.cancel_scope.cancel()
 
 

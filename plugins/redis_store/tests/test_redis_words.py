@@ -6,6 +6,7 @@ import hashlib
 
 import pytest
 
+from nl.plugin import FullError, RefusedError, TransientError, ValueTooLargeError
 from nl.plugin import (
     ActionKey,
     ConfigError,
@@ -18,15 +19,7 @@ from nl.plugin import (
 )
 from nl_redis_store import RedisStoreOptions
 from nl_redis_store.addresses import Address, hash_tag, parse_address, slot_of
-from nl_redis_store.errors import (
-    FullError,
-    MovedError,
-    RefusedError,
-    ReplyError,
-    TransientError,
-    ValueTooLargeError,
-    meaning,
-)
+from nl_redis_store.errors import MovedError, ReplyError, meaning
 from nl_redis_store.keys import TEMPORARY_S, Names, check_prefix
 from nl_redis_store.scripts import COPY, FINISH
 

@@ -2,7 +2,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from nl.blob.slice import Opened, SliceReader, clamp, slice_bytes
+from nl.blob.slice import Opened, Opening, SliceReader, clamp, slice_bytes
 from nl.errors import InternalError, InvalidRequestError, RangeError
 from nl.testing import PartsReader, drain, split
 
@@ -53,3 +53,40 @@ async def test_opening_looks_only_when_it_is_entered():
     assert not looked
     async with opened as reader:
         assert await drain(reader) == b"abc"
+
+
+async def test_opening_asks_when_it_is_entered_and_ends_once_what_was_opened_however_it_is_left():
+    said = []
+
+    async def end():
+        said.append("end")
+
+    async def find():
+        said.append("find")
+        return slice_bytes(b"abc"), end
+
+    opened = Opening(find)
+    assert said == []
+    async with opened as reader:
+        assert said == ["find"]
+        assert await drain(reader) == b"abc"
+    assert said == ["find", "end"]
+    with pytest.raises(KeyError):
+        async with Opening(find):
+            raise KeyError
+    assert said == ["find", "end"] * 2
+
+
+async def test_where_nothing_is_to_be_ended_or_was_found_nothing_is():
+    async def find():
+        return slice_bytes(b"abc"), None
+
+    async with Opening(find) as reader:
+        assert await drain(reader) == b"abc"
+
+    async def refuse():
+        raise RangeError("beyond the end")
+
+    with pytest.raises(RangeError):
+        async with Opening(refuse):
+            pass

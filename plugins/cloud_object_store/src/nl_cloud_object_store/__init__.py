@@ -2,9 +2,10 @@
 `ontap_s3_existence_cache`, which remembers besides what is in one on ONTAP.
 
 `store` is the Store, `options` what a config says of it. What every object store needs is written once and knows no
-provider: `upload`, `download`, `existence`, `retry`, `threads`, `keys`. A provider is an entry of `providers.PROVIDERS`
-and a `client.ObjectClient`, the dozen blocking requests that the rest is made of; `s3` is the one for whatever speaks
-S3, `azure` and `gcs` are for Azure and Google, over plain `http`. Their libraries are imported when the store starts.
+provider: `upload`, `download`, `existence`, `threads`, `parts`, `sweep`. A provider is an entry of
+`providers.PROVIDERS` and a `client.ObjectClient`, the dozen blocking requests that the rest is made of; `s3` is the one
+for whatever speaks S3, `azure` and `gcs` are for Azure and Google, over plain `http`. Their libraries are imported when
+the store starts.
 `ontap_cache` is the second kind, `digest_set` and `index_file` what it remembers.
 """
 

@@ -14,6 +14,7 @@ from typing import Any, ClassVar
 from urllib.parse import urlencode, urlsplit
 from xml.etree import ElementTree
 
+from nl.plugin import BackendError, FullError, RefusedError, TransientError, ValueTooLargeError
 from nl_cloud_object_store.azure_auth import (
     Authorization,
     SharedAccessSignature,
@@ -23,7 +24,6 @@ from nl_cloud_object_store.azure_auth import (
 )
 from nl_cloud_object_store.client import (
     Bytes,
-    FullError,
     ListedObject,
     ObjectBody,
     ObjectChangedError,
@@ -31,10 +31,6 @@ from nl_cloud_object_store.client import (
     ObjectInfo,
     ObjectMissingError,
     ObjectPage,
-    ObjectStoreError,
-    ObjectTooLargeError,
-    RefusedError,
-    TransientError,
     UploadGoneError,
     UploadsPage,
 )
@@ -190,7 +186,7 @@ class AzureClient(ObjectClient):
         path = f"{self._url}/{quoted(key)}" if key else self._url
         return f"{path}?{urlencode(asked)}" if asked else path
 
-    def _error(self, reply: Answer, key: str) -> ObjectStoreError:
+    def _error(self, reply: Answer, key: str) -> BackendError:
         """What an answer that is none means. Azure says it in a header, and why in the body."""
         status, code = reply.status, reply.headers.get("x-ms-error-code", "")
         where = f"container {self._container}" + (f", {key}" if key else "")
@@ -204,9 +200,9 @@ class AzureClient(ObjectClient):
         if status in (412, 416):
             return ObjectChangedError(said)
         if status == 429 or code == "ServerBusy":
-            return TransientError(said, "ResourceExhausted")
+            return TransientError(said, code="ResourceExhausted")
         if status == 413 or code in _TOO_LARGE:
-            return ObjectTooLargeError(said)
+            return ValueTooLargeError(said)
         if status == 507:
             return FullError(said)
         if status >= 500 or status == 408 or code in _AGAIN:

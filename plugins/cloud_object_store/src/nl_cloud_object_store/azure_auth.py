@@ -19,7 +19,7 @@ from email.utils import formatdate
 from typing import Any
 from urllib.parse import parse_qsl, quote, urlsplit
 
-from nl_cloud_object_store.client import RefusedError, TransientError
+from nl.plugin import RefusedError, TransientError
 from nl_cloud_object_store.http import one_line
 
 _SIGNED = ("Content-Encoding", "Content-Language", "Content-Length", "Content-MD5", "Content-Type", "Date",

@@ -1,7 +1,7 @@
 """What a provider supplies: the requests of an object store, blocking, and what can go wrong with them.
 
 All methods of an `ObjectClient` are called in threads, many at once. They make one attempt each, with timeouts of their
-own, and raise nothing but the errors below: who retries, when and for how long is not their business.
+own, and raise nothing but BackendError: who retries, when and for how long is not their business.
 """
 
 from __future__ import annotations
@@ -10,65 +10,27 @@ from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from typing import ClassVar, NamedTuple
 
+from nl.plugin import BackendError
+
 Bytes = bytes | bytearray
 
 
-class ObjectStoreError(Exception):
-    """A request failed. The text is one line without secrets.
-
-    `code` is the name of a gRPC status as NativeLink's `retry_on_errors` writes it; it decides about another attempt.
-    """
-
-    code: str = "Unavailable"
-
-
-class TransientError(ObjectStoreError):
-    """Trying again may help: no connection, a broken one, 5xx, a timeout, throttling."""
-
-    def __init__(self, text: str, code: str = "Unavailable") -> None:
-        super().__init__(text)
-        self.code = code
-
-
-class ObjectMissingError(ObjectStoreError):
+class ObjectMissingError(BackendError):
     """There is no such object."""
 
     code = "NotFound"
 
 
-class ObjectChangedError(ObjectStoreError):
+class ObjectChangedError(BackendError):
     """The object is not the one that the request's condition named."""
 
     code = "FailedPrecondition"
 
 
-class UploadGoneError(ObjectStoreError):
+class UploadGoneError(BackendError):
     """The multipart upload does not exist: completed or aborted before."""
 
     code = "NotFound"
-
-
-class FullError(ObjectStoreError):
-    """A quota is used up."""
-
-    code = "OutOfRange"
-
-
-class ObjectTooLargeError(FullError):
-    """The object is larger than the provider takes."""
-
-
-class RefusedError(ObjectStoreError):
-    """The provider refuses, and will refuse again: wrong credentials, no permission, no such bucket.
-
-    `option` names the option at fault, if it is clear which one is.
-    """
-
-    code = "PermissionDenied"
-
-    def __init__(self, text: str, *, option: str = "") -> None:
-        super().__init__(text)
-        self.option = option
 
 
 class ObjectInfo(NamedTuple):

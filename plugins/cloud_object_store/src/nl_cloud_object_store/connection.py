@@ -3,21 +3,25 @@
 from __future__ import annotations
 
 import logging
-import time
 from collections.abc import Callable, Mapping
 from typing import TypeVar, TypeVarTuple
 
 import trio
 
-from nl.plugin import ConfigError, ExhaustedError, InternalError, NlError, TooLargeError, UnavailableError
-from nl_cloud_object_store.client import FullError, ObjectClient, ObjectStoreError, ObjectTooLargeError, RefusedError
+from nl.plugin import (
+    Backend,
+    BackendError,
+    ConfigError,
+    InternalError,
+    RefusedError,
+)
+from nl_cloud_object_store.client import ObjectClient
 from nl_cloud_object_store.download import Fetcher
 from nl_cloud_object_store.options import CloudObjectStoreOptions
 from nl_cloud_object_store.parts import Budget
 from nl_cloud_object_store.providers import PROVIDERS
-from nl_cloud_object_store.retry import RetryPolicy
 from nl_cloud_object_store.sweep import Sweeper
-from nl_cloud_object_store.threads import Threads
+from nl_cloud_object_store.threads import ImpatientThreads
 from nl_cloud_object_store.upload import Uploader
 
 log = logging.getLogger("nl.stores.cloud_object_store")
@@ -26,8 +30,6 @@ PROBE_S = 15.0
 """Between looks at a server that could not be reached when the store started."""
 CHECKED_S = 30.0
 """For so long a health check need not ask again: probes come every few seconds, and requests cost money."""
-COMPLAIN_S = 60.0
-"""Between log lines about what needs somebody's hand."""
 T = TypeVar("T")
 Args = TypeVarTuple("Args")
 
@@ -38,15 +40,14 @@ class Connection:
     def __init__(self, options: CloudObjectStoreOptions, name: str) -> None:
         self._options = options
         self._name = name
-        self._threads = Threads(options.max_threads)
-        self._policy = options.retry.policy(RetryPolicy)
+        self._threads = ImpatientThreads(options.max_threads)
+        self._policy = options.retry.policy()
         self._budget = Budget(options.max_upload_memory)
         self._client: ObjectClient | None = None
         self._uploads: Uploader | None = None
         self._sweeper: Sweeper | None = None
-        self._complained = -COMPLAIN_S
-        self._failed = 0
         self._checked_until = 0.0
+        self.backend = Backend(name, log, what="bucket")
         self.fetcher = Fetcher(self._threads, self._policy)
 
     @property
@@ -64,7 +65,7 @@ class Connection:
         return self._uploads
 
     async def look(self, function: Callable[[*Args], T], *args: *Args) -> T:
-        """A request that changes nothing, tried again as configured. Raises ObjectStoreError."""
+        """A request that changes nothing, tried again as configured. Raises BackendError."""
         return await self._policy.run(lambda: self._threads.look(function, *args))
 
     async def change(self, function: Callable[[*Args], T], *args: *Args) -> T:
@@ -96,11 +97,7 @@ class Connection:
             client, threads=self._threads, policy=self._policy, budget=self._budget, sweeper=self._sweeper,
             part=options.part_size, at_once=at_once,
         )
-        reachable = await self._probe_at_start()
-        task_status.started()
-        while not reachable:
-            await trio.sleep(PROBE_S)
-            reachable = await self._probe_again()
+        await self.backend.reach(self._probe, every_s=PROBE_S, task_status=task_status)
         await self._sweeper.run()
 
     async def check(self) -> None:
@@ -108,56 +105,18 @@ class Connection:
         if trio.current_time() < self._checked_until:
             return
         try:
-            await self._threads.look(self.client.probe, self._options.key_prefix)
-        except ObjectStoreError as error:
-            raise self.translated(error) from error
+            await self._probe()
+        except BackendError as error:
+            raise self.backend.translated(error) from error
         self._checked_until = trio.current_time() + CHECKED_S
 
-    async def _probe_at_start(self) -> bool:
-        try:
-            await self._threads.look(self.client.probe, self._options.key_prefix)
-        except RefusedError as error:
-            raise ConfigError(error.option, str(error)) from error
-        except ObjectStoreError as error:
-            log.warning("the store %s starts without its bucket: %s", self._name, error)
-            return False
-        return True
-
-    async def _probe_again(self) -> bool:
-        try:
-            await self._threads.look(self.client.probe, self._options.key_prefix)
-        except RefusedError as error:
-            log.error("the store %s can be reached, and cannot be used: %s", self._name, error)
-            return True
-        except ObjectStoreError:
-            return False
-        log.info("the store %s has reached its bucket", self._name)
-        return True
-
-    def translated(self, error: ObjectStoreError) -> NlError:
-        """The contract's name for an error that is not about one object."""
-        self._failed += 1
-        if isinstance(error, RefusedError):
-            self.complain(str(error))
-        if isinstance(error, ObjectTooLargeError):
-            return TooLargeError(f"store {self._name}: {error}")
-        if isinstance(error, FullError):
-            return ExhaustedError(f"store {self._name}: {error}")
-        failure = UnavailableError(f"store {self._name}: {error}")
-        failure.retryable = not isinstance(error, RefusedError)
-        return failure
-
-    def complain(self, text: str) -> None:
-        """A log line about what only somebody can mend; one a minute, whatever comes in between."""
-        now = time.monotonic()
-        if now - self._complained >= COMPLAIN_S:
-            self._complained = now
-            log.error("store %s: %s", self._name, text)
+    async def _probe(self) -> None:
+        await self._threads.look(self.client.probe, self._options.key_prefix)
 
     def statistics(self) -> Mapping[str, int | float | str]:
         """For the store's."""
         return {
-            "failed": self._failed,
+            "failed": self.backend.failed,
             "retries": self._policy.retries,
             "threads_busy": self._threads.limiter.borrowed_tokens,
             "upload_memory": self._budget.used,

@@ -9,10 +9,8 @@ from __future__ import annotations
 import threading
 from collections.abc import Callable, Sequence
 
-from nl.plugin import CHUNK, Buffer, InternalError, Reader
-from nl_cloud_object_store.client import ObjectBody, ObjectChangedError, ObjectClient, ObjectStoreError
-from nl_cloud_object_store.retry import RetryPolicy
-from nl_cloud_object_store.threads import Threads
+from nl.plugin import CHUNK, BackendError, Buffer, InternalError, Reader, RetryPolicy, Threads
+from nl_cloud_object_store.client import ObjectBody, ObjectChangedError, ObjectClient
 
 PIECE = 1024 * 1024
 """Bytes of the first hop to a thread. What is no larger is read by the hop that opens it."""
@@ -135,7 +133,7 @@ class DownloadReader(Reader):
 
     def __init__(
         self, download: Download, first: bytes, *, fetcher: Fetcher,
-        translate: Callable[[ObjectStoreError], Exception],
+        translate: Callable[[BackendError], Exception],
     ) -> None:
         """`translate` makes an error of the store's contract of one of a client."""
         self._download = download
@@ -150,9 +148,13 @@ class DownloadReader(Reader):
         if not len(self._view):
             try:
                 self._view = memoryview(await self._fetcher.piece(self._download, LATER_PIECE))
-            except ObjectStoreError as error:
+            except BackendError as error:
                 raise self._translate(error) from error
         part = self._view[:max_bytes]
         self._view = self._view[max_bytes:]
         self._left -= len(part)
         return (part,)
+
+    async def aclose(self) -> None:
+        """No more is wanted."""
+        self._download.close()

@@ -15,9 +15,9 @@ from datetime import datetime
 from typing import Any, ClassVar
 from urllib.parse import parse_qs, quote, urlencode, urlsplit
 
+from nl.plugin import BackendError, FullError, RefusedError, TransientError, ValueTooLargeError
 from nl_cloud_object_store.client import (
     Bytes,
-    FullError,
     ListedObject,
     ObjectBody,
     ObjectChangedError,
@@ -25,10 +25,6 @@ from nl_cloud_object_store.client import (
     ObjectInfo,
     ObjectMissingError,
     ObjectPage,
-    ObjectStoreError,
-    ObjectTooLargeError,
-    RefusedError,
-    TransientError,
     UploadGoneError,
     UploadsPage,
 )
@@ -210,7 +206,7 @@ class GcsClient(ObjectClient):
         except ObjectMissingError as error:
             self._doubtful.discard(upload)
             raise UploadGoneError(str(error)) from error
-        except ObjectStoreError:
+        except BackendError:
             self._doubtful.add(upload)
             raise
 
@@ -232,7 +228,7 @@ class GcsClient(ObjectClient):
         path = f"{self._base}{service}/b/{quote(self._bucket, safe='')}/o" + (f"/{quote(key, safe='')}" if key else "")
         return f"{path}?{urlencode(asked)}" if asked else path
 
-    def _error(self, reply: Answer, key: str) -> ObjectStoreError:
+    def _error(self, reply: Answer, key: str) -> BackendError:
         """What an answer that is none means."""
         status = reply.status
         reason, message = _told(reply.data)
@@ -244,9 +240,9 @@ class GcsClient(ObjectClient):
         if status in (304, 412, 416):
             return ObjectChangedError(said)
         if status == 429 or reason in _THROTTLED:
-            return TransientError(said, "ResourceExhausted")
+            return TransientError(said, code="ResourceExhausted")
         if status == 413:
-            return ObjectTooLargeError(said)
+            return ValueTooLargeError(said)
         if status == 507 or reason in _FULL:
             return FullError(said)
         if status >= 500 or status in (101, 408):

@@ -9,7 +9,7 @@ import threading
 from collections.abc import Mapping
 from typing import Any
 
-from nl_cloud_object_store.client import RefusedError, TransientError
+from nl.plugin import RefusedError, TransientError
 from nl_cloud_object_store.http import one_line
 
 log = logging.getLogger("nl.stores.cloud_object_store")

@@ -15,14 +15,8 @@ from email.utils import parsedate_to_datetime
 from http.client import HTTPException
 from typing import Any, NamedTuple, cast
 
-from nl_cloud_object_store.client import (
-    Bytes,
-    ObjectBody,
-    ObjectChangedError,
-    ObjectInfo,
-    RefusedError,
-    TransientError,
-)
+from nl.plugin import RefusedError, TransientError
+from nl_cloud_object_store.client import Bytes, ObjectBody, ObjectChangedError, ObjectInfo
 
 MAX_ANSWER = 16 * 1024 * 1024
 """Bytes of an answer that is taken whole: a page of a listing, with a thousand long names, is a few million."""
@@ -80,7 +74,7 @@ class Http:
                 while len(data) < most and (piece := reply.read1(most - len(data), decode_content=False)):
                     data += piece
                     if time.monotonic() > until:
-                        raise TransientError(f"{what}: the answer takes too long", "DeadlineExceeded")
+                        raise TransientError(f"{what}: the answer takes too long", code="DeadlineExceeded")
                 if len(data) == MAX_ANSWER:
                     raise TransientError(f"{what}: the answer has more than {MAX_ANSWER} bytes")
                 if len(data) < most:
@@ -180,4 +174,4 @@ def translated(what: str) -> Iterator[None]:
         if isinstance(error, urllib3.LocationParseError):
             raise RefusedError("the server's address is none", option="endpoint") from error
         timeout = isinstance(error, urllib3.TimeoutError) and not isinstance(error, urllib3.NewConnectionError)
-        raise TransientError(line, "DeadlineExceeded" if timeout else "Unavailable") from error
+        raise TransientError(line, code="DeadlineExceeded" if timeout else "Unavailable") from error

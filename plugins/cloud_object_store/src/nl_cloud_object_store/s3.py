@@ -15,6 +15,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
+from nl.plugin import RefusedError, TransientError
 from nl_cloud_object_store import s3_errors
 from nl_cloud_object_store.client import (
     Bytes,
@@ -26,8 +27,6 @@ from nl_cloud_object_store.client import (
     ObjectMissingError,
     ObjectPage,
     OpenUpload,
-    RefusedError,
-    TransientError,
     UploadGoneError,
     UploadsPage,
 )

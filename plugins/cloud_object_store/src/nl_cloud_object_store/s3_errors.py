@@ -8,16 +8,8 @@ from typing import Any
 from botocore import exceptions as boto
 from urllib3.exceptions import HTTPError
 
-from nl_cloud_object_store.client import (
-    FullError,
-    ObjectChangedError,
-    ObjectMissingError,
-    ObjectStoreError,
-    ObjectTooLargeError,
-    RefusedError,
-    TransientError,
-    UploadGoneError,
-)
+from nl.plugin import BackendError, FullError, RefusedError, TransientError, ValueTooLargeError
+from nl_cloud_object_store.client import ObjectChangedError, ObjectMissingError, UploadGoneError
 
 FOREIGN = (boto.BotoCoreError, boto.ClientError, HTTPError, HTTPException, OSError)
 """What requests and the reading of their answers raise."""
@@ -45,7 +37,7 @@ _NO_CREDENTIALS = (
 )
 
 
-def translate(error: BaseException, *, bucket: str, key: str = "") -> ObjectStoreError:
+def translate(error: BaseException, *, bucket: str, key: str = "") -> BackendError:
     """The error of ours that `error`, one of FOREIGN, means."""
     where = f"bucket {bucket}" + (f", {key}" if key else "")
     if isinstance(error, boto.ClientError):
@@ -60,14 +52,14 @@ def translate(error: BaseException, *, bucket: str, key: str = "") -> ObjectStor
     if isinstance(error, boto.SSLError) and "CERTIFICATE_VERIFY_FAILED" in str(error):
         return RefusedError(f"the server's certificate is not trusted: {_line(error)}")
     if isinstance(error, (boto.ReadTimeoutError, boto.ConnectTimeoutError)):
-        return TransientError(f"{where}: {_line(error)}", "DeadlineExceeded")
+        return TransientError(f"{where}: {_line(error)}", code="DeadlineExceeded")
     if isinstance(error, (boto.HTTPClientError, boto.ConnectionError, boto.IncompleteReadError, boto.ChecksumError,
                           boto.CredentialRetrievalError)) or not isinstance(error, boto.BotoCoreError):
         return TransientError(f"{where}: {_line(error)}")
     return RefusedError(f"{where}: {type(error).__name__}: {_line(error)}")
 
 
-def _answered(error: boto.ClientError, bucket: str, where: str) -> ObjectStoreError:
+def _answered(error: boto.ClientError, bucket: str, where: str) -> BackendError:
     response: dict[str, Any] = error.response
     code = str(response.get("Error", {}).get("Code", ""))
     status = int(response.get("ResponseMetadata", {}).get("HTTPStatusCode", 0))
@@ -82,9 +74,9 @@ def _answered(error: boto.ClientError, bucket: str, where: str) -> ObjectStoreEr
     if code in _CHANGED or status in (412, 416):
         return ObjectChangedError(said)
     if code in _THROTTLED or status == 429:
-        return TransientError(said, "ResourceExhausted")
+        return TransientError(said, code="ResourceExhausted")
     if code == "EntityTooLarge":
-        return ObjectTooLargeError(said)
+        return ValueTooLargeError(said)
     if code in _FULL or status == 507:
         return FullError(said)
     if code in _AGAIN or status >= 500:

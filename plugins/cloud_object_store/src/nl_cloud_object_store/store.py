@@ -6,7 +6,6 @@ import math
 import time
 from collections.abc import Awaitable, Mapping, Sequence
 from contextlib import AbstractAsyncContextManager
-from types import TracebackType
 from typing import TypeVar
 
 import trio
@@ -14,6 +13,7 @@ import trio
 from nl.plugin import (
     EMPTY_DIGESTS,
     MAX_WHOLE,
+    BackendError,
     BlobNotFoundError,
     Buffer,
     BytesReader,
@@ -22,21 +22,25 @@ from nl.plugin import (
     DigestFunction,
     Key,
     NlError,
+    OpenedReader,
+    Opening,
     PromisedSource,
     Reader,
     ScanPage,
     Scans,
     Store,
     StoreContext,
-    TooLargeError,
+    Traffic,
     Traits,
-    UploadMismatchError,
+    UploadBatch,
+    check_size,
     clamp,
     for_each,
     key_of_text,
     key_text,
+    must_be_streamed,
 )
-from nl_cloud_object_store.client import ObjectChangedError, ObjectInfo, ObjectMissingError, ObjectStoreError
+from nl_cloud_object_store.client import ObjectChangedError, ObjectInfo, ObjectMissingError
 from nl_cloud_object_store.connection import Connection
 from nl_cloud_object_store.download import PIECE, Download, DownloadReader
 from nl_cloud_object_store.existence import Remembered
@@ -64,7 +68,8 @@ class CloudObjectStore(Store):
         self._connection = Connection(options, context.name)
         self._remembered = Remembered(options.remember_s, options.remember_count)
         self._traits = Traits(authoritative=not options.remember_s, tracks_use=False)
-        self._counts = dict.fromkeys(("lookups", "downloads", "uploads", "bytes_uploaded"), 0)
+        self._backend = self._connection.backend
+        self._traffic = Traffic()
 
     async def run(self, *, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> None:
         """Connects, and holds the connection. Raises ConfigError in one line if bucket or credentials are wrong."""
@@ -84,7 +89,7 @@ class CloudObjectStore(Store):
     def statistics(self) -> Mapping[str, int | float | str]:
         return {
             "bucket": self._options.bucket or self._options.container,
-            **self._counts,
+            **self._traffic.statistics(),
             "remembered": len(self._remembered),
             "lookups_spared": self._remembered.hits,
             **self._connection.statistics(),
@@ -113,12 +118,12 @@ class CloudObjectStore(Store):
 
     async def _look(self, key: Key) -> int | None:
         since = self._remembered.forgotten
-        self._counts["lookups"] += 1
+        self._traffic.lookups += 1
         try:
             info = await self._connection.look(self._connection.client.head, self._object(key))
         except ObjectMissingError:
             return None
-        except ObjectStoreError as error:
+        except BackendError as error:
             raise self._error(key, error) from error
         return self._size_of(key, info, since)
 
@@ -131,7 +136,7 @@ class CloudObjectStore(Store):
                 return None
         if isinstance(key, Digest):
             if info.size != key.size:
-                self._connection.complain(f"{self._object(key)} has {info.size} bytes: it counts as missing")
+                self._backend.complain(f"{self._object(key)} has {info.size} bytes: it counts as missing")
                 return None
             self._remembered.add(key, seconds=lasts, since=since)
         return info.size
@@ -143,8 +148,8 @@ class CloudObjectStore(Store):
         client, prefix = self._connection.client, self._options.key_prefix
         try:
             page = await self._connection.look(client.list_page, prefix, cursor, min(limit, LIST_MOST))
-        except ObjectStoreError as error:
-            raise self._connection.translated(error) from error
+        except BackendError as error:
+            raise self._backend.translated(error) from error
         expire = self._options.consider_expired_after_s
         oldest = time.time() + lasting - expire if expire else -math.inf
         found: list[tuple[Key, int]] = []
@@ -161,14 +166,14 @@ class CloudObjectStore(Store):
         if key in EMPTY_DIGESTS:
             return b""
         if isinstance(key, Digest) and key.size > MAX_WHOLE:
-            raise _too_large(key, key.size)
+            raise must_be_streamed(key, key.size)
         download, fetcher = self._download(key), self._connection.fetcher
         try:
             first = await fetcher.piece(download, MAX_WHOLE)
             if len(first) + download.left > MAX_WHOLE:
-                raise _too_large(key, download.total)
+                raise must_be_streamed(key, download.total)
             return await fetcher.rest(download, first)
-        except ObjectStoreError as error:
+        except BackendError as error:
             raise self._error(key, error) from error
         finally:
             download.close()
@@ -186,10 +191,10 @@ class CloudObjectStore(Store):
         return found
 
     def open(self, key: Key, *, offset: int = 0, length: int | None = None) -> AbstractAsyncContextManager[Reader]:
-        return _Opening(self, key, offset, length)
+        return Opening(lambda: self._opened(key, offset, length))
 
-    async def opened(self, key: Key, offset: int, length: int | None) -> tuple[Reader, Download | None]:
-        """For `open`: the reader of a range, and what is to be closed when it is no longer read."""
+    async def _opened(self, key: Key, offset: int, length: int | None) -> OpenedReader:
+        """For `open`: the reader of a range, and what ends its download."""
         if key in EMPTY_DIGESTS:
             clamp(0, offset, length)
             return BytesReader(b""), None
@@ -199,17 +204,17 @@ class CloudObjectStore(Store):
             if offset or length is not None:
                 return await self._open_part_of_value(key, offset, length)
             return await self._begin(key, self._download(key))
-        except ObjectStoreError as error:
+        except BackendError as error:
             raise self._error(key, error) from error
 
-    async def _open_blob(self, key: Digest, offset: int, length: int | None) -> tuple[Reader, Download | None]:
+    async def _open_blob(self, key: Digest, offset: int, length: int | None) -> OpenedReader:
         if count := clamp(key.size, offset, length):
             return await self._begin(key, self._download(key, offset=offset, count=count))
         if await self._look(key) is None:
             raise self._missed(key)
         return BytesReader(b""), None
 
-    async def _open_part_of_value(self, key: Key, offset: int, length: int | None) -> tuple[Reader, Download | None]:
+    async def _open_part_of_value(self, key: Key, offset: int, length: int | None) -> OpenedReader:
         """A range of an object whose size is not in its key, and which may be replaced between the two requests."""
         client, name = self._connection.client, self._object(key)
         attempt = 0
@@ -227,14 +232,14 @@ class CloudObjectStore(Store):
                     raise
 
     def _download(self, key: Key, *, offset: int = 0, count: int | None = None) -> Download:
-        self._counts["downloads"] += 1
+        self._traffic.downloads += 1
         client, name = self._connection.client, self._object(key)
         if not isinstance(key, Digest):
             return Download(client, name)
         count = key.size if count is None else count
         return Download(client, name, offset=offset, count=count, total=key.size, immutable=True)
 
-    async def _begin(self, key: Key, download: Download) -> tuple[Reader, Download | None]:
+    async def _begin(self, key: Key, download: Download) -> OpenedReader:
         """Asks for the object. What is small is then here as a whole, and needs its server no more."""
         fetcher = self._connection.fetcher
         try:
@@ -247,13 +252,12 @@ class CloudObjectStore(Store):
         if not download.left:
             return BytesReader(first), None
         reader = DownloadReader(download, first, fetcher=fetcher, translate=lambda error: self._error(key, error))
-        return reader, download
+        return reader, reader.aclose
 
     # ------------------------------------------------------------------------------------------------------- writing
 
     async def put(self, key: Key, data: Buffer) -> None:
-        if isinstance(key, Digest) and len(data) != key.size:
-            raise UploadMismatchError(f"{key}: the upload has {len(data)} bytes, its digest says {key.size}")
+        check_size(key, len(data))
         if key in EMPTY_DIGESTS:
             return
         if len(data) > self._options.part_size:
@@ -267,8 +271,8 @@ class CloudObjectStore(Store):
     async def write(self, key: Key, reader: Reader) -> None:
         size = reader.size
         if isinstance(key, Digest):
-            if size not in (-1, key.size):
-                raise UploadMismatchError(f"{key}: the upload has {size} bytes, its digest says {key.size}")
+            if size != -1:
+                check_size(key, size)
             size = key.size
         source = PromisedSource(reader, size, str(key))
         if key in EMPTY_DIGESTS:
@@ -278,26 +282,27 @@ class CloudObjectStore(Store):
         await self._upload(key, uploads.write(self._object(key), source, replace=not isinstance(key, Digest)), size)
 
     async def _upload(self, key: Key, upload: Awaitable[None], size: int) -> None:
-        self._counts["uploads"] += 1
         try:
             await upload
-        except ObjectStoreError as error:
+        except BackendError as error:
             raise self._error(key, error) from error
-        self._counts["bytes_uploaded"] += max(size, 0)
+        self._traffic.uploaded(max(size, 0))
         if isinstance(key, Digest):
             self._remembered.add(key, seconds=self._options.consider_expired_after_s or None)
 
     async def put_many(self, blobs: Sequence[tuple[Key, Buffer]]) -> list[NlError | None]:
-        failed: list[NlError | None] = [None] * len(blobs)
+        batch = UploadBatch(blobs)
+        values = list(batch.values.items())
 
         async def put_one(at: int) -> None:
+            key, data = values[at]
             try:
-                await self.put(*blobs[at])
+                await self.put(key, data)
             except NlError as error:
-                failed[at] = error
+                batch.failed[key] = error
 
-        await for_each(len(blobs), put_one, tasks=self._options.max_threads)
-        return failed
+        await for_each(len(values), put_one, tasks=self._options.max_threads)
+        return batch.outcomes()
 
     # ------------------------------------------------------------------------------------------------------- removal
 
@@ -311,8 +316,8 @@ class CloudObjectStore(Store):
         self._forget(gone)
         try:
             await for_each(len(gone), delete_one, tasks=self._options.max_threads)
-        except ObjectStoreError as error:
-            raise self._connection.translated(error) from error
+        except BackendError as error:
+            raise self._backend.translated(error) from error
         finally:
             self._forget(gone)  # those that a lookup found there meanwhile
 
@@ -330,35 +335,10 @@ class CloudObjectStore(Store):
     def _object(self, key: Key) -> str:
         return self._options.key_prefix + key_text(key)
 
-    def _error(self, key: Key, error: ObjectStoreError) -> Exception:
+    def _error(self, key: Key, error: BackendError) -> Exception:
         """What the contract calls a client's error."""
         if isinstance(error, ObjectMissingError) or (isinstance(key, Digest) and isinstance(error, ObjectChangedError)):
             if isinstance(error, ObjectChangedError):
-                self._connection.complain(f"{error}: it counts as missing")
+                self._backend.complain(f"{error}: it counts as missing")
             return self._missed(key)
-        return self._connection.translated(error)
-
-
-class _Opening:
-    """What `open` returns."""
-
-    __slots__ = ("_asked", "_download", "_store")
-
-    def __init__(self, store: CloudObjectStore, key: Key, offset: int, length: int | None) -> None:
-        self._store = store
-        self._asked = (key, offset, length)
-        self._download: Download | None = None
-
-    async def __aenter__(self) -> Reader:
-        reader, self._download = await self._store.opened(*self._asked)
-        return reader
-
-    async def __aexit__(
-        self, kind: type[BaseException] | None, exc: BaseException | None, traceback: TracebackType | None
-    ) -> None:
-        if self._download is not None:
-            self._download.close()
-
-
-def _too_large(key: Key, size: int) -> TooLargeError:
-    return TooLargeError(f"{key} has {size} bytes; more than {MAX_WHOLE} must be streamed")
+        return self._backend.translated(error)

@@ -14,8 +14,8 @@ from contextlib import suppress
 
 import trio
 
-from nl_cloud_object_store.client import ObjectClient, ObjectStoreError, OpenUpload
-from nl_cloud_object_store.threads import Threads
+from nl.plugin import BackendError, Threads
+from nl_cloud_object_store.client import ObjectClient, OpenUpload
 
 log = logging.getLogger("nl.stores.cloud_object_store")
 
@@ -82,7 +82,7 @@ class Sweeper:
             key, upload = self._left[0]
             try:
                 await self._threads.look(self._client.abort_upload, key, upload)
-            except ObjectStoreError as error:
+            except BackendError as error:
                 log.debug("the upload of %s is not aborted yet: %s", key, error)
                 return
             self._left.popleft()
@@ -91,7 +91,7 @@ class Sweeper:
         """Those that are old by the server's clock and were there at the last look, too: some servers tell any time."""
         try:
             found = await self._old_ones()
-        except ObjectStoreError as error:
+        except BackendError as error:
             log.info("cannot look for forgotten uploads (they cost money; let a lifecycle rule abort them): %s", error)
             return
         self._left.extend((each.key, each.upload) for each in self._seen & found)

@@ -1,8 +1,4 @@
-"""The threads in which requests run, and what becomes of one whose caller is cancelled.
-
-The limiter is the store's own: trio's default one serves files, and would starve behind a slow network. At most `count`
-requests run at once, abandoned ones included; all others wait in order of arrival.
-"""
+"""Threads whose requests are given up some time after their callers were: a provider may take minutes over a part."""
 
 from __future__ import annotations
 
@@ -13,6 +9,8 @@ from typing import TypeVar, TypeVarTuple
 
 import trio
 
+from nl.plugin import Threads
+
 T = TypeVar("T")
 Args = TypeVarTuple("Args")
 
@@ -20,15 +18,8 @@ GRACE_S = 5.0
 """How long a cancelled caller waits for a request that changes something."""
 
 
-class Threads:
-    """Runs blocking calls."""
-
-    def __init__(self, count: int) -> None:
-        self.limiter = trio.CapacityLimiter(count)
-
-    async def look(self, function: Callable[[*Args], T], *args: *Args) -> T:
-        """For calls whose result may be thrown away: a cancelled caller leaves at once, the thread ends by itself."""
-        return await trio.to_thread.run_sync(function, *args, abandon_on_cancel=True, limiter=self.limiter)
+class ImpatientThreads(Threads):
+    """Waits for what a cancelled caller has begun, but not for ever."""
 
     async def change(self, function: Callable[[*Args], T], *args: *Args) -> T:
         """For calls that change something: a cancelled caller waits up to GRACE_S for the request to end, so that what

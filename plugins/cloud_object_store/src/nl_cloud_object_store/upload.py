@@ -14,19 +14,11 @@ from contextlib import contextmanager
 
 import trio
 
-from nl.plugin import PromisedSource
-from nl_cloud_object_store.client import (
-    Bytes,
-    ObjectClient,
-    ObjectMissingError,
-    ObjectStoreError,
-    ObjectTooLargeError,
-    UploadGoneError,
-)
+from nl.plugin import BackendError, PromisedSource, RetryPolicy, Threads, ValueTooLargeError
+from nl_cloud_object_store.client import Bytes, ObjectClient, ObjectMissingError, UploadGoneError
 from nl_cloud_object_store.parts import Budget, Buffers, Reservation, part_size
-from nl_cloud_object_store.retry import RetryPolicy
 from nl_cloud_object_store.sweep import Sweeper
-from nl_cloud_object_store.threads import GRACE_S, Threads
+from nl_cloud_object_store.threads import GRACE_S
 
 FRESH_STARTS = 2
 """How often an upload begins again that the server has forgotten."""
@@ -94,12 +86,12 @@ class Multipart:
             return
         try:
             self._client.abort_upload(self.key, self.id)
-        except ObjectStoreError:
+        except BackendError:
             self._left_over(self.key, self.id)
 
 
 class Uploader:
-    """Writes objects. All methods raise ObjectStoreError, and what a reader raises as it is."""
+    """Writes objects. All methods raise BackendError, and what a reader raises as it is."""
 
     def __init__(
         self, client: ObjectClient, *, threads: Threads, policy: RetryPolicy, budget: Budget, sweeper: Sweeper,
@@ -148,7 +140,7 @@ class Uploader:
         most, granule = self._client.MAX_PARTS, self._client.GRANULE
         room = size if 0 <= size <= self.part else part_size(size, smallest=self.part, most=most, granule=granule)
         if room > self._client.MAX_PART:
-            raise ObjectTooLargeError(f"{key}: {size} bytes are more than an object can have")
+            raise ValueTooLargeError(f"{key}: {size} bytes are more than an object can have")
         held = await self._budget.reserve(room)
         try:
             first = await source.take(self._buffers.take(room))
@@ -194,7 +186,7 @@ class Uploader:
                     await self._policy.run(lambda: self._threads.change(upload.send, number, data, offset))
                     self._buffers.give_back(data)
                     after.set()
-                except ObjectStoreError as error:
+                except BackendError as error:
                     failed.append(error)
                     nursery.cancel_scope.cancel()
                 finally:
@@ -248,7 +240,7 @@ class Uploader:
             except UploadGoneError:
                 if not lost or not await self._is_there(upload.key, source.taken):
                     raise
-            except ObjectStoreError:
+            except BackendError:
                 lost = True
                 raise
 
@@ -271,7 +263,7 @@ class Uploader:
         try:
             await self._threads.look(self._client.abort_upload, upload.key, id)
             done = True
-        except ObjectStoreError:
+        except BackendError:
             pass  # the sweeper goes on trying
         finally:
             if not done:

@@ -13,22 +13,18 @@ from bson.codec_options import CodecOptions, DatetimeConversion
 from pymongo import MongoClient
 from pymongo.errors import PyMongoError
 
-from nl.plugin import ConfigError, InternalError, NlError
+from nl.plugin import Backend, BackendError, InternalError, RefusedError, Threads
 from nl_mongo_store.connection_string import given, secrets_of
 from nl_mongo_store.documents import Document, Documents
-from nl_mongo_store.errors import MongoError, RefusedError, meaning, said
+from nl_mongo_store.errors import meaning, said
 from nl_mongo_store.keys import Names
 from nl_mongo_store.options import MongoStoreOptions
-from nl_mongo_store.retry import RetryPolicy
 from nl_mongo_store.sweep import EVERY_S, prepare, sweep
-from nl_mongo_store.threads import Threads
 
 log = logging.getLogger("nl.stores.mongo_store")
 
 PROBE_S = 5.0
 """Between looks at a server that could not be reached when the store started."""
-COMPLAIN_S = 60.0
-"""Between log lines about what needs somebody's hand."""
 CLOSE_S = 5.0
 """How long the end of a store waits for its client."""
 T = TypeVar("T")
@@ -44,13 +40,12 @@ class Connection:
         self._name = name
         self._secrets = secrets_of(options.connection_string)
         self._threads = Threads(options.threads)
-        self._policy = options.retry.policy(RetryPolicy)
+        self._policy = options.retry.policy()
         self._lock = threading.Lock()
         self._client: MongoClient[Document] | None = None
         self._documents: Documents | None = None
         self._running = False
-        self._complained = -COMPLAIN_S
-        self._failed = 0
+        self.backend = Backend(name, log)
         self.names = Names(options.prefix)
 
     @property
@@ -59,7 +54,7 @@ class Connection:
         return self._policy.retries
 
     async def look(self, request: Request[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
-        """A request that changes nothing, tried again as configured. Raises MongoError."""
+        """A request that changes nothing, tried again as configured. Raises BackendError."""
         return await self._policy.run(lambda: self._threads.look(lambda: self._call(request, *args, **kwargs)))
 
     async def change(self, request: Request[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
@@ -75,11 +70,7 @@ class Connection:
         logging.getLogger("pymongo").setLevel(logging.WARNING)  # at DEBUG, each request as text, with its payload
         self._running = True
         try:
-            reachable = await self._look_at_start()
-            task_status.started()
-            while not reachable:
-                await trio.sleep(PROBE_S)
-                reachable = await self._look_again()
+            await self.backend.reach(self._ping, every_s=PROBE_S, task_status=task_status)
             await self._tidy_up()
         finally:
             self._running = False
@@ -89,54 +80,22 @@ class Connection:
     async def check(self) -> None:
         """Raises the NlError that a request would meet now."""
         try:
-            await self._threads.look(lambda: self._call(Documents.ping))
-        except MongoError as error:
-            raise self.translated(error) from error
+            await self._ping()
+        except BackendError as error:
+            raise self.backend.translated(error) from error
 
-    def translated(self, error: MongoError) -> NlError:
-        """The contract's name for it."""
-        self._failed += 1
-        if isinstance(error, RefusedError):
-            self.complain(str(error))
-        return error.translated(self._name)
-
-    def complain(self, text: str) -> None:
-        """A log line about what only somebody can mend; one a minute, whatever comes in between."""
-        now = trio.current_time()
-        if now - self._complained >= COMPLAIN_S:
-            self._complained = now
-            log.error("store %s: %s", self._name, text)
+    async def _ping(self) -> None:
+        await self._threads.look(lambda: self._call(Documents.ping))
 
     def statistics(self) -> Mapping[str, int | float | str]:
         """For the store's."""
         return {
             "collection": f"{self._options.database}.{self._options.cas_collection}",
-            "failed": self._failed,
+            "failed": self.backend.failed,
             "retries": self.retries,
             "threads_busy": self._threads.limiter.borrowed_tokens,
             "requests_waiting": self._threads.limiter.statistics().tasks_waiting,
         }
-
-    async def _look_at_start(self) -> bool:
-        try:
-            await self._threads.look(lambda: self._call(Documents.ping))
-        except RefusedError as error:
-            raise ConfigError(error.option, str(error)) from error
-        except MongoError as error:
-            log.warning("the store %s starts without its server: %s", self._name, error)
-            return False
-        return True
-
-    async def _look_again(self) -> bool:
-        try:
-            await self._threads.look(lambda: self._call(Documents.ping))
-        except RefusedError as error:
-            log.error("the store %s can be reached, and cannot be used: %s", self._name, error)
-            return True
-        except MongoError:
-            return False
-        log.info("the store %s has reached its server", self._name)
-        return True
 
     async def _tidy_up(self) -> None:
         """For as long as the store runs. Whatever fails is left for the next time."""
@@ -151,7 +110,7 @@ class Connection:
     async def _try(self, request: Callable[[Documents], T], what: str) -> T | None:
         try:
             return await self._threads.look(lambda: self._call(request))  # may be left at any point, as by a killed one
-        except MongoError as error:
+        except BackendError as error:
             log.info("the store %s cannot %s: %s", self._name, what, error)
             return None
 

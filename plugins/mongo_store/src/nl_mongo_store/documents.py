@@ -18,8 +18,8 @@ from pymongo import DeleteOne, ReplaceOne
 from pymongo.collection import Collection
 from pymongo.errors import BulkWriteError, DuplicateKeyError
 
-from nl.plugin import Buffer
-from nl_mongo_store.errors import LostError, TransientError
+from nl.plugin import Buffer, TransientError
+from nl_mongo_store.errors import LostError
 from nl_mongo_store.keys import Names
 
 Document: TypeAlias = dict[str, Any]
@@ -45,7 +45,7 @@ class Value(NamedTuple):
 
 
 class Documents:
-    """Those of one store. All methods raise PyMongoError, or MongoError."""
+    """Those of one store. All methods raise PyMongoError, or BackendError."""
 
     def __init__(self, collection: Collection[Document], names: Names, *, ttl_s: float) -> None:
         """`ttl_s` 0: values live for ever."""

@@ -1,7 +1,4 @@
-"""What can go wrong between us and a server, and what each of PyMongo's errors means.
-
-`code` is the name of a gRPC status as NativeLink's `retry_on_errors` writes it; it decides about another attempt.
-"""
+"""What each of PyMongo's errors means, and what can go wrong besides what can with any backend."""
 
 from __future__ import annotations
 
@@ -21,70 +18,16 @@ from pymongo.errors import (
     WTimeoutError,
 )
 
-from nl.plugin import ExhaustedError, NlError, TooLargeError, UnavailableError
+from nl.plugin import BackendError, FullError, RefusedError, TransientError, ValueTooLargeError
 
 MOST_TEXT = 300
 """Characters of a server's message that are passed on."""
 
 
-class MongoError(Exception):
-    """A request failed. The text is one line without secrets."""
-
-    code: str = "Unavailable"
-
-    def translated(self, store: str) -> NlError:
-        """The contract's name for it."""
-        return UnavailableError(f"store {store}: {self}")
-
-
-class TransientError(MongoError):
-    """Trying again may help: no connection, a broken one, a server that is not the primary, or takes too long."""
-
-    def __init__(self, text: str, *, code: str = "Unavailable") -> None:
-        super().__init__(text)
-        self.code = code
-
-
-class LostError(MongoError):
+class LostError(BackendError):
     """The server has lost what it had of an upload, or another has tidied it up: only a new upload helps."""
 
     code = "FailedPrecondition"
-
-
-class FullError(MongoError):
-    """There is no room: the disk, or a quota."""
-
-    code = "OutOfRange"
-
-    def translated(self, store: str) -> NlError:
-        return ExhaustedError(f"store {store}: {self}")
-
-
-class ValueTooLargeError(MongoError):
-    """The server takes no documents of that size."""
-
-    code = "OutOfRange"
-
-    def translated(self, store: str) -> NlError:
-        return TooLargeError(f"store {store}: {self}")
-
-
-class RefusedError(MongoError):
-    """The server refuses, and will refuse again: a wrong password, no permission, no such command.
-
-    `option` names the option at fault, if it is clear which one is.
-    """
-
-    code = "PermissionDenied"
-
-    def __init__(self, text: str, *, option: str = "") -> None:
-        super().__init__(text)
-        self.option = option
-
-    def translated(self, store: str) -> NlError:
-        failure = super().translated(store)
-        failure.retryable = False
-        return failure
 
 
 # Numbers of MongoDB's error_codes.yml. Those that a driver may try again by MongoDB's own rules (its specifications of
@@ -98,7 +41,7 @@ _TOO_LARGE = frozenset({10334, 17419, 17420})
 _LOGIN = frozenset({11, 13, 18, 8000})
 
 
-def meaning(error: PyMongoError, secrets: Collection[str]) -> MongoError:
+def meaning(error: PyMongoError, secrets: Collection[str]) -> BackendError:
     """What an error of PyMongo stands for. `secrets` are not to be in its text."""
     text = said(error, secrets)
     if isinstance(error, NetworkTimeout | ExecutionTimeout | WTimeoutError):
@@ -116,7 +59,7 @@ def meaning(error: PyMongoError, secrets: Collection[str]) -> MongoError:
     return RefusedError(text)
 
 
-def _of_server(error: OperationFailure, text: str) -> MongoError:
+def _of_server(error: OperationFailure, text: str) -> BackendError:
     code, late = _code_of(error)
     if code in _FULL or "space quota" in text:
         return FullError(text)

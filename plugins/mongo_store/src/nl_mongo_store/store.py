@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import AbstractAsyncContextManager
-from types import TracebackType
 from typing import TypeVar
 
 import trio
@@ -13,6 +12,7 @@ from nl.plugin import (
     EMPTY_DIGESTS,
     MAX_WHOLE,
     SMALL,
+    BackendError,
     BlobNotFoundError,
     Buffer,
     BytesReader,
@@ -21,24 +21,27 @@ from nl.plugin import (
     InvalidRequestError,
     Key,
     NlError,
+    OpenedReader,
+    Opening,
     PromisedSource,
     Reader,
     ScanPage,
     Scans,
     Store,
     StoreContext,
-    TooLargeError,
+    Traffic,
     Traits,
     UnavailableError,
-    UploadMismatchError,
+    UploadBatch,
+    check_size,
     clamp,
     for_each,
+    must_be_streamed,
     slice_bytes,
 )
 from nl_mongo_store.connection import Connection
 from nl_mongo_store.documents import TRIES, Documents, Value
 from nl_mongo_store.download import ChunkReader, whole_chunks
-from nl_mongo_store.errors import MongoError
 from nl_mongo_store.options import MongoStoreOptions
 from nl_mongo_store.upload import Uploader
 
@@ -63,10 +66,11 @@ class MongoStore(Store):
         self._options = options
         self._name = context.name
         self._connection = Connection(options, context.name)
+        self._backend = self._connection.backend
         self._names = self._connection.names
         self._uploads = Uploader(self._connection, chunk=options.chunk_size, memory=options.max_upload_memory)
         self._traits = Traits(authoritative=True, tracks_use=bool(options.key_ttl_s))
-        self._counts = dict.fromkeys(("lookups", "downloads", "uploads", "bytes_uploaded"), 0)
+        self._traffic = Traffic()
 
     async def run(self, *, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> None:
         """Holds the client. Raises ConfigError in one line for a wrong password, or a lack of permissions."""
@@ -83,26 +87,26 @@ class MongoStore(Store):
         return self if kind in (Deletes, Scans) and isinstance(self, kind) else None
 
     def statistics(self) -> Mapping[str, int | float | str]:
-        return {**self._counts, "uploads_busy": self._uploads.busy, **self._connection.statistics()}
+        return {**self._traffic.statistics(), "uploads_busy": self._uploads.busy, **self._connection.statistics()}
 
     # ------------------------------------------------------------------------------------------------------- looking
 
     async def has(self, keys: Sequence[Key]) -> list[int | None]:
         asked = [key for key in dict.fromkeys(keys) if key not in EMPTY_DIGESTS]
-        self._counts["lookups"] += len(asked)
+        self._traffic.lookups += len(asked)
         found: dict[Key, int | None] = {}
         if asked:
             names = [self._names.of(key) for key in asked]
             try:
                 sizes = await self._connection.look(Documents.sizes, names)
-            except MongoError as error:
-                raise self._connection.translated(error) from error
+            except BackendError as error:
+                raise self._backend.translated(error) from error
             found = {key: self._size_of(key, sizes.get(name)) for key, name in zip(asked, names, strict=True)}
         return [0 if key in EMPTY_DIGESTS else found[key] for key in keys]
 
     def _size_of(self, key: Key, size: int | None) -> int | None:
         if isinstance(key, Digest) and size not in (None, key.size):
-            self._connection.complain(f"{key} has {size} bytes: it counts as missing")
+            self._backend.complain(f"{key} has {size} bytes: it counts as missing")
             return None
         return size
 
@@ -114,8 +118,8 @@ class MongoStore(Store):
         try:
             after = self._names.named(cursor.removeprefix(_AFTER)) if cursor else ""
             page = await self._connection.look(Documents.page, after, limit)
-        except MongoError as error:
-            raise self._connection.translated(error) from error
+        except BackendError as error:
+            raise self._backend.translated(error) from error
         found: list[tuple[Key, int]] = []
         for name, size in page:
             key = self._names.key(name)
@@ -138,10 +142,10 @@ class MongoStore(Store):
             if key in EMPTY_DIGESTS:
                 found[key] = b""
             elif isinstance(key, Digest) and key.size > MAX_WHOLE:
-                found[key] = _too_large(key, key.size)
+                found[key] = must_be_streamed(key, key.size)
             else:
                 asked.append((key, key.size if isinstance(key, Digest) else SMALL))
-        self._counts["downloads"] += len(asked)
+        self._traffic.downloads += len(asked)
         trips = list(_trips(asked))
 
         async def get_some(at: int) -> None:
@@ -154,8 +158,8 @@ class MongoStore(Store):
         names = [self._names.of(key) for key in keys]
         try:
             values = await self._connection.look(Documents.values, names)
-        except MongoError as error:
-            return dict.fromkeys(keys, self._connection.translated(error))
+        except BackendError as error:
+            return dict.fromkeys(keys, self._backend.translated(error))
         found: dict[Key, Buffer | NlError] = {}
         large: list[Key] = []
         for key, name in zip(keys, names, strict=True):
@@ -163,7 +167,7 @@ class MongoStore(Store):
             if value is None or self._size_of(key, value.size) is None:
                 found[key] = BlobNotFoundError(key, self._name)
             elif value.size > MAX_WHOLE:
-                found[key] = _too_large(key, value.size)
+                found[key] = must_be_streamed(key, value.size)
             elif value.data is None:
                 large.append(key)
             else:
@@ -186,27 +190,28 @@ class MongoStore(Store):
             for part in parts:
                 data += part
         if len(data) > MAX_WHOLE:  # it was replaced by a larger one when it was found broken
-            raise _too_large(key, len(data))
+            raise must_be_streamed(key, len(data))
         return data
 
     def open(self, key: Key, *, offset: int = 0, length: int | None = None) -> AbstractAsyncContextManager[Reader]:
-        return _Opening(self, key, offset, length)
+        return Opening(lambda: self._opened(key, offset, length))
 
-    async def opened(self, key: Key, offset: int, length: int | None) -> Reader:
-        """For `open`: the reader of a range."""
+    async def _opened(self, key: Key, offset: int, length: int | None) -> OpenedReader:
+        """For `open`: the reader of a range. Nothing is to be closed: it holds no more than what it has fetched."""
         if isinstance(key, Digest):
             clamp(key.size, offset, length)
             if key in EMPTY_DIGESTS:
-                return BytesReader(b"")
-        self._counts["downloads"] += 1
-        return await self._begin(key, await self._value(key), offset, length, per_trip=self._options.read_chunk_size)
+                return BytesReader(b""), None
+        self._traffic.downloads += 1
+        value = await self._value(key)
+        return await self._begin(key, value, offset, length, per_trip=self._options.read_chunk_size), None
 
     async def _value(self, key: Key) -> Value:
         name = self._names.of(key)
         try:
             value = (await self._connection.look(Documents.values, [name])).get(name)
-        except MongoError as error:
-            raise self._connection.translated(error) from error
+        except BackendError as error:
+            raise self._backend.translated(error) from error
         if value is None or self._size_of(key, value.size) is None:
             raise BlobNotFoundError(key, self._name)
         return value
@@ -235,10 +240,10 @@ class MongoStore(Store):
             found = await self._connection.look(Documents.chunks, value.upload, first, count)
             chunks = whole_chunks(value, first, found)
             if chunks is None:
-                self._connection.complain(f"the server has lost a part of {key}: it counts as missing")
+                self._backend.complain(f"the server has lost a part of {key}: it counts as missing")
                 await self._connection.change(Documents.remove_broken, self._names.of(key), value.upload)
-        except MongoError as error:
-            raise self._connection.translated(error) from error
+        except BackendError as error:
+            raise self._backend.translated(error) from error
         if chunks is None:
             raise _BrokenError(f"store {self._name}: {key} left the server while it was being read")
         return chunks
@@ -246,7 +251,7 @@ class MongoStore(Store):
     # ------------------------------------------------------------------------------------------------------- writing
 
     async def put(self, key: Key, data: Buffer) -> None:
-        _check_size(key, len(data))
+        check_size(key, len(data))
         if key in EMPTY_DIGESTS:
             return
         if len(data) > self._options.chunk_size:
@@ -254,53 +259,42 @@ class MongoStore(Store):
             return
         try:
             await self._connection.change(Documents.put, self._names.of(key), data, new=isinstance(key, Digest))
-        except MongoError as error:
-            raise self._connection.translated(error) from error
-        self._count_uploads((len(data),))
+        except BackendError as error:
+            raise self._backend.translated(error) from error
+        self._traffic.uploaded(len(data))
 
     async def put_many(self, blobs: Sequence[tuple[Key, Buffer]]) -> list[NlError | None]:
-        failed: dict[Key, NlError] = {}
-        wrong: dict[int, NlError] = {}
-        small: dict[Key, Buffer] = {}
-        large: dict[Key, Buffer] = {}
-        for at, (key, data) in enumerate(blobs):
-            try:
-                _check_size(key, len(data))
-            except NlError as error:
-                wrong[at] = error
-                continue
-            if key not in EMPTY_DIGESTS:  # of two values for one key the last is meant
-                small.pop(key, None)
-                large.pop(key, None)
-                (small if len(data) <= self._options.chunk_size else large)[key] = data
+        batch = UploadBatch(blobs)
+        small = {key: data for key, data in batch.values.items() if len(data) <= self._options.chunk_size}
+        large = [(key, data) for key, data in batch.values.items() if key not in small]
         trips = list(_trips([(key, len(data)) for key, data in small.items()]))
-        alone = list(large)
 
         async def put_some(at: int) -> None:
             keys = [key for key, _ in trips[at]]
             try:
                 values = [(self._names.of(key), small[key]) for key in keys]
                 await self._connection.change(Documents.put_many, values)
-            except MongoError as error:
-                failed.update(dict.fromkeys(keys, self._connection.translated(error)))
+            except BackendError as error:
+                batch.failed.update(dict.fromkeys(keys, self._backend.translated(error)))
             else:
-                self._count_uploads(len(small[key]) for key in keys)
+                self._traffic.uploaded(*(len(small[key]) for key in keys))
 
         async def put_large(at: int) -> None:
+            key, data = large[at]
             try:
-                await self.write(alone[at], BytesReader(large[alone[at]]))
+                await self.write(key, BytesReader(data))
             except NlError as error:
-                failed[alone[at]] = error
+                batch.failed[key] = error
 
         await for_each(len(trips), put_some, tasks=TRIPS)
-        await for_each(len(alone), put_large, tasks=TRIPS)
-        return [wrong.get(at) or failed.get(key) for at, (key, _) in enumerate(blobs)]
+        await for_each(len(large), put_large, tasks=TRIPS)
+        return batch.outcomes()
 
     async def write(self, key: Key, reader: Reader) -> None:
         size = reader.size
         if isinstance(key, Digest):
             if size != -1:
-                _check_size(key, size)
+                check_size(key, size)
             size = key.size
         source = PromisedSource(reader, size, str(key))
         if key in EMPTY_DIGESTS:
@@ -308,14 +302,9 @@ class MongoStore(Store):
             return
         try:
             await self._uploads.write(self._names.of(key), source, new=isinstance(key, Digest))
-        except MongoError as error:
-            raise self._connection.translated(error) from error
-        self._count_uploads((source.taken,))
-
-    def _count_uploads(self, sizes: Iterable[int]) -> None:
-        for size in sizes:
-            self._counts["uploads"] += 1
-            self._counts["bytes_uploaded"] += size
+        except BackendError as error:
+            raise self._backend.translated(error) from error
+        self._traffic.uploaded(source.taken)
 
     async def delete(self, keys: Sequence[Key]) -> None:
         """See `Deletes`."""
@@ -324,30 +313,12 @@ class MongoStore(Store):
             return
         try:
             await self._connection.change(Documents.remove, names)
-        except MongoError as error:
-            raise self._connection.translated(error) from error
+        except BackendError as error:
+            raise self._backend.translated(error) from error
 
 
 class _BrokenError(UnavailableError):
     """Chunks of a value are not there. In the middle of a reader that is all there is to say."""
-
-
-class _Opening:
-    """What `open` returns. Nothing is to be closed: a reader holds no more than what it has fetched."""
-
-    __slots__ = ("_asked", "_store")
-
-    def __init__(self, store: MongoStore, key: Key, offset: int, length: int | None) -> None:
-        self._store = store
-        self._asked = (key, offset, length)
-
-    async def __aenter__(self) -> Reader:
-        return await self._store.opened(*self._asked)
-
-    async def __aexit__(
-        self, kind: type[BaseException] | None, exc: BaseException | None, traceback: TracebackType | None
-    ) -> None:
-        return None
 
 
 def _trips(sized: Sequence[tuple[Key, int]]) -> Iterator[Sequence[tuple[Key, int]]]:
@@ -360,12 +331,3 @@ def _trips(sized: Sequence[tuple[Key, int]]) -> Iterator[Sequence[tuple[Key, int
             begin, room = at, TRIP_BYTES - size
     if begin < len(sized):
         yield sized[begin:]
-
-
-def _check_size(key: Key, size: int) -> None:
-    if isinstance(key, Digest) and size != key.size:
-        raise UploadMismatchError(f"{key}: the upload has {size} bytes, its digest says {key.size}")
-
-
-def _too_large(key: Key, size: int) -> TooLargeError:
-    return TooLargeError(f"{key} has {size} bytes; more than {MAX_WHOLE} must be streamed")

@@ -8,10 +8,10 @@ from __future__ import annotations
 
 import trio
 
-from nl.plugin import PromisedSource
+from nl.plugin import BackendError, PromisedSource
 from nl_mongo_store.connection import Connection
 from nl_mongo_store.documents import Documents
-from nl_mongo_store.errors import LostError, MongoError
+from nl_mongo_store.errors import LostError
 from nl_mongo_store.keys import new_upload
 from nl_mongo_store.sweep import BEAT_S
 
@@ -22,7 +22,7 @@ GRACE_S = 5.0
 
 
 class Uploader:
-    """Writes values. All methods raise MongoError, and what a reader raises as it is."""
+    """Writes values. All methods raise BackendError, and what a reader raises as it is."""
 
     def __init__(self, connection: Connection, *, chunk: int, memory: int) -> None:
         """In bytes: a `chunk`, and what the chunks of all uploads may take together."""
@@ -88,11 +88,11 @@ class Uploader:
             raise
         try:
             await change(Documents.forget, upload)
-        except MongoError:
+        except BackendError:
             pass  # the value is there, and whoever tidies up will see that
 
     async def _discard(self, upload: str, *, in_doubt: bool) -> None:
         try:
             await self._connection.look(Documents.discard, upload, in_doubt=in_doubt)
-        except MongoError:
+        except BackendError:
             pass  # the record is there, and an hour old one day

@@ -10,10 +10,10 @@ from typing import NamedTuple
 
 import trio
 
-from nl.plugin import RetryPauses
+from nl.plugin import BackendError, RetryPolicy, TransientError
 from nl_redis_store.addresses import slot_of
 from nl_redis_store.connection import Command, Reply
-from nl_redis_store.errors import MovedError, RedisError, ReplyError, TransientError, meaning
+from nl_redis_store.errors import MovedError, ReplyError, meaning
 from nl_redis_store.node import MAX_COMMANDS, MAX_RECEIVE, MAX_SEND, Node, Request
 from nl_redis_store.topology import Topology
 
@@ -33,18 +33,17 @@ class Op(NamedTuple):
     """About how many bytes of payload."""
 
 
-Outcome = list[Reply] | RedisError
+Outcome = list[Reply] | BackendError
 """A reply for each command of an Op, or the first error among them."""
 
 
 class Client:
     """Runs Ops. At most `permits` calls at once; others wait in order."""
 
-    def __init__(self, topology: Topology, policy: RetryPauses, *, permits: int) -> None:
+    def __init__(self, topology: Topology, policy: RetryPolicy, *, permits: int) -> None:
         self._topology = topology
-        self._policy = policy
+        self.policy = policy
         self._limiter = trio.CapacityLimiter(permits)
-        self.retries = 0
 
     @property
     def waiting(self) -> int:
@@ -52,9 +51,9 @@ class Client:
         return self._limiter.statistics().tasks_waiting
 
     async def one(self, op: Op, *, changes: bool = False) -> list[Reply]:
-        """The replies to one Op. Raises RedisError."""
+        """The replies to one Op. Raises BackendError."""
         (outcome,) = await self.many([op], changes=changes)
-        if isinstance(outcome, RedisError):
+        if isinstance(outcome, BackendError):
             raise outcome
         return outcome
 
@@ -75,17 +74,16 @@ class Client:
             again: list[int] = []
             for at in left:
                 outcome = outcomes[at]
-                if isinstance(outcome, RedisError) and (wait := self._policy.pause(retry, outcome)) is not None:
+                if isinstance(outcome, BackendError) and (wait := self.policy.pause(retry, outcome)) is not None:
                     again.append(at)
                     pause = max(pause, wait)
             left = again
             if left:
-                self.retries += 1
-                await trio.sleep(pause)
+                await self.policy.wait(pause)
         return outcomes
 
     async def everywhere(self, command: Command) -> list[Reply]:
-        """A command to all servers, one attempt. Raises the first RedisError."""
+        """A command to all servers, one attempt. Raises the first BackendError."""
         await self._topology.ready()
         sent = []
         for node in self._topology.nodes():
@@ -133,7 +131,7 @@ class _Attempt:
         for _ in range(1 + MAX_REDIRECTS):
             try:
                 await self._topology.ready()
-            except RedisError as error:
+            except BackendError as error:
                 for at in chosen:
                     self._outcomes[at] = error
                 return
@@ -157,7 +155,7 @@ class _Attempt:
             else:
                 try:
                     node = topology.node_of(slot_of(self._ops[at].key) if clustered else 0)
-                except RedisError as error:
+                except BackendError as error:
                     self._outcomes[at] = error
                     continue
             groups.setdefault(node, []).append(_Member(at, asking))
@@ -207,7 +205,7 @@ class _Attempt:
         if isinstance(error, MovedError):
             try:
                 self._elsewhere[at] = (self._topology.moved(error, node), error.asking)
-            except RedisError:
+            except BackendError:
                 pass  # which is its outcome
         elif isinstance(error, TransientError):
             self._topology.failed(node, error)

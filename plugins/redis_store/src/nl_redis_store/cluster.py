@@ -9,9 +9,10 @@ from itertools import chain
 
 import trio
 
+from nl.plugin import BackendError, TransientError
 from nl_redis_store.addresses import SLOTS, Address
 from nl_redis_store.connection import Reply
-from nl_redis_store.errors import MovedError, RedisError, TransientError
+from nl_redis_store.errors import MovedError
 from nl_redis_store.node import Node
 from nl_redis_store.topology import Dialer, Topology
 
@@ -34,7 +35,7 @@ class Cluster(Topology):
         self._nursery: trio.Nursery | None = None
         self._outdated = trio.Event()
         self._learnt = trio.Event()
-        self._error: RedisError | None = None
+        self._error: BackendError | None = None
 
     async def run(self, *, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> None:
         async with trio.open_nursery() as nursery:
@@ -46,7 +47,7 @@ class Cluster(Topology):
                 try:
                     self._use(await self._ask_for_map())
                     self._error = None
-                except RedisError as error:
+                except BackendError as error:
                     self._error = error
                 learnt, self._learnt = self._learnt, trio.Event()
                 learnt.set()
@@ -85,7 +86,7 @@ class Cluster(Topology):
             self._outdated.set()
         return node
 
-    def failed(self, node: Node, error: RedisError) -> None:
+    def failed(self, node: Node, error: BackendError) -> None:
         self._outdated.set()
 
     def _node(self, address: Address) -> Node:
@@ -98,11 +99,11 @@ class Cluster(Topology):
 
     async def _ask_for_map(self) -> list[tuple[int, int, Address]]:
         """What the first node says that can be asked. Raises what the last one raised."""
-        error: RedisError | None = None
+        error: BackendError | None = None
         for address in dict.fromkeys(chain(self._masters, self._dialer.addresses)):
             try:
                 return await self._ask(address)
-            except RedisError as failure:
+            except BackendError as failure:
                 error = failure
         assert error is not None
         raise error

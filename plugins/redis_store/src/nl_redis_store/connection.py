@@ -12,9 +12,9 @@ from typing import Any
 import hiredis
 import trio
 
-from nl.plugin import Buffer
+from nl.plugin import Buffer, RefusedError, TransientError
 from nl_redis_store.addresses import Address
-from nl_redis_store.errors import RefusedError, ReplyError, TransientError, meaning
+from nl_redis_store.errors import ReplyError, meaning
 
 Command = tuple[Buffer, ...]
 """Its name and arguments."""

@@ -1,36 +1,15 @@
-"""What can go wrong between us and a server, and what each error reply of a server means.
-
-`code` is the name of a gRPC status as NativeLink's `retry_on_errors` writes it; it decides about another attempt.
-"""
+"""What each error reply of a server means, and what can go wrong besides what can with any backend."""
 
 from __future__ import annotations
 
-from nl.plugin import ExhaustedError, NlError, TooLargeError, UnavailableError
-
-
-class RedisError(Exception):
-    """A command failed. The text is one line without secrets."""
-
-    code: str = "Unavailable"
-
-    def translated(self, store: str) -> NlError:
-        """The contract's name for it."""
-        return UnavailableError(f"store {store}: {self}")
-
-
-class TransientError(RedisError):
-    """Trying again may help: no connection, a broken one, a server that loads its data or has lost its master."""
-
-    def __init__(self, text: str, *, code: str = "Unavailable") -> None:
-        super().__init__(text)
-        self.code = code
+from nl.plugin import BackendError, FullError, RefusedError, TransientError, ValueTooLargeError
 
 
 class DemotedError(TransientError):
     """The server is a replica now: its connections lead to the wrong place."""
 
 
-class MovedError(RedisError):
+class MovedError(BackendError):
     """A node of a cluster says who has the slot: for good, or, if `asking`, for this key while the slot moves."""
 
     code = "Aborted"
@@ -43,46 +22,10 @@ class MovedError(RedisError):
         self.asking = asking
 
 
-class UnknownScriptError(RedisError):
+class UnknownScriptError(BackendError):
     """The server has forgotten a script, or never had it."""
 
     code = "FailedPrecondition"
-
-
-class FullError(RedisError):
-    """The server's `maxmemory` is used up, and it may not evict, or has nothing to."""
-
-    code = "OutOfRange"
-
-    def translated(self, store: str) -> NlError:
-        return ExhaustedError(f"store {store}: {self}")
-
-
-class ValueTooLargeError(RedisError):
-    """The server takes no values of that size."""
-
-    code = "OutOfRange"
-
-    def translated(self, store: str) -> NlError:
-        return TooLargeError(f"store {store}: {self}")
-
-
-class RefusedError(RedisError):
-    """The server refuses, and will refuse again: a wrong password, no permission, the wrong kind of server.
-
-    `option` names the option at fault, if it is clear which one is.
-    """
-
-    code = "PermissionDenied"
-
-    def __init__(self, text: str, *, option: str = "") -> None:
-        super().__init__(text)
-        self.option = option
-
-    def translated(self, store: str) -> NlError:
-        failure = super().translated(store)
-        failure.retryable = False
-        return failure
 
 
 class ReplyError(Exception):
@@ -95,7 +38,7 @@ _TRANSIENT = frozenset({
 _REFUSED = frozenset({"NOAUTH", "WRONGPASS", "NOPERM"})
 
 
-def meaning(reply: ReplyError, where: str) -> RedisError:
+def meaning(reply: ReplyError, where: str) -> BackendError:
     """The error that a reply stands for. `where` is the server, for the message."""
     said = str(reply).splitlines()[0][:200] if str(reply) else "an error without text"
     word, _, rest = said.partition(" ")
@@ -119,7 +62,7 @@ def meaning(reply: ReplyError, where: str) -> RedisError:
     return RefusedError(text)
 
 
-def _moved(text: str, rest: str, *, asking: bool) -> RedisError:
+def _moved(text: str, rest: str, *, asking: bool) -> BackendError:
     """`MOVED 3999 127.0.0.1:6381`; an empty host is that of who says so."""
     slot, _, address = rest.partition(" ")
     host, _, port = address.rpartition(":")

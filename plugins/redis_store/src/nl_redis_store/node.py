@@ -12,8 +12,8 @@ from collections.abc import Awaitable, Callable, Sequence
 
 import trio
 
+from nl.plugin import BackendError, TransientError
 from nl_redis_store.connection import Command, Connection, Reply
-from nl_redis_store.errors import RedisError, TransientError
 
 MAX_COMMANDS = 512
 MAX_SEND = 1024 * 1024
@@ -33,14 +33,14 @@ class Request:
         self.receives = receives
         self.done = trio.Event()
         self.replies: list[Reply] = []
-        self.error: RedisError | None = None
+        self.error: BackendError | None = None
         self.wanted = True
         self.taken = False
         """Whether it has left the queue."""
         self.flight: trio.CancelScope | None = None
         """Its trip, while there is one."""
 
-    def fail(self, error: RedisError) -> None:
+    def fail(self, error: BackendError) -> None:
         """It has no replies."""
         self.error = error
         self.done.set()
@@ -66,7 +66,7 @@ class Node:
     def __init__(
         self, name: str, connect: Callable[[], Awaitable[Connection]], *, connections: int, timeout_s: float
     ) -> None:
-        """`connect` finds the server and logs in; it raises RedisError. `timeout_s` is for one trip."""
+        """`connect` finds the server and logs in; it raises BackendError. `timeout_s` is for one trip."""
         self._connect = connect
         self._connections = connections
         self._timeout_s = timeout_s
@@ -154,12 +154,12 @@ class Node:
             for request in batch:
                 request.fail(error)
 
-    async def _attempt(self, link: _Link, batch: list[Request]) -> RedisError | None:
+    async def _attempt(self, link: _Link, batch: list[Request]) -> BackendError | None:
         flight = trio.CancelScope(deadline=trio.current_time() + self._timeout_s)
         for request in batch:
             request.flight = flight
         good = False
-        error: RedisError = TransientError(
+        error: BackendError = TransientError(
             f"{self.name} did not answer within {self._timeout_s:g} s", code="DeadlineExceeded"
         )
         try:
@@ -169,7 +169,7 @@ class Node:
                     self.open += 1
                 replies = await link.connection.exchange([c for request in batch for c in request.commands])
                 good = True
-        except RedisError as failure:
+        except BackendError as failure:
             error = failure
         finally:
             if not good:

@@ -23,7 +23,7 @@ class Script:
         self.sha = hashlib.sha1(self.source, usedforsecurity=False).hexdigest().encode()
 
     async def run(self, client: Client, keys: tuple[bytes, ...], *arguments: Buffer) -> Reply:
-        """What it returns. Raises RedisError."""
+        """What it returns. Raises BackendError."""
         rest = (b"%d" % len(keys), *keys, *arguments)
         sends = sum(map(len, arguments))
         try:

@@ -9,10 +9,9 @@ from pathlib import Path
 
 import trio
 
-from nl.plugin import ConfigError, NlError, RetryPauses
+from nl.plugin import Backend, BackendError, ConfigError, RefusedError, TransientError
 from nl_redis_store.client import Client
 from nl_redis_store.cluster import Cluster
-from nl_redis_store.errors import RedisError, RefusedError, TransientError
 from nl_redis_store.options import RedisStoreOptions
 from nl_redis_store.single import Single, Watched
 from nl_redis_store.topology import Dialer, Topology
@@ -21,8 +20,6 @@ log = logging.getLogger("nl.stores.redis_store")
 
 PROBE_S = 5.0
 """Between looks at a server that could not be reached when the store started."""
-COMPLAIN_S = 60.0
-"""Between log lines about what needs somebody's hand."""
 _EVICTS_BY_USE = "allkeys-lru"
 
 
@@ -32,13 +29,11 @@ class Server:
     def __init__(self, options: RedisStoreOptions, name: str) -> None:
         self._options = options
         self._name = name
-        self._complained = -COMPLAIN_S
-        self._failed = 0
         self._topology = _topology(options)
-        policy = options.retry.policy(RetryPauses)
-        self.client = Client(self._topology, policy, permits=options.max_client_permits or 500)
+        self.backend = Backend(name, log)
+        self.client = Client(self._topology, options.retry.policy(), permits=options.max_client_permits or 500)
         self.evicts_by_use = False
-        """Whether every server, as it was when the store started, evicts what was not used for the longest time."""
+        """Whether every server, as it was when it was first reached, evicts what was not used for the longest time."""
 
     async def run(self, *, task_status: trio.TaskStatus[None]) -> None:
         """Holds the connections, and looks whether the servers are what the options say.
@@ -46,45 +41,19 @@ class Server:
         Raises ConfigError in one line if they are not. One that cannot be reached is only logged: it may come back,
         and until then requests are answered UNAVAILABLE.
         """
-        refused: RefusedError | None = None
+        refused: ConfigError | None = None
         async with trio.open_nursery() as nursery:
             await nursery.start(self._hold)
             try:
-                reachable = await self._look_at_start()
-            except RefusedError as error:
+                await self.backend.reach(self._probe, every_s=PROBE_S, task_status=task_status)
+            except ConfigError as error:
                 refused = error  # raised below, outside of the nursery that would wrap it
                 nursery.cancel_scope.cancel()
-            else:
-                task_status.started()
-                while not reachable:
-                    await trio.sleep(PROBE_S)
-                    reachable = await self._look_again()
         if refused is not None:
-            raise ConfigError(refused.option, str(refused)) from refused
+            raise refused
 
     async def _hold(self, *, task_status: trio.TaskStatus[None]) -> None:
         await self._topology.run(task_status=task_status)
-
-    async def _look_at_start(self) -> bool:
-        try:
-            await self._probe()
-        except RefusedError:
-            raise
-        except RedisError as error:
-            log.warning("the store %s starts without its server: %s", self._name, error)
-            return False
-        return True
-
-    async def _look_again(self) -> bool:
-        try:
-            await self.client.everywhere((b"PING",))
-        except RefusedError as error:
-            log.error("the store %s can be reached, and cannot be used: %s", self._name, error)
-            return True
-        except RedisError:
-            return False
-        log.info("the store %s has reached its server", self._name)
-        return True
 
     async def _probe(self) -> None:
         await self.client.everywhere((b"PING",))
@@ -105,24 +74,11 @@ class Server:
         with trio.move_on_after(timeout_s):
             try:
                 await self.client.everywhere((b"PING",))
-            except RedisError as error:
-                raise self.translated(error) from error
+            except BackendError as error:
+                raise self.backend.translated(error) from error
             return
-        raise self.translated(TransientError(f"no answer to PING within {timeout_s:g} s", code="DeadlineExceeded"))
-
-    def translated(self, error: RedisError) -> NlError:
-        """The contract's name for it."""
-        self._failed += 1
-        if isinstance(error, RefusedError):
-            self.complain(str(error))
-        return error.translated(self._name)
-
-    def complain(self, text: str) -> None:
-        """A log line about what only somebody can mend; one a minute, whatever comes in between."""
-        now = trio.current_time()
-        if now - self._complained >= COMPLAIN_S:
-            self._complained = now
-            log.error("store %s: %s", self._name, text)
+        late = TransientError(f"no answer to PING within {timeout_s:g} s", code="DeadlineExceeded")
+        raise self.backend.translated(late)
 
     def statistics(self) -> Mapping[str, int | float | str]:
         """For the store's."""
@@ -131,8 +87,8 @@ class Server:
             "servers": len(nodes),
             "connections": sum(node.open for node in nodes),
             "trips": sum(node.trips for node in nodes),
-            "failed": self._failed,
-            "retries": self.client.retries,
+            "failed": self.backend.failed,
+            "retries": self.client.policy.retries,
             "calls_waiting": self.client.waiting,
         }
 

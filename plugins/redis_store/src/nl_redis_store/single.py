@@ -6,9 +6,10 @@ from collections.abc import Sequence
 
 import trio
 
+from nl.plugin import BackendError, RefusedError, TransientError
 from nl_redis_store.addresses import Address
 from nl_redis_store.connection import Connection, dial
-from nl_redis_store.errors import DemotedError, RedisError, RefusedError, TransientError
+from nl_redis_store.errors import DemotedError
 from nl_redis_store.node import Node
 from nl_redis_store.topology import Dialer, Topology
 
@@ -36,7 +37,7 @@ class Single(Topology):
     def nodes(self) -> Sequence[Node]:
         return (self._node,)
 
-    def failed(self, node: Node, error: RedisError) -> None:
+    def failed(self, node: Node, error: BackendError) -> None:
         if isinstance(error, DemotedError):
             node.renew()
 
@@ -62,11 +63,11 @@ class Watched(Single):
 
     async def _find_master(self) -> Address:
         """What the first sentinel says that knows it. Raises what one of them refused, else what the first one said."""
-        error: RedisError | None = None
+        error: BackendError | None = None
         for sentinel in self._dialer.addresses:
             try:
                 return await self._ask_sentinel(sentinel)
-            except RedisError as failure:
+            except BackendError as failure:
                 if error is None or isinstance(failure, RefusedError):
                     error = failure
         assert error is not None

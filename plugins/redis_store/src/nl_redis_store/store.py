@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import AbstractAsyncContextManager
-from types import TracebackType
 from typing import TypeVar
 
 import trio
@@ -13,6 +12,7 @@ from nl.plugin import (
     EMPTY_DIGESTS,
     MAX_WHOLE,
     SMALL,
+    BackendError,
     BlobNotFoundError,
     BlobSizeLimit,
     Buffer,
@@ -21,21 +21,24 @@ from nl.plugin import (
     Digest,
     Key,
     NlError,
+    OpenedReader,
+    Opening,
     PromisedSource,
     Reader,
     Store,
     StoreContext,
-    TooLargeError,
+    Traffic,
     Traits,
-    UploadMismatchError,
+    UploadBatch,
+    check_size,
     clamp,
     for_each,
+    must_be_streamed,
     slice_bytes,
 )
 from nl_redis_store.client import GRACE_S, Op
 from nl_redis_store.connection import Command
 from nl_redis_store.download import PieceReader, piece
-from nl_redis_store.errors import RedisError
 from nl_redis_store.keys import TEMPORARY_S, Names
 from nl_redis_store.options import RedisStoreOptions
 from nl_redis_store.scripts import COPY
@@ -62,13 +65,14 @@ class RedisStore(Store):
         self._server = Server(options, context.name)
         self._names = Names(options.key_prefix)
         self._client = self._server.client
+        self._backend = self._server.backend
         self._piece = options.read_chunk_size or WHOLE
         self._uploads = Uploader(
             self._client, self._names, ttl_s=options.ttl_s, chunk=self._piece, largest=options.max_blob_bytes,
             memory=options.max_upload_memory,
         )
         self._ttl = b"%d" % options.ttl_s
-        self._counts = dict.fromkeys(("lookups", "downloads", "uploads", "bytes_uploaded"), 0)
+        self._traffic = Traffic()
 
     async def run(self, *, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> None:
         """Holds the connections. Raises ConfigError in one line for a wrong password, or the wrong kind of server."""
@@ -79,8 +83,8 @@ class RedisStore(Store):
 
     @property
     def traits(self) -> Traits:
-        """Use is tracked where it extends `key_ttl_s`, or where Redis says that it evicts by it (`allkeys-lru`). A
-        server that was away when the store started has not been asked.
+        """Use is tracked where it extends `key_ttl_s`, or where Redis, once it was reached, says that it evicts by it
+        (`allkeys-lru`).
         """
         return Traits(authoritative=True, tracks_use=bool(self._options.ttl_s) or self._server.evicts_by_use)
 
@@ -92,7 +96,7 @@ class RedisStore(Store):
         return self._options.max_blob_bytes
 
     def statistics(self) -> Mapping[str, int | float | str]:
-        return {**self._counts, "uploads_busy": self._uploads.busy, **self._server.statistics()}
+        return {**self._traffic.statistics(), "uploads_busy": self._uploads.busy, **self._server.statistics()}
 
     # ------------------------------------------------------------------------------------------------------- looking
 
@@ -104,11 +108,11 @@ class RedisStore(Store):
                 found[key] = 0
             else:
                 asked.append(key)
-        self._counts["lookups"] += len(asked)
+        self._traffic.lookups += len(asked)
         outcomes = await self._client.many([self._looking(key) for key in asked])
         for key, outcome in zip(asked, outcomes, strict=True):
-            if isinstance(outcome, RedisError):
-                raise self._server.translated(outcome) from outcome
+            if isinstance(outcome, BackendError):
+                raise self._backend.translated(outcome) from outcome
             found[key] = self._size_of(key, *outcome[:2])
         return [found[key] for key in keys]
 
@@ -127,7 +131,7 @@ class RedisStore(Store):
 
     def _is_right(self, key: Digest, size: int) -> bool:
         if size not in (0, key.size):
-            self._server.complain(f"{key} has {size} bytes: it counts as missing")
+            self._backend.complain(f"{key} has {size} bytes: it counts as missing")
         return size == key.size
 
     def _use(self, name: bytes) -> tuple[Command, ...]:
@@ -149,20 +153,20 @@ class RedisStore(Store):
             if key in EMPTY_DIGESTS:
                 found[key] = b""
             elif isinstance(key, Digest) and key.size > MAX_WHOLE:
-                found[key] = _too_large(key, key.size)
+                found[key] = must_be_streamed(key, key.size)
             else:
                 asked.append(key)
-        self._counts["downloads"] += len(asked)
+        self._traffic.downloads += len(asked)
         outcomes = await self._client.many([self._getting(key, MAX_WHOLE) for key in asked])
         for key, outcome in zip(asked, outcomes, strict=True):
-            if isinstance(outcome, RedisError):
-                found[key] = self._server.translated(outcome)
+            if isinstance(outcome, BackendError):
+                found[key] = self._backend.translated(outcome)
                 continue
             data, exists = outcome[0], isinstance(key, Digest) or outcome[1]
             if self._size_of(key, len(data), exists) is None:
                 found[key] = BlobNotFoundError(key, self._name)
             else:
-                found[key] = data if len(data) <= MAX_WHOLE else _too_large(key, len(data))
+                found[key] = data if len(data) <= MAX_WHOLE else must_be_streamed(key, len(data))
         return [found[key] for key in keys]
 
     def _getting(self, key: Key, most: int) -> Op:
@@ -174,20 +178,20 @@ class RedisStore(Store):
         return getting._replace(receives=SMALL)  # as most action results are: or each would be a trip of its own
 
     def open(self, key: Key, *, offset: int = 0, length: int | None = None) -> AbstractAsyncContextManager[Reader]:
-        return _Opening(self, key, offset, length)
+        return Opening(lambda: self._opened(key, offset, length))
 
-    async def opened(self, key: Key, offset: int, length: int | None) -> tuple[Reader, bytes | None]:
-        """For `open`: the reader of a range, and a copy that is to be deleted when it is no longer read."""
+    async def _opened(self, key: Key, offset: int, length: int | None) -> OpenedReader:
+        """For `open`: the reader of a range, and what deletes the copy that it reads, where it does."""
         if key in EMPTY_DIGESTS:
             clamp(0, offset, length)
             return BytesReader(b""), None
-        self._counts["downloads"] += 1
+        self._traffic.downloads += 1
         try:
             if isinstance(key, Digest):
                 return await self._open_blob(key, offset, length), None
             return await self._open_value(key, offset, length)
-        except RedisError as error:
-            raise self._server.translated(error) from error
+        except BackendError as error:
+            raise self._backend.translated(error) from error
 
     async def _open_blob(self, key: Digest, offset: int, length: int | None) -> Reader:
         name = self._names.of(key)
@@ -208,7 +212,7 @@ class RedisStore(Store):
             ask=lambda at, end: piece(name, at, min(self._piece, end - at)),
         )
 
-    async def _open_value(self, key: Key, offset: int, length: int | None) -> tuple[Reader, bytes | None]:
+    async def _open_value(self, key: Key, offset: int, length: int | None) -> OpenedReader:
         """A value that may be replaced at any time: what is small is read at once, of what is large there is a copy."""
         data, exists, *_ = await self._client.one(self._getting(key, WHOLE))
         if not exists:
@@ -223,28 +227,28 @@ class RedisStore(Store):
                 raise BlobNotFoundError(key, self._name)
             count = clamp(size, offset, length)
         except BaseException:
-            await self.discard(copy)
+            await self._discard(copy)
             raise
         reader = PieceReader(
             b"", at=offset, end=offset + count, fetch=self._fetch, what=str(key),
             ask=lambda at, end: piece(copy, at, min(self._piece, end - at), (b"EXPIRE", copy, seconds)),
         )
-        return reader, copy
+        return reader, lambda: self._discard(copy)
 
     async def _fetch(self, op: Op) -> bytes:
         try:
             data, *_ = await self._client.one(op)
-        except RedisError as error:
-            raise self._server.translated(error) from error
+        except BackendError as error:
+            raise self._backend.translated(error) from error
         assert isinstance(data, bytes)
         return data
 
-    async def discard(self, copy: bytes) -> None:
+    async def _discard(self, copy: bytes) -> None:
         """Deletes a copy that was read; if that fails, it expires."""
         with trio.move_on_after(GRACE_S, shield=True):
             try:
                 await self._client.one(Op(copy, ((b"UNLINK", copy),)))
-            except RedisError:
+            except BackendError:
                 pass
 
     # ------------------------------------------------------------------------------------------------------- writing
@@ -255,37 +259,32 @@ class RedisStore(Store):
             raise failed
 
     async def put_many(self, blobs: Sequence[tuple[Key, Buffer]]) -> list[NlError | None]:
-        failed: list[NlError | None] = [None] * len(blobs)
-        small: list[int] = []
-        large: list[int] = []
-        for at, (key, data) in enumerate(blobs):
-            if isinstance(key, Digest) and len(data) != key.size:
-                failed[at] = UploadMismatchError(
-                    f"{key}: the upload has {len(data)} bytes, its digest says {key.size}"
-                )
-            elif key not in EMPTY_DIGESTS:
-                (small if len(data) <= min(WHOLE, self._options.max_blob_bytes) else large).append(at)
+        batch = UploadBatch(blobs)
+        at_once = min(WHOLE, self._options.max_blob_bytes)
+        small = [(key, data) for key, data in batch.values.items() if len(data) <= at_once]
+        large = [(key, data) for key, data in batch.values.items() if len(data) > at_once]
 
-        async def put_large(number: int) -> None:
-            key, data = blobs[at := large[number]]
+        async def put_large(at: int) -> None:
+            key, data = large[at]
             try:
                 await self.write(key, BytesReader(data))
             except NlError as error:
-                failed[at] = error
+                batch.failed[key] = error
 
-        ops = [self._uploads.setting(self._names.of(blobs[at][0]), blobs[at][1]) for at in small]
-        for at, outcome in zip(small, await self._client.many(ops, changes=True), strict=True):
-            if isinstance(outcome, RedisError):
-                failed[at] = self._server.translated(outcome)
-        self._count_uploads(len(blobs[at][1]) for at in small if failed[at] is None)
+        ops = [self._uploads.setting(self._names.of(key), data) for key, data in small]
+        for (key, data), outcome in zip(small, await self._client.many(ops, changes=True), strict=True):
+            if isinstance(outcome, BackendError):
+                batch.failed[key] = self._backend.translated(outcome)
+            else:
+                self._traffic.uploaded(len(data))
         await for_each(len(large), put_large)
-        return failed
+        return batch.outcomes()
 
     async def write(self, key: Key, reader: Reader) -> None:
         size = reader.size
         if isinstance(key, Digest):
-            if size not in (-1, key.size):
-                raise UploadMismatchError(f"{key}: the upload has {size} bytes, its digest says {key.size}")
+            if size != -1:
+                check_size(key, size)
             size = key.size
         source = PromisedSource(reader, size, str(key))
         if key in EMPTY_DIGESTS:
@@ -293,43 +292,13 @@ class RedisStore(Store):
             return
         try:
             await self._uploads.write(self._names.of(key), source)
-        except RedisError as error:
-            raise self._server.translated(error) from error
-        self._count_uploads((source.taken,))
-
-    def _count_uploads(self, sizes: Iterable[int]) -> None:
-        for size in sizes:
-            self._counts["uploads"] += 1
-            self._counts["bytes_uploaded"] += size
+        except BackendError as error:
+            raise self._backend.translated(error) from error
+        self._traffic.uploaded(source.taken)
 
     async def delete(self, keys: Sequence[Key]) -> None:
         """See `Deletes`."""
         names = [self._names.of(key) for key in dict.fromkeys(keys) if key not in EMPTY_DIGESTS]
         for outcome in await self._client.many([Op(name, ((b"UNLINK", name),)) for name in names], changes=True):
-            if isinstance(outcome, RedisError):
-                raise self._server.translated(outcome) from outcome
-
-
-class _Opening:
-    """What `open` returns."""
-
-    __slots__ = ("_asked", "_copy", "_store")
-
-    def __init__(self, store: RedisStore, key: Key, offset: int, length: int | None) -> None:
-        self._store = store
-        self._asked = (key, offset, length)
-        self._copy: bytes | None = None
-
-    async def __aenter__(self) -> Reader:
-        reader, self._copy = await self._store.opened(*self._asked)
-        return reader
-
-    async def __aexit__(
-        self, kind: type[BaseException] | None, exc: BaseException | None, traceback: TracebackType | None
-    ) -> None:
-        if self._copy is not None:
-            await self._store.discard(self._copy)
-
-
-def _too_large(key: Key, size: int) -> TooLargeError:
-    return TooLargeError(f"{key} has {size} bytes; more than {MAX_WHOLE} must be streamed")
+            if isinstance(outcome, BackendError):
+                raise self._backend.translated(outcome) from outcome

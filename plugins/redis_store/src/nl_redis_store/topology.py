@@ -9,9 +9,10 @@ from dataclasses import dataclass
 
 import trio
 
+from nl.plugin import BackendError
 from nl_redis_store.addresses import Address
 from nl_redis_store.connection import Connection, dial
-from nl_redis_store.errors import MovedError, RedisError
+from nl_redis_store.errors import MovedError
 from nl_redis_store.node import Node
 
 
@@ -28,7 +29,7 @@ class Dialer:
     tls: ssl.SSLContext | None
 
     async def dial(self, address: Address) -> Connection:
-        """A connection that has logged in. Raises RedisError."""
+        """A connection that has logged in. Raises BackendError."""
         return await dial(address, timeout_s=self.connect_timeout_s, tls=self.tls)
 
     def node(self, address: Address) -> Node:
@@ -51,7 +52,7 @@ class Topology(ABC):
 
     @abstractmethod
     async def ready(self) -> None:
-        """Waits until it is known where keys are. Raises RedisError if that cannot be found out now."""
+        """Waits until it is known where keys are. Raises BackendError if that cannot be found out now."""
 
     @abstractmethod
     def node_of(self, slot: int) -> Node:
@@ -65,6 +66,6 @@ class Topology(ABC):
         """A server has sent us elsewhere: to whom. Raises the error where that makes no sense."""
         raise error
 
-    def failed(self, node: Node, error: RedisError) -> None:
+    def failed(self, node: Node, error: BackendError) -> None:
         """A server could not be asked, or is not what it was."""
         return

@@ -11,10 +11,10 @@ from __future__ import annotations
 
 import trio
 
-from nl.plugin import Buffer, PromisedSource
+from nl.plugin import BackendError, Buffer, PromisedSource, TransientError, ValueTooLargeError
 from nl_redis_store.client import GRACE_S, Client, Op
 from nl_redis_store.connection import Command, Reply
-from nl_redis_store.errors import RedisError, ReplyError, TransientError, ValueTooLargeError, meaning
+from nl_redis_store.errors import ReplyError, meaning
 from nl_redis_store.keys import TEMPORARY_S, Names
 from nl_redis_store.scripts import FINISH
 
@@ -27,7 +27,7 @@ class LostError(TransientError):
 
 
 class Uploader:
-    """Writes values. All methods raise RedisError, and what a reader raises as it is."""
+    """Writes values. All methods raise BackendError, and what a reader raises as it is."""
 
     def __init__(self, client: Client, names: Names, *, ttl_s: int, chunk: int, largest: int, memory: int) -> None:
         """In bytes: a `chunk`, the `largest` value there may be, what the chunks of all uploads may take together.
@@ -92,7 +92,7 @@ _SECONDS = b"%d" % TEMPORARY_S
 
 
 class Unfinished:
-    """A value under a temporary name, and its mark. All methods raise RedisError."""
+    """A value under a temporary name, and its mark. All methods raise BackendError."""
 
     def __init__(self, client: Client, name: bytes, size: int) -> None:
         """`size` is -1 if it is not known beforehand."""
@@ -138,7 +138,7 @@ class Unfinished:
         """Deletes it, if the server can be asked; else it expires."""
         try:
             await self._client.one(Op(self._name, ((b"UNLINK", self._name, self._mark),)))
-        except RedisError:
+        except BackendError:
             pass
 
     async def _transaction(self, *commands: Command, sends: int) -> list[Reply]:

@@ -18,7 +18,7 @@ from nl.plugin import (
     Reader,
     Store,
     StoreContext,
-    TooLargeError,
+    must_be_streamed,
     slice_bytes,
 )
 
@@ -46,7 +46,7 @@ class ExampleDictStore(Store):
     async def get(self, key: Key) -> Buffer:
         data = self._find(key)
         if len(data) > MAX_WHOLE:
-            raise TooLargeError(f"{key} has {len(data)} bytes; more than {MAX_WHOLE} must be streamed")
+            raise must_be_streamed(key, len(data))
         return data
 
     def open(self, key: Key, *, offset: int = 0, length: int | None = None) -> AbstractAsyncContextManager[Reader]:

@@ -1,6 +1,4 @@
-"""The threads in which requests run. The limiter is the store's own: trio's default one serves files, and would starve
-behind a slow network.
-"""
+"""Threads for a backend whose driver blocks, as most do."""
 
 from __future__ import annotations
 
@@ -14,7 +12,10 @@ Args = TypeVarTuple("Args")
 
 
 class Threads:
-    """Runs blocking calls, at most `count` at once, abandoned ones included; others wait in order of arrival."""
+    """Runs blocking calls, at most `count` at once, abandoned ones included; others wait in order of arrival.
+
+    The limiter is the store's own: trio's default one serves files, and would starve behind a slow network.
+    """
 
     def __init__(self, count: int) -> None:
         self.limiter = trio.CapacityLimiter(count)
