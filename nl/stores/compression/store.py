@@ -244,7 +244,7 @@ class CompressionStore(StoreWrapper):
 
     async def _find_blocks(self, stack: AsyncExitStack, digest: Digest, offset: int, count: int) -> Reader | None:
         place, began, map_bytes = self._key_of(digest), self._writes.now, self._form.map_bytes(digest.size)
-        stored = (await self._backend.has([place]))[0] if map_bytes and place not in self._spoiled else None
+        stored = (await self._backend.has([place]))[0] if map_bytes else None
         if stored is None:
             return None
         if not count:

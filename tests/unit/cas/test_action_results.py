@@ -1,5 +1,7 @@
 """Action results at rest: readable by any protobuf parser, and no damaged one is ever taken for a result."""
 
+from contextlib import asynccontextmanager
+
 import pytest
 import trio
 from google.protobuf import descriptor_pb2
@@ -21,8 +23,9 @@ from nl.errors import BlobNotFoundError, CorruptBlobError, ExhaustedError, TooLa
 from nl.model.digest import ActionKey, Digest, DigestFunction
 from nl.pb import reapi
 from nl.pb.codec import decode, encode
+from nl.plugin import CHUNK, MAX_WHOLE
 from nl.stores.memory import MemoryOptions, MemoryStore
-from nl.testing import BareContext
+from nl.testing import BareContext, PartsReader, split
 
 ACTION = Digest("ab" * 32, 142)
 RESULT = encode(
@@ -178,6 +181,18 @@ async def test_a_value_that_is_larger_than_any_result_is_corrupt_and_not_read_to
             with pytest.raises(CorruptBlobError, match=f"larger than the limit of {MAX_ACTION_RESULT_BYTES} bytes"):
                 await read_value(store, ActionKey(*ACTION))
             assert store.handed_out < most + 1024 * 1024
+
+
+async def test_a_large_result_is_read_also_from_a_store_that_uses_its_buffers_again():
+    class Reusing(MemoryStore):
+        @asynccontextmanager
+        async def open(self, key, *, offset=0, length=None):
+            yield PartsReader(split(bytes(self._find(key)), CHUNK))
+
+    store = Reusing(MemoryOptions(), BareContext())
+    large = encode(reapi.ActionResult(stdout_raw=bytes(range(256)) * (MAX_WHOLE // 256)))
+    await store_action_result(store, ACTION, large)
+    assert await load_action_result(store, ACTION) == large
 
 
 async def test_only_large_results_are_looked_into_in_a_thread():

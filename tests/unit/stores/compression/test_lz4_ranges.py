@@ -7,10 +7,12 @@ import pytest
 
 from nl.plugin import (
     CHUNK,
+    BlobNotFoundError,
     BytesReader,
     CorruptBlobError,
     Deletes,
     DigestFunction,
+    ForeignKey,
     RangeError,
     UnavailableError,
     digest_of,
@@ -136,6 +138,48 @@ async def test_the_object_of_another_blob_is_not_read_in_ranges_either():
     await backend.put(PLACE, await backend.get(f"{digest_of(other)}.lz4"))
     with pytest.raises(CorruptBlobError, match=str(DIGEST)):
         await read(store, DIGEST, offset=BLOCK, length=10)
+
+
+class Gone(Backend):
+    """Evicts what is about to be opened."""
+
+    evicts = False
+
+    def open(self, key, *, offset=0, length=None):
+        if self.evicts and isinstance(key, str):
+            self._index.discard(key)
+        return MemoryStore.open(self, key, offset=offset, length=length)
+
+
+async def test_a_blob_that_goes_between_two_looks_at_it_is_missing_by_its_own_name_or_read_where_nativelink_has_it():
+    store, backend = await filled(Gone())
+    backend.evicts = True
+    with pytest.raises(BlobNotFoundError, match=f"^{DIGEST} not found in the compression store 'TEST'"):
+        await read(store, DIGEST, offset=BLOCK, length=10)
+    backend.evicts = False
+    await store.write(DIGEST, BytesReader(DATA))
+    await backend.put(ForeignKey(DIGEST.hash, DIGEST.size), await backend.get(PLACE))
+    backend.evicts = True
+    assert await read(store, DIGEST, offset=BLOCK, length=10) == DATA[BLOCK : BLOCK + 10]
+    assert await backend.has([PLACE]) == [None]
+
+
+async def test_a_range_of_an_object_that_is_shorter_than_any_seal_is_found_wrong():
+    store, backend = await filled()
+    for rubbish in (b"", b"x" * 100):
+        await backend.put(PLACE, rubbish)
+        with pytest.raises(CorruptBlobError, match=str(DIGEST)):
+            await read(store, DIGEST, offset=BLOCK, length=10)
+        assert await store.has([DIGEST]) == [None]
+
+
+async def test_a_range_of_what_has_no_seal_costs_one_look_at_the_backend():
+    store, backend = await filled(seal=False)
+    opened = []
+    real = backend.open
+    backend.open = lambda key, **range_: opened.append(key) or real(key, **range_)
+    assert await read(store, DIGEST, offset=BLOCK, length=10) == DATA[BLOCK : BLOCK + 10]
+    assert opened == [PLACE]
 
 
 class NoDeletion(Backend):
