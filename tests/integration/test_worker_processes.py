@@ -127,7 +127,7 @@ async def test_a_cancelled_task_has_killed_everything_when_it_ends(site: Site):
             nursery.start_soon(site.run, await site.action(daemon(path, then="\ntime.sleep(1000)")))
     assert scope.cancelled_caught
     assert not alive(pid_in(path))
-    assert os.listdir(site.work) == []
+    assert site.left() == []
 
 
 async def test_a_fork_chain_that_runs_away_is_caught(site: Site):
@@ -289,7 +289,7 @@ async def test_whenever_actions_are_killed_or_cancelled_nothing_is_left(site: Si
         for n in range(60):
             nursery.start_soon(in_turn, n)
     assert _marked(marker) == []
-    assert os.listdir(site.work) == []
+    assert site.left() == []
     idle = site.supervisor.statistics()["idle_wardens"]
     assert descriptors() <= before + idle
     assert idle <= 24

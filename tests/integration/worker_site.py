@@ -67,6 +67,10 @@ class Site:
             max_printed_bytes=limit,
         )
 
+    def left(self) -> list[str]:
+        """What is in the work directory of actions."""
+        return [name for name in os.listdir(self.work) if name != INPUT_FILES]
+
     async def put(self, data: bytes) -> Digest:
         key = digest_of(data, self.function)
         if data:
@@ -229,5 +233,5 @@ async def site_with(path: Path, kind: str, function: DigestFunction = SHA256) ->
         site.context = context
         site.work.mkdir()
         yield site
-        assert set(os.listdir(site.work)) <= {INPUT_FILES}
+        assert site.left() == []
         nursery.cancel_scope.cancel()
