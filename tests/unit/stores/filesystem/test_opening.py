@@ -22,7 +22,7 @@ from nl.plugin import (
     TooLargeError,
     UnavailableError,
 )
-from nl.stores.filesystem import quarantine, verify
+from nl.stores.filesystem import mirror, quarantine, verify
 from nl.testing import PartsReader, find, make_blob, read, split
 
 from .conftest import put
@@ -153,7 +153,54 @@ async def test_a_file_that_is_cut_short_while_it_is_read_whole_is_missing(place,
             await read(store, digest)
 
 
+async def test_without_inotify_what_a_read_finds_gone_or_of_another_size_is_counted_so(place, monkeypatch):
+    monkeypatch.setattr(mirror, "remote_file_system", lambda path: "nfs")
+    async with place.running() as store:
+        gone = await put(store, make_blob(5000))
+        await store.put("name", b"value")
+        place.file(gone).unlink()
+        (place.content / "s" / "name").unlink()
+        (place.content / "s" / "name").write_bytes(make_blob(9000))
+        await missing(store.get(gone))
+        assert await store.get("name") == make_blob(9000)
+        assert store.statistics()["blobs"] == 1 and store.statistics()["bytes"] == place.used() == 12_288
+
+
+async def test_a_result_that_an_older_cache_left_among_the_blobs_is_one_file_however_it_is_asked_for(place):
+    key = ActionKey("ab" * 32, 3)
+    path = place.lay(Digest(key.hash, key.size), b"an older result")
+    async with place.running() as store:
+        for _ in range(2):
+            assert await store.get(key) == b"an older result"
+            assert await store.has([key]) == [15]
+        assert (store.statistics()["blobs"], store.statistics()["bytes"]) == (1, 4096)
+        path.unlink()
+        assert await store.has([key]) == [None] and store.statistics()["blobs"] == 0
+
+
 # Hashing
+
+
+@pytest.mark.parametrize("size", [1000, 300_000])
+async def test_a_blob_that_is_evicted_while_it_is_hashed_is_read_and_leaves_no_trace(place, monkeypatch, size):
+    data = make_blob(size)
+    digest = digest_of(data)
+    place.lay(digest, data)
+    async with place.running() as store:
+        hashed, evict = store._verifier.is_right, store._committer.evict_some
+
+        async def evict_and_hash(fd, digest):
+            await evict()
+            return await hashed(fd, digest)
+
+        monkeypatch.setattr(store._verifier, "is_right", evict_and_hash)
+        assert await store.get(digest) == data
+        assert await store.has([digest]) == [None]
+        assert not await evict(), "nothing is left, and nothing is taken for the oldest"
+        assert store.statistics()["evicted_blobs"] == 1 and store.statistics()["bytes"] == 0
+        other = await put(store, b"another, which gets its place in the index")
+        await evict()
+        assert await store.has([other]) == [None]
 
 
 async def test_what_was_found_wrong_is_not_remembered_as_right(place):
