@@ -301,3 +301,16 @@ async def test_while_the_folder_is_listed_a_variant_that_is_there_is_hashed_once
             assert store.statistics()["hashed_blobs"] == 2
             assert (place.inputs / "first").stat().st_nlink == 5
             go_on()
+
+
+async def test_a_variant_that_can_only_be_copied_is_not_hashed_for_each_copy(place, monkeypatch):
+    def refuse(*args, **options):
+        raise OSError(errno.EXDEV, os.strerror(errno.EXDEV))
+
+    async with place.running() as store:
+        digest = await put(store, b"tool")
+        monkeypatch.setattr(os, "link", refuse)
+        for number in range(3):
+            links = [Link(digest, str(place.inputs / f"{number}"), True)]
+            assert await store.capability(LocalFiles).link_files(links) == []
+        assert store.statistics()["copied_files"] == 3 and store.statistics()["hashed_blobs"] == 0

@@ -18,6 +18,7 @@ from nl.plugin import (
     DigestFunction,
     Link,
     LocalFiles,
+    NlError,
     RangeError,
     TooLargeError,
     UnavailableError,
@@ -178,7 +179,59 @@ async def test_a_result_that_an_older_cache_left_among_the_blobs_is_one_file_how
         assert await store.has([key]) == [None] and store.statistics()["blobs"] == 0
 
 
+async def test_a_newer_result_is_not_hidden_by_an_older_caches_where_uses_are_looked_at(place):
+    key = ActionKey("ab" * 32, 3)
+    place.lay(Digest(key.hash, key.size), b"an older result")
+    async with place.running(policy={"max_seconds": 3600}) as store:
+        assert await store.get(key) == b"an older result"
+        await store.put(key, b"a newer one")
+        assert await store.get(key) == b"a newer one"
+        assert await store.has([key]) == [11]
+
+
+async def test_without_inotify_links_and_pipes_among_the_files_are_followed_and_waited_for_by_nobody(
+    place, monkeypatch, tmp_path
+):
+    monkeypatch.setattr(mirror, "remote_file_system", lambda path: "nfs")
+    (tmp_path / "secret").write_bytes(b"secret")
+    async with place.running() as store:
+        digest, value = digest_of(b"secret"), place.content / "s" / "name"
+        place.file(digest).symlink_to(tmp_path / "secret")
+        value.symlink_to(tmp_path / "secret")
+        for key in (digest, "name"):
+            with pytest.raises(NlError):
+                await store.get(key)
+            assert await store.has([key]) == [None]
+        place.file(digest).unlink()
+        os.mkfifo(place.file(digest))
+        await missing(store.get(digest))
+        await store.put(digest, b"secret")
+        assert await store.get(digest) == b"secret"
+
+
 # Hashing
+
+
+@pytest.mark.parametrize("size", [1000, 300_000])
+async def test_a_blob_that_cannot_be_hashed_is_neither_wrong_nor_missing(place, monkeypatch, size):
+    data = make_blob(size)
+    digest = digest_of(data)
+    place.lay(digest, data)
+    real = os.preadv
+
+    def preadv(*args):
+        raise OSError(errno.EIO, os.strerror(errno.EIO))
+
+    async with place.running() as store:
+        before = descriptors()
+        with monkeypatch.context() as patched:
+            patched.setattr(os, "preadv", preadv)
+            for _ in range(2):
+                with pytest.raises(UnavailableError, match=f"cannot check {place.file(digest)}: the disk reports"):
+                    await store.get(digest)
+        assert descriptors() == before and seen(store) == (0, 0)
+        assert os.preadv is real and await store.get(digest) == data
+        assert store.statistics()["corrupt_blobs"] == 0
 
 
 @pytest.mark.parametrize("size", [1000, 300_000])
@@ -253,6 +306,33 @@ async def test_files_that_are_hashed_wait_for_each_other_beyond_a_number(place, 
         assert 1 <= most <= 32
         assert store._verifier._free_jobs.value == 32
         assert store.statistics()["hashed_blobs"] == 40
+
+
+async def test_who_waits_for_a_hash_when_the_store_ends_is_told_so(place, monkeypatch):
+    """Also who waits for his turn to have one made."""
+    real, told = trio.to_thread.run_sync, []
+
+    async def run_sync(function, *args, **options):
+        if function is verify._update:
+            await trio.sleep_forever()
+        return await real(function, *args, **options)
+
+    async def get(digest):
+        with pytest.raises(UnavailableError, match="the store is being stopped"):
+            await store.get(digest)
+        told.append(digest)
+
+    datas = [make_blob(100_000, seed=seed) for seed in range(40)]
+    for data in datas:
+        place.lay(digest_of(data), data)
+    async with trio.open_nursery() as nursery, place.running() as store:
+        monkeypatch.setattr(trio.to_thread, "run_sync", run_sync)
+        for data in datas:
+            nursery.start_soon(get, digest_of(data))
+        await trio.testing.wait_all_tasks_blocked()
+        assert len(store._verifier._jobs) == 32 and not told
+    assert len(told) == 40
+    assert store._verifier._jobs == {} and store._verifier._free_jobs.value == 32
 
 
 async def test_no_thread_but_the_stores_own_does_what_takes_long(place, monkeypatch):

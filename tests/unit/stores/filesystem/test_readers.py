@@ -2,6 +2,7 @@
 
 import errno
 import os
+from contextlib import AsyncExitStack
 
 import pytest
 import trio
@@ -10,6 +11,8 @@ from nl.plugin import SMALL, CorruptBlobError
 from nl.stores.filesystem import readers
 from nl.stores.filesystem.readers import FileAccess, FileReader
 from nl.testing import make_blob
+
+from .conftest import put
 
 
 @pytest.fixture
@@ -150,3 +153,35 @@ async def test_a_closed_reader_has_closed_its_file(file):
     assert len(os.listdir("/proc/self/fd")) == before + 1
     reader.close()
     assert len(os.listdir("/proc/self/fd")) == before
+
+
+async def test_readers_at_once_have_each_a_buffer_of_its_own_also_of_those_that_were_used_before(file):
+    access = make_access()
+    for _ in range(2):
+        readers_of_it = [reader_of(access, file, offset=at * 20_000, size=20_000) for at in range(3)]
+        got = [(await reader.receive_parts())[0] for reader in readers_of_it]
+        assert [bytes(part) for part in got] == [make_blob(100_000)[at : at + 10_000] for at in (0, 20_000, 40_000)]
+        del got
+        for reader in readers_of_it:
+            reader.close()
+
+
+@pytest.mark.parametrize("size", [1, 10_000, 10_001, 100_000])
+async def test_a_change_right_before_the_last_piece_is_noticed(file, size):
+    reader = reader_of(make_access(), file, size=size)
+    while reader._left > 10_000:
+        await reader.receive_parts()
+    os.utime(file, ns=(1, 1))
+    with pytest.raises(CorruptBlobError, match="was changed or cut short"):
+        await reader.receive_parts()
+    reader.close()
+
+
+async def test_a_store_keeps_sixteen_spare_buffers(place):
+    async with place.running() as store:
+        digest = await put(store, make_blob(300_000))
+        async with AsyncExitStack() as stack:
+            for _ in range(20):
+                reader = await stack.enter_async_context(store.open(digest))
+                await reader.receive_parts()
+        assert len(store._access._spare) == 16

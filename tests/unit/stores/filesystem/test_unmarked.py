@@ -122,3 +122,16 @@ async def test_what_keeps_from_looking_at_a_file_of_another_size_is_told_with_it
                 await store.get(digest)
         assert await find(store, digest) is None
         assert not path.exists()
+
+
+async def test_what_was_grown_unseen_is_not_taken_for_it(place, monkeypatch):
+    """It begins with all bytes of the blob."""
+    monkeypatch.setattr(mirror, "remote_file_system", lambda path: "nfs")
+    digest, path = lay_unmarked(place, data := make_blob(5000))
+    async with place.running() as store:
+        assert await store.has([digest]) == [5000]
+        path.write_bytes(data + b"x")
+        assert await find(store, digest) is None
+        assert await store.has([digest]) == [None]
+        await store.put(digest, data)
+        assert await find(store, digest) == data
