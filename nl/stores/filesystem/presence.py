@@ -137,12 +137,14 @@ class Presence:
         """For keys that are not in the index under their own name."""
         if key in EMPTY_DIGESTS:
             return 0
-        if isinstance(key, ActionKey):
-            slot = self._index.slots.get(legacy_action_key(key))
-            if slot is not None:
-                self._index.touch(slot, now)
-                return self._index.sizes[slot]
-        return self._unmarked.size_of(key) if isinstance(key, Digest) else None
+        other = _other_key(key)
+        slot = None if other is None else self._index.slots.get(other)
+        if slot is None or self.is_expired(slot):
+            return None
+        if isinstance(key, Digest):
+            return self._unmarked.size_of(key)
+        self._index.touch(slot, now)
+        return self._index.sizes[slot]
 
     async def _sizes_on_disk(self, keys: Sequence[Key]) -> list[int | None]:
         """Asks the file system, because the index may be wrong. What it says is there is then in the index."""
@@ -174,7 +176,7 @@ class Presence:
 
     def _other_place(self, key: Key) -> tuple[Folder, str, IndexKey]:
         """Where others keep what is asked for."""
-        other = legacy_action_key(key) if isinstance(key, ActionKey) else unmarked_key(cast("Digest", key))
+        other = _other_key(key)
         assert other is not None
         folder, name = self._layout.place_of(other, cast("Digest | ActionKey", key).size)
         return folder, name, other
@@ -210,3 +212,10 @@ class Presence:
             old = self.max_age_s and self._clock.of_file(facts.st_atime) < horizon
             sizes.append(None if wrong or old else facts.st_size)
         return sizes
+
+
+def _other_key(key: Key) -> IndexKey | None:
+    """The index key under which others keep what is asked for; None if there is no such name."""
+    if isinstance(key, ActionKey):
+        return legacy_action_key(key)
+    return unmarked_key(key) if isinstance(key, Digest) else None

@@ -105,3 +105,57 @@ async def test_a_file_that_is_found_wrong_again_takes_no_earlier_ones_place(plac
         contents = sorted((place.corrupt / name).read_bytes() for name in os.listdir(place.corrupt))
         assert contents == [b"00000", b"00001", b"00002"]
         assert store.statistics()["corrupt_blobs"] == 3
+
+
+@pytest.mark.parametrize(("bound", "kept"), [(BLOCK, 1), (BLOCK - 1, 0)])
+async def test_a_large_store_sets_no_more_aside_than_the_bound(place, monkeypatch, bound, kept):
+    monkeypatch.setattr(quarantine, "MAX_BYTES", bound)
+    async with place.running(policy={"max_bytes": 1 << 40}) as store:
+        digest = await put(store, make_blob(BLOCK))
+        overwrite(place.file(digest), flip(make_blob(BLOCK)))
+        await refused(store, digest)
+        assert len(os.listdir(place.corrupt)) == kept and not place.file(digest).exists()
+
+
+@pytest.mark.parametrize("moment", ["looked at", "deleted"])
+async def test_what_another_process_deletes_meanwhile_of_what_was_set_aside_is_no_error(place, monkeypatch, moment):
+    monkeypatch.setattr(quarantine, "MAX_FILES", 2)
+    async with place.running() as store:
+        digests = [await put(store, make_blob(100, seed=seed)) for seed in range(4)]
+        for digest in digests:
+            overwrite(place.file(digest), bytes(100))
+        for digest in digests[:2]:
+            await refused(store, digest)
+        first = next(place.corrupt.glob(f"{digests[0].hash}*"))
+        with monkeypatch.context() as patched:
+            if moment == "looked at":
+                patched.setattr(quarantine, "os", LeavingFile(first))
+            else:
+                real = os.unlink
+
+                def unlink(path, **options):
+                    if path == first.name:
+                        first.unlink()
+                    real(path, **options)
+
+                patched.setattr(os, "unlink", unlink)
+            await refused(store, digests[2])
+        await refused(store, digests[3])
+        assert sorted(name[:64] for name in os.listdir(place.corrupt)) == sorted(d.hash for d in digests[2:])
+
+
+class LeavingFile:
+    """`os`, but that a file goes as soon as its folder was listed."""
+
+    def __init__(self, path):
+        self._path = path
+
+    def __getattr__(self, name):
+        return getattr(os, name)
+
+    @contextmanager
+    def scandir(self, fd):
+        with os.scandir(fd) as items:
+            found = list(items)
+        self._path.unlink(missing_ok=True)
+        yield found

@@ -96,6 +96,25 @@ async def test_what_is_asked_for_while_it_is_being_evicted_is_not_said_to_be_the
         assert await two.has([a, b, c, d, e]) == [None, 1, None, 1, 1]
 
 
+@pytest.mark.parametrize("count", [1, 40])
+async def test_what_is_evicted_right_after_it_was_looked_at_is_not_said_to_be_there(place, watched, monkeypatch, count):
+    """The evictor had written down what it evicts before the use was told, so it did not find that."""
+    async with two_stores(place, 9) as (one, two):
+        a, b = await put(one, b"a"), await put(one, b"b")
+        assert await two.has([a, b]) == [1, 1]
+
+        def evict():
+            place.file(a).unlink()
+            one._uses.acquit()
+
+        one._uses.condemn(one._uses.cell_of(a.hash))
+        if two._mirror.is_exact:
+            once(monkeypatch, two._mirror, "refresh", after=evict)
+        else:
+            once(monkeypatch, two._presence, "_stat_all", after=evict)
+        assert await two.has([b, a] * count) == [1, None] * count
+
+
 async def test_an_upload_of_what_is_being_evicted_is_written_again(place, watched, monkeypatch):
     async with two_stores(place, 3) as (one, two):
         a = await put(two, b"a")
