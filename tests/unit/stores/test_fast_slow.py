@@ -18,6 +18,7 @@ from nl.plugin import (
     EvictionPolicy,
     ExhaustedError,
     Reader,
+    TooLargeError,
     UnavailableError,
     UploadMismatchError,
     VerifyingReader,
@@ -451,7 +452,9 @@ async def test_get_of_a_blob_too_large_for_it_moves_nothing():
         digest, _ = await put_slow(store, MAX_WHOLE + 1)
         with pytest.raises(ExhaustedError):
             await store.get(digest)
-        assert not store.fetches.running
+        assert isinstance((await store.get_many([digest]))[0], TooLargeError)
+        await store.fetches.wait_idle()
+        assert store.slow.bytes_read == 0 and await store.fast.has([digest]) == [None]
 
 
 # --- directions

@@ -14,6 +14,7 @@ from nl.plugin import (
     ActionKey,
     BlobNotFoundError,
     BytesReader,
+    CorruptBlobError,
     Deletes,
     ExhaustedError,
     Link,
@@ -24,7 +25,7 @@ from nl.plugin import (
     UnavailableError,
 )
 from nl.stores.memory import MemoryOptions, MemoryStore
-from nl.testing import BareContext, BlockingReader, FaultyStore, PartsReader, away, read, split, started
+from nl.testing import BareContext, BlockingReader, Fault, FaultyStore, PartsReader, away, read, split, started
 from tests.unit.stores.test_fast_slow import LARGE, RING_BYTES, Watched, put_slow, running
 from tests.unit.stores.test_fast_slow_files import make_store
 
@@ -41,6 +42,23 @@ class Held(Watched):
     async def get(self, key):
         await self.go_on.wait()
         return await super().get(key)
+
+
+class ReadsFirst(Held):
+    """What is read is so from before the wait. Deleting waits for `deletes`."""
+
+    def __init__(self):
+        super().__init__()
+        self.deletes = trio.Event()
+
+    async def get(self, key):
+        data = await MemoryStore.get(self, key)
+        await self.go_on.wait()
+        return data
+
+    async def delete(self, keys):
+        await self.deletes.wait()
+        await super().delete(keys)
 
 
 class Deleting(Watched):
@@ -138,8 +156,9 @@ async def test_a_threshold_is_a_size_from_which_on_blobs_pass_by(many):
             assert (await store.fast.has([digest]) != [None]) is fills
 
 
-async def test_a_key_that_is_asked_for_twice_is_had_once():
-    async with running() as store:
+@pytest.mark.parametrize("direction", ["both", "update"])
+async def test_a_key_that_is_asked_for_twice_is_had_once(direction):
+    async with running(fast_direction=direction) as store:
         digest, data = await put_slow(store, 100)
         got = await store.get_many([digest, digest_of(b"none"), digest])
         assert got[0] == got[2] == data and isinstance(got[1], BlobNotFoundError)
@@ -279,6 +298,33 @@ async def test_fetches_of_many_are_counted_one_by_one():
         await store.get_many([(await put_slow(store, 200 + number))[0] for number in range(4)])
         await store.fetches.wait_idle()
         assert store.statistics()["fetches_failed"] == 4
+
+
+async def test_of_many_that_are_fetched_the_fast_store_keeps_what_it_takes_whatever_it_refuses():
+    async with running(fast=Watched(max_bytes=3000)) as store:
+        digests = [(await put_slow(store, size))[0] for size in (4000, 100, 200)]
+        await store.get_many(digests)
+        await store.fetches.wait_idle()
+        assert await store.fast.has(digests) == [None, 100, 200]
+        statistics = store.statistics()
+        assert (statistics["fetches_completed"], statistics["fetches_failed"]) == (2, 1)
+
+
+async def test_what_the_slow_store_lacks_or_fails_to_give_is_no_failure_of_the_fast_one(caplog):
+    async def away(keys):
+        raise UnavailableError("away")
+
+    async with running() as store:
+        digests = [digest_of(b"%d" % number) for number in range(3)]
+        with pytest.raises(BlobNotFoundError):
+            await store.get(digests[0])
+        await store.get_many(digests)
+        store.slow.get_many = away
+        with pytest.raises(UnavailableError):
+            await store.get_many(digests)
+        await store.fetches.wait_idle()
+        assert store.statistics()["fetches_failed"] == 0
+        assert "did not take" not in caplog.text
 
 
 async def test_readers_do_not_wait_for_the_fast_store():
@@ -597,25 +643,71 @@ async def test_what_the_slow_store_refuses_never_reaches_the_fast_one():
 
 
 async def test_what_is_deleted_while_it_is_fetched_does_not_come_back():
-    class Slow(Held):
-        async def get(self, key):
-            data = await MemoryStore.get(self, key)
-            await self.go_on.wait()
-            return data
+    async with running(slow=ReadsFirst()) as store:
+        store.slow.deletes.set()
+        keys = [digest_of(b"idle"), digest_of(b"fetched")]
+        for key, data in zip(keys, (b"idle", b"fetched"), strict=True):
+            await store.slow.put(key, data)
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(store.get, keys[1])
+            await trio.testing.wait_all_tasks_blocked()
+            nursery.start_soon(store.capability(Deletes).delete, keys)
+            await trio.testing.wait_all_tasks_blocked()
+            store.slow.go_on.set()
+        await store.fetches.wait_idle()
+        assert await store.fast.has(keys) == await store.has(keys) == [None, None]
 
-    async with running(slow=Slow()) as store:
+
+async def test_a_fetch_that_begins_while_the_slow_store_deletes_brings_nothing_back():
+    async with running(slow=ReadsFirst()) as store:
         digest = digest_of(b"blob")
         await store.slow.put(digest, b"blob")
         async with trio.open_nursery() as nursery:
-            nursery.start_soon(store.get, digest)
-            await trio.testing.wait_all_tasks_blocked()
             nursery.start_soon(store.capability(Deletes).delete, [digest])
             await trio.testing.wait_all_tasks_blocked()
+            nursery.start_soon(store.get, digest)
+            await trio.testing.wait_all_tasks_blocked()
+            store.slow.deletes.set()
+            await trio.testing.wait_all_tasks_blocked()
             store.slow.go_on.set()
+        await store.fetches.wait_idle()
         assert await store.fast.has([digest]) == await store.has([digest]) == [None]
 
 
 # --- files
+
+
+@pytest.mark.parametrize("error", [BlobNotFoundError("gone meanwhile"), CorruptBlobError("rotten")])
+async def test_a_blob_that_goes_or_turns_out_wrong_while_it_is_to_be_linked_is_missing_and_the_others_are_linked(
+    tmp_path, error
+):
+    context = BareContext()
+    slow = FaultyStore(MemoryStore(MemoryOptions(), context))
+    store = make_store(context, tmp_path, slow=slow)
+    async with started(store, context):
+        bad, good = digest_of(b"bad"), digest_of(bytes(300_000))
+        await slow.put(bad, b"bad")
+        await store.fast.put(good, bytes(300_000))
+        slow.plan("get", Fault(error))
+        slow.plan("open", Fault(error))
+        links = [Link(digest, str(tmp_path / f"in{at}"), False) for at, digest in enumerate((bad, good))]
+        assert await store.capability(LocalFiles).link_files(links) == [bad]
+        assert [os.path.exists(link.path) for link in links] == [False, True]
+        assert slow.calls["open"] == 1
+
+
+async def test_a_file_that_is_copied_out_is_whole_however_little_a_write_takes(tmp_path, monkeypatch):
+    context = BareContext()
+    store = make_store(context, tmp_path, fast_direction="update")
+    async with started(store, context):
+        digest = digest_of(data := os.urandom(50_000))
+        await store.slow.put(digest, data)
+        write = os.write
+        monkeypatch.setattr(os, "write", lambda fd, data: write(fd, data[:1000]))
+        link = Link(digest, str(tmp_path / "in"), False)
+        assert await store.capability(LocalFiles).link_files([link]) == []
+        monkeypatch.undo()
+        assert (tmp_path / "in").read_bytes() == data
 
 
 async def test_links_fail_with_the_slow_store_and_are_not_tried_one_by_one(tmp_path):

@@ -394,6 +394,8 @@ def test_it_deletes_where_every_side_that_is_read_can():
         (nothing, Side(), False), (memory(), nothing, True), (Side(), nothing, False), (nothing, nothing, False),
     ):  # fmt: skip
         assert (make(fast, slow).capability(Deletes) is not None) is can
+    for direction in ("get", "update", "read_only"):
+        assert make(Side(), memory(), fast_direction=direction).capability(Deletes) is None, "it is read all the same"
 
 
 async def test_a_use_is_told_to_both_sides_and_trouble_of_the_fast_one_stays_there():
@@ -458,7 +460,7 @@ async def test_what_happened_is_counted(autojump_clock):
     [
         ([], []), ([1], [1]), ([SMALL], [1]), ([SMALL + 1], [1]), ([1, SMALL + 1, 1], [1, 2]), ([1] * 3, [3]),
         ([1] * 256, [256]), ([1] * 257, [256, 1]),
-        ([SMALL] * 65, [64, 1]), ([65535] * 65 + [1], [65, 1]),
+        ([SMALL] * 65, [64, 1]), ([SMALL] * 129, [64, 64, 1]), ([65535] * 65 + [1], [65, 1]),
     ],
 )  # fmt: skip
 def test_small_blobs_are_fetched_in_groups_bounded_by_bytes_and_number(sizes, groups):
@@ -466,7 +468,7 @@ def test_small_blobs_are_fetched_in_groups_bounded_by_bytes_and_number(sizes, gr
     batches = list(files._batches(digests))
     assert sorted(map(len, batches)) == sorted(groups)
     assert sorted(digest for batch in batches for digest in batch) == sorted(digests)
-    assert all(len(batch) == 1 for batch in batches if batch[0].size > SMALL)
+    assert all(len(batch) == 1 for batch in batches if any(digest.size > SMALL for digest in batch))
 
 
 # --- taps
@@ -714,3 +716,43 @@ async def test_who_needs_a_blob_fetches_it_beyond_the_bound_and_counts(monkeypat
         assert (under_way.completed, under_way.failed) == (3, 2)
         assert under_way.join(names[9]) is not None, "those that ended have left their place"
         await under_way.wait_idle()
+
+
+async def test_a_batch_takes_one_place_for_who_comes_alone_too_and_gives_one_back(monkeypatch):
+    async with fetching(monkeypatch, 2) as (under_way, slow, fast, names):
+        assert len(under_way.join_many(names[:5])) == 5
+        assert [under_way.join(name) is not None for name in names[5:7]] == [True, False]
+        slow.go_on.set()
+        await under_way.wait_idle()
+        assert [under_way.join(name) is not None for name in names[6:9]] == [True, True, False]
+        await under_way.wait_idle()
+
+
+async def test_a_fetch_whose_caller_leaves_has_ended_for_everybody(monkeypatch):
+    async with fetching(monkeypatch, 1) as (under_way, slow, fast, names):
+        async with trio.open_nursery() as leaving:
+            leaving.start_soon(under_way.fetch_here, [names[0]])
+            await trio.testing.wait_all_tasks_blocked()
+            fetch = under_way.join(names[0])
+            leaving.cancel_scope.cancel()
+        assert fetch.done.is_set() and not under_way.running
+        slow.go_on.set()
+        assert under_way.join(names[0]) is not None, "its place is free"
+        await under_way.wait_idle()
+        assert await fast.has(names[:1]) == [1]
+
+
+async def test_who_needs_a_blob_waits_for_the_fetch_that_another_began(monkeypatch):
+    async with fetching(monkeypatch) as (under_way, slow, fast, names):
+        begun, ended = under_way.join(names[0]), trio.Event()
+
+        async def need():
+            assert await under_way.fetch_here([names[0]]) == [begun]
+            ended.set()
+
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(need)
+            await trio.testing.wait_all_tasks_blocked()
+            assert not ended.is_set()
+            slow.go_on.set()
+        assert await fast.has(names[:1]) == [1]
