@@ -221,8 +221,8 @@ def _is_whole(key: Key) -> bool:
 async def _outcome(fetch: Fetch) -> Buffer | NlError | None:
     """A fetch's blob, or why there is none; None if the stores are to be asked."""
     await fetch.news.wait()
-    if fetch.whole is None:
-        await fetch.done.wait()
-        if isinstance(fetch.slow_error, (NotFoundError, CorruptBlobError)):
-            return found_nowhere(fetch.key)
+    if fetch.whole is None and fetch.slow_error is None:
+        await fetch.done.wait()  # it comes as a stream
+    if isinstance(fetch.slow_error, (NotFoundError, CorruptBlobError)):
+        return found_nowhere(fetch.key)
     return fetch.whole

@@ -2,6 +2,7 @@
 
 import logging
 import os
+from contextlib import asynccontextmanager
 
 import pytest
 import trio
@@ -92,7 +93,8 @@ async def test_a_wrong_size_is_wrong_bytes(size, wrong):
         digest, _ = put_wrong(store, size, wrong=wrong)
         await read_wrong(store, digest)
         await store.fetches.wait_idle()
-        assert not await has(store.fast, digest)
+        assert not await has(store.fast, digest) and not await has(store.slow, digest)
+        assert store.statistics()["wrong_in_slow"] == 1
 
 
 async def test_what_cannot_be_deleted_is_missing_until_it_is_uploaded_and_told_once(caplog):
@@ -137,6 +139,50 @@ async def test_what_was_uploaded_while_the_wrong_bytes_were_read_is_not_deleted(
             with pytest.raises(CorruptBlobError):
                 while await reader.receive_parts():
                     pass
+        assert await has(store.slow, digest)
+        assert await read(store, digest) == data
+        assert store.statistics()["wrong_in_slow"] == 0
+
+
+@pytest.mark.parametrize("way", ["get", "get_many", "open"])
+async def test_what_was_uploaded_while_the_wrong_bytes_were_on_their_way_is_not_deleted(way):
+    class Far(Watched):
+        def __init__(self):
+            super().__init__()
+            self.asked, self.go_on = trio.Event(), trio.Event()
+
+        async def on_its_way(self):
+            self.asked.set()
+            await self.go_on.wait()
+
+        async def get(self, key):
+            data = await super().get(key)
+            await self.on_its_way()
+            return data
+
+        @asynccontextmanager
+        async def open(self, key, *, offset=0, length=None):
+            async with super().open(key, offset=offset, length=length) as reader:
+                await self.on_its_way()
+                yield reader
+
+    async with running(slow=Far(), fast_direction="update") as store:
+        digest, data = put_wrong(store, 300)
+
+        async def ask():
+            if way == "get_many":
+                assert isinstance((await store.get_many([digest]))[0], BlobNotFoundError)
+            elif way == "open":
+                await read_wrong(store, digest)
+            else:
+                with pytest.raises(BlobNotFoundError):
+                    await store.get(digest)
+
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(ask)
+            await store.slow.asked.wait()
+            await store.put(digest, data)
+            store.slow.go_on.set()
         assert await has(store.slow, digest)
         assert await read(store, digest) == data
         assert store.statistics()["wrong_in_slow"] == 0

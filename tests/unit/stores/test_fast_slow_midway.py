@@ -69,6 +69,16 @@ class Deleting(Watched):
         await super().delete(keys)
 
 
+class Stuck(Watched):
+    """Takes whole blobs for ever."""
+
+    async def put(self, key, data):
+        await trio.sleep_forever()
+
+    async def put_many(self, blobs):
+        await trio.sleep_forever()
+
+
 # --- reading
 
 
@@ -201,6 +211,39 @@ async def test_who_comes_when_the_ring_has_gone_on_waits_for_the_fetch_and_reads
         assert got == [data] and store.slow.reads == 1
 
 
+async def test_a_single_reader_has_each_chunk_as_it_comes():
+    async with running() as store:
+        digest, data = await put_slow(store, 3 * CHUNK)
+        store.slow.allow(1)
+        got = []
+
+        async def take(reader):
+            while len(got) < 3:
+                got.append(b"".join(await reader.receive_parts()))
+
+        async with store.open(digest) as reader, trio.open_nursery() as nursery:
+            nursery.start_soon(take, reader)
+            for number in range(1, 3):
+                await trio.testing.wait_all_tasks_blocked()
+                assert got == [data[at * CHUNK : (at + 1) * CHUNK] for at in range(number)]
+                store.slow.allow(1)
+        assert b"".join(got) == data
+
+
+async def test_who_comes_late_to_a_fetch_that_stands_still_reads_the_slow_store_after_a_minute(autojump_clock):
+    async with running() as store:
+        digest, data = await put_slow(store, 3 * RING_BYTES)
+        store.slow.allow(6)
+        async with store.open(digest):
+            await store.slow.stopped.wait()
+            assert store.fetches.running[digest].ring.start > 0
+            store.slow.chunks_allowed = None  # for who comes from now on
+            began = trio.current_time()
+            assert await read(store, digest) == data
+            assert trio.current_time() - began == pytest.approx(60)
+        assert store.statistics()["follower_timeouts"] == 1
+
+
 @pytest.mark.parametrize("size", [100, LARGE])
 async def test_a_range_beyond_the_blob_is_the_askers_mistake_and_nobodys_trouble(size):
     async with running() as store:
@@ -227,13 +270,13 @@ async def test_a_fetch_goes_on_for_those_who_still_follow_it_only():
         assert store.slow.bytes_read <= 2 * CHUNK
 
 
-async def test_a_range_of_a_blob_that_a_batch_brings_is_cut_from_it():
+async def test_a_range_of_a_blob_that_a_batch_brings_is_cut_from_it(autojump_clock):
     class Slow(Held):
         async def get_many(self, keys):
             await self.go_on.wait()
             return await super().get_many(keys)
 
-    async with running(slow=Slow()) as store:
+    async with running(fast=Stuck(), slow=Slow()) as store:
         digest, data = await put_slow(store, SMALL + 1000)
         got = []
 
@@ -247,7 +290,9 @@ async def test_a_range_of_a_blob_that_a_batch_brings_is_cut_from_it():
                 nursery.start_soon(take, offset, length)
             await trio.testing.wait_all_tasks_blocked()
             store.slow.go_on.set()
+            began = trio.current_time()
         assert sorted(got) == sorted([data[5:12], data[5:], data[:7]])
+        assert trio.current_time() == began, "nor do they wait for the fast store"
 
 
 async def test_a_wrong_blob_that_cannot_be_deleted_is_read_once_by_who_finds_it():
@@ -327,20 +372,15 @@ async def test_what_the_slow_store_lacks_or_fails_to_give_is_no_failure_of_the_f
         assert "did not take" not in caplog.text
 
 
-async def test_readers_do_not_wait_for_the_fast_store():
-    class Stuck(Watched):
-        async def put(self, key, data):
-            await trio.sleep_forever()
-
-        async def put_many(self, blobs):
-            await trio.sleep_forever()
-
+async def test_readers_do_not_wait_for_the_fast_store(autojump_clock):
     async with running(fast=Stuck()) as store:
+        began = trio.current_time()
         blobs = [await put_slow(store, 100) for _ in range(3)]
-        with trio.fail_after(60):
-            assert await store.get_many([digest for digest, _ in blobs]) == [data for _, data in blobs]
-            digest, data = await put_slow(store, 200)
-            assert await store.get(digest) == data
+        *got, gone = await store.get_many([*(digest for digest, _ in blobs), digest_of(b"gone")])
+        assert got == [data for _, data in blobs] and isinstance(gone, BlobNotFoundError)
+        digest, data = await put_slow(store, 200)
+        assert await store.get(digest) == data
+        assert trio.current_time() == began
 
 
 async def test_a_fast_store_that_is_away_costs_many_nothing_but_time():
