@@ -2,7 +2,7 @@
 
 import logging
 import os
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, suppress
 
 import pytest
 import trio
@@ -220,6 +220,25 @@ async def test_an_upload_waits_for_a_deletion_that_has_begun(way):
             store.slow.go_on.set()
         assert await store.slow.has([digest]) == [100]
         assert await store.get(digest) == data
+
+
+@pytest.mark.parametrize("leaves", [False, True], ids=["it fails", "its reader leaves"])
+async def test_an_upload_does_not_wait_for_a_deletion_that_came_to_nothing(leaves):
+    class Keeps(Watched):
+        async def delete(self, keys):
+            if leaves:
+                scope.cancel()
+                await trio.sleep_forever()
+            raise UnavailableError("away")
+
+    async with running(slow=Keeps(), fast_direction="update") as store:
+        digest, data = put_wrong(store, 300)
+        with trio.CancelScope() as scope, suppress(BlobNotFoundError):
+            await store.get(digest)
+        assert scope.cancelled_caught is leaves
+        with trio.fail_after(60):
+            await store.put(digest, data)
+        assert await store.slow.get(digest) == data
 
 
 async def test_readers_that_follow_a_wrong_fetch_are_told_at_its_end():
