@@ -60,7 +60,7 @@ class FileDigests:
 
     def finish(self) -> PackedDigests:
         """All files' digests, once all bytes have been fed."""
-        if self._rest or self._directory_end not in (_NONE, _ALL, self._at):
+        if self._rest or self._directory_end not in (_NONE, _ALL):
             raise InvalidRequestError(f"{self._digest} is not a {self._kind}: truncated")
         return PackedDigests(self._records, self._digest.function)
 
@@ -121,7 +121,9 @@ class FileDigests:
                     size, last = read_varint(data, last, size)
                 except (DecodeError, IndexError):
                     return at
-            if last != end or not (end == stop or (end + 2 == stop and data[end] == _EXECUTABLE)) or size >> 63:
+            if last != end or size >> 63:
+                return at
+            if end != stop and not (end + 2 == stop and data[end] == _EXECUTABLE and data[end + 1] < 128):
                 return at
             text = data[hash_at:size_at]
             try:

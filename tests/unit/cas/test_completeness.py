@@ -1,6 +1,7 @@
 """Completeness, asked directly: by either digest function, of stores that are away, a bounded part at once."""
 
 import logging
+from contextlib import asynccontextmanager, contextmanager
 
 import pytest
 import trio
@@ -249,3 +250,129 @@ async def test_another_value_under_the_same_action_is_looked_at_anew_and_equal_b
         await asking.require(key, gone)
     await asking.require(key, value)
     assert len(looked) == 3
+
+
+class Crowd:
+    """Notes how many of those who wait for a store do so at once."""
+
+    def __init__(self, cas):
+        self.now, self.most, self.cas = 0, 0, cas
+        cas.has, cas.open = self.has, self.open
+
+    @contextmanager
+    def inside(self):
+        self.now += 1
+        self.most = max(self.most, self.now)
+        yield
+        self.now -= 1
+
+    async def has(self, keys):
+        with self.inside():
+            for _ in range(5):
+                await trio.lowlevel.checkpoint()
+            return await Cas.has(self.cas, keys)
+
+    @asynccontextmanager
+    async def open(self, key, **range_):
+        with self.inside():
+            async with Cas.open(self.cas, key, **range_) as reader:
+                yield reader
+
+    async def of(self, asking, values):
+        self.most = 0
+        async with trio.open_nursery() as nursery:
+            for number, value in enumerate(values):
+                nursery.start_soon(asking.require, ActionKey("ab" * 32, number), value)
+        return self.most
+
+
+async def test_few_results_with_very_much_in_them_are_looked_into_at_once_and_any_number_of_others(cas, asking):
+    nodes = [file(f"{n}", await cas.add(b"%d" % n)) for n in range(3000)]
+    crowd = Crowd(cas)
+    few = encode(reapi.ActionResult(output_files=[reapi.OutputFile(path="o", digest=nodes[0].digest)]))
+    assert await crowd.of(asking, [few] * 10) > 4
+    files = [reapi.OutputFile(path=each.name, digest=each.digest) for each in nodes]
+    many = encode(reapi.ActionResult(output_files=files))
+    for number in range(10):  # read one by one: that is done in threads
+        await asking.require(ActionKey("ab" * 32, number), many)
+    assert 1 < await crowd.of(asking, [many] * 10) <= 4
+    tree = encode(reapi.Tree(root=reapi.Directory(files=nodes)))
+    trees = [await cas.add(tree + b"\x12\0" * number) for number in range(10)]
+    results = [
+        encode(reapi.ActionResult(output_directories=[reapi.OutputDirectory(path="t", tree_digest=each)]))
+        for each in trees
+    ]
+    assert 1 < await crowd.of(asking, results) <= 4, "while they are read"
+    read = len(cas.read)
+    assert 1 < await crowd.of(asking, results) <= 4, "and once it is known what is in them"
+    assert len(cas.read) == read == len(trees)
+
+
+async def test_nothing_is_asked_about_twice_however_many_directories_a_result_has(cas, asking):
+    nodes = [file(f"{n}", await cas.add(b"%d" % n)) for n in range(1200)]
+    directories = []
+    for number in range(6):
+        some = nodes[number * 200 :] if number % 2 else nodes[:900]
+        tree = encode(reapi.Tree(root=reapi.Directory(files=some))) + b"\x12\0" * number
+        directories.append(reapi.OutputDirectory(path=f"{number}", tree_digest=await cas.add(tree)))
+    counts = [900, 1000, 900, 600, 900, 200]
+    await asking.require(ActionKey("ab" * 32, 7), encode(reapi.ActionResult(output_directories=directories)))
+    assert sum(cas.asked) == sum(counts) + len(directories)
+    assert max(cas.asked) <= 2048
+
+
+async def test_what_is_remembered_is_counted_with_its_directories_and_bounded(cas, monkeypatch):
+    assert completeness.REMEMBERED_BYTES == 32 * 1024 * 1024
+    asking = Completeness(cas, name="AC")
+    trees = [await cas.add(encode(reapi.Tree()) + b"\x12\0" * number) for number in range(1, 21)]
+    directories = [reapi.OutputDirectory(path=each.hash, tree_digest=each) for each in trees]
+    value = encode(reapi.ActionResult(output_directories=directories))
+    await asking.require(ActionKey("ab" * 32, 7), value)
+    in_results = 20 * (320 + 320)  # as references, and as directories to be looked into
+    in_directories = 20 * 200
+    assert 0 <= asking.statistics()["remembered_bytes"] - len(value) - in_results - in_directories < 1000
+    monkeypatch.setattr(completeness, "REMEMBERED_BYTES", 2000)
+    asking = Completeness(cas, name="AC")
+    nodes = [file(f"{n}", await cas.add(b"x")) for n in range(60)]
+    for files, remembered in ((nodes[:2], 1), (nodes, 1)):
+        tree = await cas.add(encode(reapi.Tree(root=reapi.Directory(files=files))))
+        result = reapi.ActionResult(output_directories=[reapi.OutputDirectory(path="t", tree_digest=tree)])
+        await asking.require(ActionKey("ab" * 32, len(files)), encode(result))
+        assert asking.statistics()["remembered_directories"] == remembered
+
+
+async def test_bytes_that_their_owner_uses_again_are_not_taken_for_what_they_were(cas, asking):
+    key = ActionKey("ab" * 32, 7)
+    there, gone = (
+        encode(reapi.ActionResult(stdout_digest=each)) for each in (await cas.add(b"x"), on_wire(digest_of(b"y")))
+    )
+    buffer = bytearray(there)
+    await asking.require(key, buffer)
+    buffer[:] = gone
+    with pytest.raises(IncompleteError):
+        await asking.require(key, buffer)
+
+
+async def test_all_files_of_a_large_directory_are_seen_and_others_have_their_turns_meanwhile(cas, asking):
+    digests = [await cas.add(b"%d" % n) for n in range(3000)]
+    nodes = [file("x" * 100 + f"{n}", each) for n, each in enumerate(digests)]
+    root = await cas.add(encode(reapi.Directory(files=nodes)))
+    turns = 0
+
+    async def count():
+        nonlocal turns
+        while True:
+            await trio.lowlevel.checkpoint()
+            turns += 1
+
+    result = encode(
+        reapi.ActionResult(output_directories=[reapi.OutputDirectory(path="r", root_directory_digest=root)])
+    )
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(count)
+        await asking.require(ActionKey("ab" * 32, 7), result)
+        nursery.cancel_scope.cancel()
+    assert turns >= root.size_bytes // (64 * 1024) - 2 > 5
+    await cas.backend.delete([digest_of(b"2999")])
+    with pytest.raises(IncompleteError):
+        await asking.require(ActionKey("ab" * 32, 7), result)

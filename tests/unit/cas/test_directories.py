@@ -4,6 +4,7 @@ import contextlib
 from contextlib import aclosing
 
 import pytest
+import trio
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -221,3 +222,29 @@ async def test_a_walk_is_told_with_each_directory_what_it_is_and_what_it_names(s
     assert [(each.digest, bytes(each.encoded), list(each.children)) for each in loaded] == [
         (root, bytes(await store.get(root)), [leaf, leaf]), (leaf, b"", []),
     ]  # fmt: skip
+
+
+async def test_a_walk_tells_how_many_directories_it_knows_of_so_far(store):
+    """Whoever pays for what a walk remembers counts by it."""
+    low = await put(store, x=EMPTY[DigestFunction.SHA256])
+    root = await put(store, a=await put(store, c=low), b=await put(store, d=low, e=EMPTY[DigestFunction.SHA256]))
+    async with aclosing(walk(store, root)) as walking:
+        assert [each.known async for each in walking] == [3, 4, 5, 5, 5]
+
+
+async def test_a_directory_that_stands_on_several_levels_is_visited_once(store):
+    leaf = await put(store, x=EMPTY[DigestFunction.SHA256])
+    middle = await put(store, y=leaf)
+    root = await put(store, a=leaf, b=middle, c=EMPTY[DigestFunction.SHA256])
+    assert await walked(store, root) == [root, leaf, middle, EMPTY[DigestFunction.SHA256]]
+
+
+async def test_a_large_directory_is_looked_into_in_a_thread_and_a_small_one_is_not(store):
+    """A thread is a checkpoint, where a cancellation is met; so few bytes cost none."""
+    for length, completes in ((60_000, True), (70_000, False)):
+        encoded = encode(reapi.Directory(files=[file("x" * length)]))
+        await store.put(digest_of(encoded), encoded)
+        with trio.CancelScope() as scope:
+            scope.cancel()
+            await walked(store, digest_of(encoded))
+        assert scope.cancelled_caught is not completes

@@ -2,6 +2,7 @@
 
 import random
 import tracemalloc
+from itertools import product
 
 import pytest
 from hypothesis import given
@@ -13,7 +14,7 @@ from nl.cas.packed import PackedDigests
 from nl.errors import InvalidRequestError
 from nl.model.digest import Digest, DigestFunction
 from nl.pb import reapi
-from nl.pb.codec import encode, varint
+from nl.pb.codec import DecodeError, decode, encode, varint
 
 SHA256 = DigestFunction.SHA256
 UNKNOWN = b"\xfa\x01\x03abc" + b"\x98\x06\x05"  # field 31, bytes; field 99, a varint
@@ -199,6 +200,49 @@ def test_a_single_field_may_have_a_mebibyte(room, is_taken):
     else:
         with pytest.raises(InvalidRequestError, match=f"has a field of more than {most} bytes"):
             files.feed(node[: most + room])
+
+
+def decoded(encoded):
+    """What the decoder says that a Directory names; None if it is none."""
+    try:
+        directory = decode(reapi.Directory, encoded)
+        return [
+            Digest.parse(node.digest.hash, node.digest.size_bytes, SHA256)
+            for node in (*directory.files, *directory.directories)
+        ]
+    except (DecodeError, InvalidRequestError, AttributeError):
+        return None
+
+
+def read_or_none(encoded):
+    try:
+        files, directories = read(encoded, is_tree=False)
+    except InvalidRequestError:
+        return None
+    return files + directories
+
+
+@pytest.mark.parametrize("executable", [True, False])
+@pytest.mark.parametrize("size", [5, 300, 2**62])
+def test_a_node_with_any_byte_changed_or_cut_off_is_what_the_decoder_says(size, executable):
+    """The quick way takes nothing that the other refuses, and finds nothing else."""
+    for name in ("n", "n" * 60):  # a length of one byte, and one of two
+        node = field(0x0A, encode(reapi.FileNode(name=name, digest=d("a", size), is_executable=executable)))
+        sub = encode(reapi.Directory(directories=[reapi.DirectoryNode(name="s", digest=d("b"))]))
+        text = range(node.index(b"n"), node.index(b"n") + len(name))  # what is in a name is not looked at
+        for at in (at for at in range(1, len(node)) if at not in text):
+            for value in {node[at] ^ 1 << bit for bit in range(8)} | {0, 0x7F, 0x80, 0xFF, node[at] + 1 & 0xFF}:
+                encoded = node[:at] + bytes([value]) + node[at + 1 :]
+                assert read_or_none(encoded) == decoded(encoded), (at, value)
+                assert read_or_none(encoded + node + sub) == decoded(encoded + node + sub), (at, value)
+        for at in range(len(node)):
+            assert read_or_none(node + node[:at]) == decoded(node + node[:at]), at
+
+
+def test_no_few_bytes_are_anything_else_than_the_decoder_says():
+    for length in range(5):
+        for few in product(b"\x0a\x12\x10\x20\x40\x01\x00\x80", repeat=length):
+            assert read_or_none(bytes(few)) == decoded(bytes(few)), bytes(few)
 
 
 def test_empty_directories_hide_nothing_wherever_they_stand():
