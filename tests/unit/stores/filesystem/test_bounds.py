@@ -25,7 +25,7 @@ def test_a_run_of_uses_has_four_thousand_lines_and_scans_are_sorted_into_it():
         used[0] = float(number)
         order.note(0, float(number))
     assert [len(run) for _, _, run in order._runs] == [4096, 4096]
-    order.note_all([0] * 5000, 10_001.0)
+    order.note_all([0] * 20_000, 10_001.0)
     assert all(len(run) <= 2 * 4096 for _, _, run in order._runs)
 
 
@@ -64,6 +64,20 @@ def test_the_order_of_use_stays_right_while_it_is_swept(monkeypatch):
         order.sweep(3)
         oldest = min((when, slot) for slot, when in enumerate(used) if when)
         assert order.oldest() == oldest[1]
+
+
+def test_what_is_used_in_turn_again_and_again_takes_twice_its_lines_at_most(monkeypatch):
+    monkeypatch.setattr(use_order, "RUN", 4)
+    monkeypatch.setattr(use_order, "_SLACK", 0)
+    used = array("d", [0.0] * 100)
+    order = UseOrder(used)
+    most = 0
+    for number in range(1000):
+        used[number % 100] = number + 1.0
+        order.note(number % 100, number + 1.0)
+        order.sweep(100)
+        most = max(most, order.lines)
+    assert 200 <= most <= 208
 
 
 def test_uses_of_few_files_take_no_more_memory_than_some_ten_thousand_lines():

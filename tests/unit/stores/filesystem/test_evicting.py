@@ -1,9 +1,11 @@
 """What goes, and exactly when: bounds to the byte, in whichever way a blob is used, with and without inotify."""
 
+import errno
 import os
 import time
 
 import pytest
+import trio
 
 from nl.blob.hashing import digest_of
 from nl.plugin import (
@@ -22,6 +24,7 @@ from nl.stores.filesystem.watch import WatchUnavailableError
 from nl.testing import make_blob
 
 from .conftest import put, until
+from .test_scanning import held_scan
 
 
 @pytest.fixture(params=["watched", "unwatched"])
@@ -261,6 +264,57 @@ async def test_large_files_are_freed_in_a_thread_and_not_more_than_some_are_kept
         assert kept <= 64 and len(os.listdir("/proc/self/fd")) == before + kept
         await committer.free_large()
         assert committer._closing == [] and len(os.listdir("/proc/self/fd")) == before
+
+
+async def test_large_files_that_are_evicted_while_others_are_freed_are_freed_too(place, monkeypatch):
+    monkeypatch.setattr(evicting, "_LARGE", 10)
+    monkeypatch.setattr("nl.stores.filesystem.store._TICK_S", 1000)  # nobody else frees them
+    async with place.running() as store:
+        for number in range(3):
+            await store.put(str(number), bytes(10))
+        before, committer, real = len(os.listdir("/proc/self/fd")), store._committer, evicting._close_all
+
+        def evict_and_close(fds):
+            trio.from_thread.run(committer.evict_some, 1)
+            real(fds)
+
+        await committer.evict_some(1)
+        with monkeypatch.context() as patched:
+            patched.setattr(evicting, "_close_all", evict_and_close)
+            await committer.free_large()
+        assert committer._closing == [] and os.listdir(place.content / "s") == []
+        assert len(os.listdir("/proc/self/fd")) == before
+
+
+async def test_an_eviction_that_fails_condemns_nothing_any_more(place, monkeypatch):
+    """Else what is still there would be said to be missing."""
+    async with place.running() as one, place.running():
+        digest = await put(one, b"x")
+        await until(lambda: not one._uses.is_alone)
+
+        def refuse(*args, **options):
+            raise OSError(errno.EIO, os.strerror(errno.EIO))
+
+        with monkeypatch.context() as patched:
+            patched.setattr(os, "unlink", refuse)
+            with pytest.raises(OSError, match="Input/output"):
+                await one._committer.evict_some(1)
+        assert one._uses.condemned == -1
+        assert await one.has([digest]) == [1]
+
+
+async def test_an_eviction_before_all_is_listed_takes_the_variant_along(place, monkeypatch):
+    async with place.running() as store:
+        digest = await put(store, b"tool")
+        links = [Link(digest, str(place.inputs / "tool"), True)]
+        assert await store.capability(LocalFiles).link_files(links) == []
+    with held_scan(monkeypatch) as go_on:
+        async with place.running(scanned=False) as store:
+            assert await store.has([digest]) == [4]
+            evicted = await store._committer.evict_some(1)
+            left = os.listdir(place.content / "d"), os.listdir(place.executables)
+            go_on()
+            assert evicted and left == ([], [])
 
 
 async def test_files_that_were_evicted_last_are_closed_when_the_store_ends(place, monkeypatch):

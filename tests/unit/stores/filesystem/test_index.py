@@ -229,6 +229,7 @@ def test_rows_of_what_has_gone_are_used_again_and_know_nothing_of_it():
         slot = index.add(key, number, used=float(number + 1))
         assert not index.is_known(slot) and index.identity(slot) == (0, 0)
         assert (index.key_at(slot), index.sizes[slot], index.used[slot]) == (key, number, number + 1)
+        assert index.cells[slot] == UseTable.cell_of(key)
         index.know(slot, inode=number + 1, mtime_ns=7)
         assert index.identity(slot) == (number + 1, 7)
         index.remove(key)
@@ -296,6 +297,19 @@ def test_what_was_not_seen_is_told_in_groups_that_cover_all():
     groups = [[key for key, _ in group] for group in index.unseen()]
     assert [len(group) for group in groups if group] == [4096, 4096, 1]
     assert [key for group in groups for key in group] == keys
+
+
+def test_what_was_not_seen_is_told_also_where_little_is_left():
+    index = Index(1, UseTable())
+    keys = [f"{number:064x}" for number in range(4096)]
+    for key in keys:
+        index.add(key, 1, used=1.0)
+    index.add("a" * 64, 1, used=1.0)
+    index.add_executable("b" * 64, 1)
+    for key in keys:
+        index.remove(key)
+    index.begin_round()
+    assert [pair for group in index.unseen() for pair in group] == [("a" * 64, False), ("b" * 64, True)]
 
 
 def test_what_is_cleared_is_as_new():

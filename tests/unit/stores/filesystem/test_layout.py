@@ -1,9 +1,11 @@
 """Folders and their files: what is made, what is tidied up at the start and what is left alone, what is closed."""
 
+import errno
 import fcntl
 import logging
 import os
 import shutil
+import sys
 import time
 
 import pytest
@@ -74,6 +76,40 @@ def test_names_of_files_under_way_are_spread_and_nobody_elses(opened):
     assert folders == {f"{number:02x}" for number in range(SPREAD)} == set(os.listdir(one.temp.path))
 
 
+def test_folders_of_unfinished_files_are_asked_to_lie_in_different_parts_of_the_disk(tmp_path, monkeypatch):
+    """With the flag that `chattr +T` sets, beside those that the folder has; also when it is made anew."""
+    asked = []
+
+    def ioctl(fd, request, argument):
+        path = os.readlink(f"/proc/self/fd/{fd}")
+        if request == 0x80086601:  # FS_IOC_GETFLAGS
+            argument[:] = (0x80000).to_bytes(8, sys.byteorder)
+        else:
+            asked.append((path, request, int.from_bytes(argument, sys.byteorder)))
+
+    monkeypatch.setattr(fcntl, "ioctl", ioctl)
+    layout = make(tmp_path)
+    layout.open()
+    once = (str(tmp_path / "temp" / "d"), 0x40086602, 0x80000 | 0x20000)  # FS_IOC_SETFLAGS, extents, TOPDIR
+    assert asked == [once]
+    shutil.rmtree(tmp_path / "temp" / "d")
+    layout.reopen()
+    layout.close()
+    assert asked == [once] * 2
+
+
+@pytest.mark.parametrize("code", [errno.ENOTTY, errno.EPERM, errno.EOPNOTSUPP])
+def test_where_that_cannot_be_asked_for_it_works_all_the_same(tmp_path, monkeypatch, code):
+    def refuse(*args):
+        raise OSError(code, os.strerror(code))
+
+    monkeypatch.setattr(fcntl, "ioctl", refuse)
+    layout = make(tmp_path)
+    layout.open()
+    assert layout.is_open
+    layout.close()
+
+
 def test_what_dead_processes_were_writing_goes_and_what_living_ones_write_stays(opened, caplog):
     living, dead = opened(), opened()
     for layout in (living, dead):
@@ -112,6 +148,51 @@ def test_a_session_is_locked_for_as_long_as_it_lives(opened):
     os.close(fd)
     living, dead = layout._sessions()
     assert (living, dead) == ({layout._session}, {})
+
+
+def test_a_session_that_ends_while_another_process_starts_is_nothing_to_it(tmp_path, opened, monkeypatch):
+    """Between the listing and the look at it, or as both clean up after the same dead one."""
+    dead = opened()
+    os.close(dead._session_fd)
+    dead._session_fd = -1
+    before, listdir, sessions = len(os.listdir("/proc/self/fd")), os.listdir, Layout._sessions
+
+    def list_one_that_is_gone(path):
+        return [*listdir(path), "0123456789ab.session"]
+
+    def another_cleans(layout):
+        living, found = sessions(layout)
+        for session in found:
+            os.unlink(f"{layout.temp_path}/{session}.session")
+        return living, found
+
+    monkeypatch.setattr(os, "listdir", list_one_that_is_gone)
+    monkeypatch.setattr(Layout, "_sessions", another_cleans)
+    layout = opened()
+    monkeypatch.undo()
+    assert [name for name in os.listdir(tmp_path / "temp") if name != "d"] == [f"{layout._session}.session"]
+    layout.close()
+    assert len(os.listdir("/proc/self/fd")) == before
+
+
+def test_what_a_living_process_has_been_writing_for_days_stays(opened):
+    layout = opened()
+    path = f"{layout.temp.path}/{layout.temp_name()}"
+    with open(path, "wb"):
+        pass
+    age(path, 72 * 3600)
+    opened()
+    assert os.path.exists(path)
+
+
+def test_a_lock_file_that_another_took_the_place_of_is_not_the_one_that_is_there(tmp_path, opened):
+    layout = opened()
+    lock = tmp_path / "content" / ".lock"
+    lock.unlink()
+    lock.touch()
+    assert not layout.has_lock_file(is_local=True) and not layout.has_lock_file(is_local=False)
+    layout.open_lock_file()
+    assert layout.has_lock_file(is_local=True) and layout.has_lock_file(is_local=False)
 
 
 def test_blobs_of_the_oldest_layout_are_moved_and_counted_and_nothing_else(tmp_path, opened, caplog):
@@ -182,6 +263,19 @@ def test_a_folder_that_another_took_the_place_of_is_not_in_place(tmp_path, opene
     os.rmdir(tmp_path / "content" / "d")
     os.rename(tmp_path / "content" / "elsewhere", tmp_path / "content" / "d")
     assert layout.is_in_place()
+
+
+def test_where_nothing_can_be_made_beside_the_content_its_siblings_lie_in_it(tmp_path, monkeypatch):
+    asked = []
+    monkeypatch.setattr(os, "access", lambda *args: asked.append(args))
+    layout = make(tmp_path)
+    layout.open()
+    try:
+        assert asked == [(str(tmp_path), os.W_OK | os.X_OK)]
+        assert layout.executables.path == f"{tmp_path}/content/.exec/d"
+        assert layout.corrupt.path == f"{tmp_path}/content/.corrupt"
+    finally:
+        layout.close()
 
 
 def test_a_link_to_the_content_has_its_siblings_beside_what_it_leads_to(tmp_path):

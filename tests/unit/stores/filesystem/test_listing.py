@@ -138,6 +138,18 @@ async def test_what_is_found_while_the_folder_is_listed_is_known_before_all_is(p
             assert await store.has([digest_of(b"0")]) == [1]
 
 
+async def test_what_another_has_replaced_unseen_has_its_new_size_with_the_next_listing(place, monkeypatch):
+    monkeypatch.setattr(mirror, "remote_file_system", lambda path: "nfs")
+    async with place.running() as store:
+        await store.put("name", b"value")
+        (place.root / "new").write_bytes(bytes(2 * BLOCK + 1))
+        os.rename(place.root / "new", place.content / "s" / "name")
+        store._mirror.scan_wanted = True
+        store._scanner.asked.set()
+        await until(lambda: store._scanner.scans == 2)
+        assert store.statistics()["blobs"] == 1 and store.statistics()["bytes"] == 3 * BLOCK
+
+
 async def test_what_has_gone_unseen_is_forgotten_by_the_next_listing(place, monkeypatch):
     monkeypatch.setattr(mirror, "remote_file_system", lambda path: "nfs")
     async with place.running() as store:

@@ -1,5 +1,6 @@
 """The lock of a folder: who waits, and what a waiter is told."""
 
+import errno
 import fcntl
 import logging
 import os
@@ -45,6 +46,17 @@ def test_one_at_a_time_has_the_lock(lock, other):
     lock.unlock()
     fcntl.flock(other, fcntl.LOCK_EX | fcntl.LOCK_NB)
     assert not lock.try_lock()
+
+
+@pytest.mark.parametrize("code", [errno.ENOLCK, errno.EIO])
+async def test_a_file_system_that_cannot_lock_is_not_one_to_wait_for(lock, monkeypatch, code):
+    def refuse(*args):
+        raise OSError(code, os.strerror(code))
+
+    monkeypatch.setattr(fcntl, "flock", refuse)
+    with pytest.raises(OSError, match=os.strerror(code)) as caught:
+        await lock.acquire()
+    assert caught.value.errno == code and lock.waits == 0
 
 
 def test_a_lock_file_that_a_cleaner_has_deleted_is_made_anew(lock, layout, other):

@@ -1,15 +1,17 @@
 """What the index has while files come and go, also between a listing and its being told, and where events are lost."""
 
 import os
+import threading
 from contextlib import suppress
 
 import pytest
 import trio
 
 from nl.plugin import ActionKey, Deletes, Digest, Removals, digest_of
-from nl.stores.filesystem import scanning
+from nl.stores.filesystem import mirror, scanning
+from nl.stores.filesystem.journal import Change, Journal
 from nl.stores.filesystem.watch import IN_Q_OVERFLOW, Event, Watch, WatchUnavailableError
-from nl.testing import make_blob
+from nl.testing import find, make_blob
 
 from .conftest import put, until
 from .test_evicting import watched as watched  # a fixture
@@ -235,6 +237,77 @@ async def test_variants_and_results_of_others_are_seen_and_forgotten(place):
         variant.unlink()
         await store.has([])
         assert (store.statistics()["executables"], store.statistics()["bytes"]) == (0, BLOCK)
+
+
+async def test_who_opens_a_blob_for_writing_and_writes_nothing_has_changed_nothing(place):
+    data = make_blob(100_000)
+    async with place.running() as store:
+        digest = await put(store, data)
+        feed = store.capability(Removals).watch_removals()
+        hashed = store.statistics()["hashed_blobs"]
+        with place.file(digest).open("r+b"):
+            pass
+        assert store._mirror._watch.pending()
+        assert await store.has([digest]) == [len(data)]
+        assert await find(store, digest) == data
+        assert store.statistics()["hashed_blobs"] == hashed and not feed.take()
+
+
+async def test_the_right_file_in_the_place_of_one_cut_short_is_counted_once(place, watched):
+    digest = digest_of(b"right")
+    place.lay(digest, b"cut")
+    async with place.running() as store:
+        assert store.statistics()["blobs"] == 1 and await store.has([digest]) == [None]
+        await put(store, b"right")
+        assert store.statistics()["blobs"] == 1 and store.statistics()["bytes"] == BLOCK
+        assert await store.has([digest]) == [5]
+
+
+async def test_without_inotify_what_others_do_between_listing_and_telling_is_known(place, monkeypatch):
+    monkeypatch.setattr(mirror, "remote_file_system", lambda path: "nfs")
+    begun, changes = threading.Event(), []
+    async with place.running() as one:
+        gone = await put(one, b"gone")
+
+        async def change():
+            await one.capability(Deletes).delete([gone])
+            await put(one, b"come")
+            await put(two, b"learns of both, as it has the lock")
+
+        def change_once():
+            begun.wait(120)
+            if not changes:
+                changes.append(1)
+                trio.from_thread.run(change)
+
+        after_listing(monkeypatch, "d", change_once)
+        async with place.running(scanned=False) as two:
+            begun.set()
+            await listed(two)
+            assert changes and gone.hash not in two._index.slots
+            assert two.statistics()["blobs"] == 2 and two.statistics()["bytes"] == place.used() == 2 * BLOCK
+
+
+async def test_without_inotify_what_nobody_has_told_a_use_of_is_not_taken_for_the_oldest(place, monkeypatch):
+    monkeypatch.setattr(mirror, "remote_file_system", lambda path: "nfs")
+    async with place.running(policy={"max_count": 3}) as store:
+        old = [await put(store, name) for name in (b"a", b"b")]
+        journal = Journal(store._layout)
+        new = place.lay(digest_of(b"x"), b"x")
+        journal.read()
+        journal.write(Change(store._layout.blobs, new.name, 1))
+        journal.tell(3 * BLOCK)
+        await store._committer.follow()
+        for name, left in ((b"c", [False, True]), (b"d", [False, False])):
+            await put(store, name)
+            assert [place.file(digest).exists() for digest in old] == left and new.exists()
+
+
+async def test_what_changes_is_remembered_only_while_the_folder_is_listed(place):
+    """Else it would be more and more."""
+    async with place.running() as store:
+        await put(store, b"x")
+        assert store._mirror.changed_during_scan is None
 
 
 async def test_a_link_in_the_place_of_a_blob_is_none(place):

@@ -20,11 +20,12 @@ from nl.plugin import (
     TooLargeError,
 )
 from nl.stores.filesystem import mirror
-from nl.stores.filesystem.journal import Journal
+from nl.stores.filesystem.journal import Change, Journal
 from nl.testing import PartsReader, split
 
 from .conftest import put, until
 from .test_evicting import watched as watched  # a fixture
+from .test_intervals import idle, passes
 from .test_scanning import held_scan
 
 BLOCK = 4096
@@ -127,6 +128,53 @@ async def test_the_sum_is_told_to_who_comes_where_inotify_knows_it(place):
             await until(lambda: told(one) == 3 and not one._uses.is_alone)
             await put(one, b"one more")
             assert told(one) == 4, "and each time it changes, for whoever lists the folder still"
+
+
+async def test_who_is_alone_tells_the_sum_every_few_seconds_and_at_its_end_to_who_comes_after_it(
+    place, mock_clock, monkeypatch
+):
+    """Perhaps after it was killed."""
+    async with place.running() as store:
+        for number in range(3):
+            await put(store, b"%d" % number)
+        await passes(5.25, store, mock_clock)
+        assert told(store) == 3
+        await put(store, b"one more")
+        assert told(store) == 3, "nobody wants to know it now"
+    with held_scan(monkeypatch) as go_on:
+        async with place.running(scanned=False) as store:
+            await store._committer.lock.acquire()
+            with store._committer.locked():
+                count = store._committer.sum
+            go_on()
+            assert count == 4 * BLOCK
+
+
+async def test_who_is_told_that_one_has_no_inotify_writes_behind_what_that_one_has_written(place):
+    async with place.running() as store:
+        await put(store, b"first")
+        journal = Journal(store._layout)
+        journal.read()
+        journal.follow()
+        store._uses.tell_blind()
+        journal.write(Change(store._layout.blobs, str(digest_of(b"another's")), 9))
+        journal.tell(2 * BLOCK)
+        digest = await put(store, b"second")
+        journal.read()
+        assert journal.changes() == [Change(store._layout.blobs, str(digest), 6)]
+
+
+async def test_without_inotify_an_empty_file_that_was_deleted_is_nowhere(place, unwatched):
+    digest = digest_of(b"x")
+    async with place.running() as other:
+        place.lay(digest, b"")
+        async with place.running() as store:
+            await until(lambda: not place.file(digest).exists())
+            await idle(store)
+            assert store.statistics()["blobs"] == 0 and await store.has([digest]) == [None]
+            assert told(store) == 0
+            await other._committer.follow()
+            assert other.statistics()["blobs"] == 0
 
 
 async def test_only_files_that_are_still_empty_and_written_by_nobody_are_deleted_as_such(place):

@@ -159,6 +159,28 @@ def test_where_there_is_no_room_each_has_its_own_and_nothing_is_left(opened, tmp
     assert f"store CAS: which blobs were used last is not shared with other processes on {tmp_path}" in caplog.text
 
 
+@pytest.mark.parametrize("error", [ValueError("mmap length is greater than file size"), OSError(errno.ENOMEM, "no")])
+def test_where_the_file_cannot_be_mapped_each_has_its_own_and_no_descriptor_stays_open(
+    opened, tmp_path, monkeypatch, caplog, error
+):
+    """As if somebody had cut it short at this moment, or on a file system that cannot do it."""
+    real = mmap.mmap
+
+    def refuse(fd, length):
+        if fd >= 0:
+            raise error
+        return real(fd, length)
+
+    monkeypatch.setattr(mmap, "mmap", refuse)
+    before = len(os.listdir("/proc/self/fd"))
+    table = opened()
+    assert table.is_alone and table.is_complete and not table.has_company()
+    table.note(7, 3.0)
+    assert table.times[7] == 3.0
+    assert len(os.listdir("/proc/self/fd")) == before
+    assert f"not shared with other processes on {tmp_path}: {error}" in caplog.text
+
+
 def test_a_closed_table_leaves_no_descriptor(opened):
     before = len(os.listdir("/proc/self/fd"))
     for _ in range(3):

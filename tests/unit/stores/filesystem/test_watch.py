@@ -50,6 +50,16 @@ def test_every_change_can_be_read_at_once(tmp_path):
     watch.close()
 
 
+def test_names_need_not_be_text(tmp_path):
+    folder = tmp_path / os.fsdecode(b"folder-\xff")
+    folder.mkdir()
+    watch = Watch()
+    number = watch.add(str(folder))
+    os.mkdir(folder / os.fsdecode(b"\xfe"))
+    assert watch.read() == [(number, watch_module.IN_CREATE | 0x40000000, os.fsdecode(b"\xfe"))]
+    watch.close()
+
+
 def test_whatever_may_change_a_file_or_take_the_folder_away_is_reported_while_it_happens(tmp_path):
     folder, elsewhere = tmp_path / "folder", tmp_path / "elsewhere"
     folder.mkdir()
