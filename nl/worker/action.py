@@ -14,11 +14,13 @@ like in a shell: exit code 127 (not found) or 126, and a line on stderr. Death b
 from __future__ import annotations
 
 import errno
+import fcntl
 import logging
 import os
 import shlex
 import time
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
+from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 from functools import partial
 from typing import TypeVar
@@ -66,6 +68,8 @@ MAX_PRINTED_BYTES = 1024 * 1024 * 1024
 """A command that prints more is ended: stdout and stderr are files on the worker's disk."""
 MAX_INLINE_BYTES = 1024 * 1024
 """What a request to inline may add to a response, in all."""
+MAX_PROBLEMS = 8
+"""Outputs that are named in a status because they cannot be had."""
 PRECONDITION_LIMIT_S = 60.0
 INPUT_FILES = ".inputs"
 """The folder of input files in the work directory, beside those of actions."""
@@ -107,7 +111,7 @@ class _Attempt:
     result: reapi.ActionResult = field(default_factory=reapi.ActionResult)
     inline: dict[str, bytes] = field(default_factory=dict)
     failure: NlError | None = None
-    """Why the command did not end by itself."""
+    """Why the command did not end by itself, or why not all of its outputs are in the result."""
 
 
 def _now() -> wkt.Timestamp:
@@ -133,7 +137,8 @@ class ActionRunner:
         self._keeper = keeper
         self._runner = runner
         self._max_printed_bytes = max_printed_bytes
-        self._work_directory = os.path.abspath(options.work_directory)
+        self._work_directory = os.path.realpath(options.work_directory)  # as an action sees it: links are compared
+        self._reads_side_channel = "side_channel_file" in options.additional_environment.values()
         kept = f"{self._work_directory}/{INPUT_FILES}"
         self._lender = Lender(self._files, kept, max_bytes=options.input_file_cache_size)
         self._serial = 0
@@ -142,18 +147,34 @@ class ActionRunner:
         """Counters for logs and metrics."""
         return {**self._runner.statistics(), **self._listings.statistics(), **self._lender.statistics()}
 
-    async def prepare(self) -> None:
-        """Makes the work directory and removes what an earlier process left in it. Raises ConfigError."""
-        if self._work_directory == "/":
+    @asynccontextmanager
+    async def prepared(self) -> AsyncIterator[None]:
+        """Makes the work directory, which is this worker's alone while the block lasts, and empties it.
+
+        Raises ConfigError.
+        """
+        where = self._work_directory
+        if where == "/":
             raise ConfigError("work_directory", "is the root directory; expected one that may be emptied")
         try:
-            os.makedirs(self._work_directory, exist_ok=True)
-            stale = await trio.to_thread.run_sync(_empty_but_for_directories, self._work_directory)
+            os.makedirs(where, exist_ok=True)
+            fd = os.open(where, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
         except OSError as exc:
-            problem = f"{self._work_directory} cannot be made and emptied: {exc.strerror}"
-            raise ConfigError("work_directory", problem) from exc
-        for path in stale:
-            await self._runner.remove_tree(path)
+            raise ConfigError("work_directory", f"{where} cannot be made: {exc.strerror}") from exc
+        try:
+            try:
+                fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)  # before it is emptied: of running actions, too
+                stale = await trio.to_thread.run_sync(_empty_but_for_directories, where)
+            except BlockingIOError:
+                problem = f"{where} is in use by another worker; expected a directory for each"
+                raise ConfigError("work_directory", problem) from None
+            except OSError as exc:
+                raise ConfigError("work_directory", f"{where} cannot be locked and emptied: {exc.strerror}") from exc
+            for path in stale:
+                await self._runner.remove_tree(path)
+            yield
+        finally:
+            os.close(fd)
 
     async def run(
         self,
@@ -256,9 +277,13 @@ class ActionRunner:
             ended = await self._run(attempt, task, running, files=self._files)
         if task.plan.outputs or ended.stdout_bytes or ended.stderr_bytes:
             await executed()
-        if self._options.additional_environment and ended.why == "exit" and says_timeout(task.side_channel):
-            ended = ended._replace(why="timeout")
-        attempt.failure = self._failure(ended, task.plan, task.requested_s or task.limit_s)
+        if self._reads_side_channel and ended.why == "exit":
+            try:
+                if await says_timeout(task.side_channel):
+                    ended = ended._replace(why="timeout")
+            except InvalidRequestError as exc:
+                attempt.failure = exc
+        attempt.failure = self._failure(ended, task.plan, task.requested_s or task.limit_s) or attempt.failure
         await self._collect(attempt, task.plan, ended)
 
     async def _load(self, attempt: _Attempt) -> _Task:
@@ -423,21 +448,33 @@ class ActionRunner:
         return None
 
     async def _collect(self, attempt: _Attempt, plan: CommandPlan, ended: Ended) -> None:
-        """Outputs and what was printed; of a command that was ended only the latter."""
+        """Outputs and what was printed; of a command that was ended only the latter.
+
+        Outputs that cannot be had leave what else is known in the result: why is the status.
+        """
         request, metadata, result = attempt.request, attempt.metadata, attempt.result
         metadata.output_upload_start_timestamp = _now()
-        streams = [(attempt.stdout, ended.stdout_bytes), (attempt.stderr, ended.stderr_bytes)]
-        wanted = plan if attempt.failure is None else plan._replace(outputs=())
+        streams = [("stdout", attempt.stdout, ended.stdout_bytes), ("stderr", attempt.stderr, ended.stderr_bytes)]
+        wanted = plan if ended.why == "exit" else plan._replace(outputs=())
         collected = await scan(attempt.root, wanted, streams=streams, function=request.function)
         result.stdout_digest, result.stderr_digest = map(message_of, collected.streams)
-        collected.outputs.fill(result)
-        self._read_inline(attempt, collected.outputs, collected.streams)
+        outputs = collected.outputs
+        self._read_inline(attempt, outputs, collected.streams)
         try:
             with trio.fail_after(self._options.max_upload_timeout_s):
-                await upload(collected.outputs, scratch=attempt.directory, store=self._store, files=self._files)
+                refused = await upload(outputs, scratch=attempt.directory, store=self._store, files=self._files)
         except trio.TooSlowError:
             limit_s = self._options.max_upload_timeout_s
             raise UnavailableError(f"uploading the outputs took longer than {limit_s:g} s") from None
+        if outputs.problems and attempt.failure is None:
+            attempt.failure = InvalidRequestError(_listed(outputs.problems))
+        if refused:
+            outputs.drop(refused)
+            result.stdout_digest, result.stderr_digest = (
+                None if digest in refused else message_of(digest) for digest in collected.streams
+            )
+            attempt.failure = attempt.failure or ExhaustedError(_listed([error.message for error in refused.values()]))
+        outputs.fill(result)
         metadata.output_upload_completed_timestamp = metadata.worker_completed_timestamp = _now()
 
     def _read_inline(self, attempt: _Attempt, outputs: Outputs, streams: Sequence[Digest]) -> None:
@@ -475,6 +512,13 @@ def _empty_but_for_directories(path: str) -> list[str]:
             else:
                 os.unlink(entry.path)
     return directories
+
+
+def _listed(problems: Sequence[str]) -> str:
+    """Some of them, and how many there are."""
+    shown = list(dict.fromkeys(problems))[:MAX_PROBLEMS]
+    more = len(problems) - len(shown)
+    return "; ".join(shown) + (f"; and {more} more" if more > 0 else "")
 
 
 def _read(path: str, size: int) -> bytes:

@@ -148,10 +148,10 @@ class Worker:
         async with trio.open_nursery() as nursery:
             await nursery.start(self._runner.serve)
             with self._runner.held():
-                await self._actions.prepare()
-                task_status.started()
-                with self._connecting:
-                    await self._stay_connected()
+                async with self._actions.prepared():
+                    task_status.started()
+                    with self._connecting:
+                        await self._stay_connected()
             nursery.cancel_scope.cancel()
 
     async def shutdown(self, grace_s: float) -> None:

@@ -8,9 +8,29 @@ from __future__ import annotations
 
 import os
 import stat
+from collections.abc import Iterable
 
 from nl.errors import InvalidRequestError
 from nl.worker.command import CommandPlan
+
+
+def unlock(directories: Iterable[str]) -> bool:
+    """Gives directories, parents first, back to their owner: an action may have closed them. Whether one was.
+
+    Links are not followed, and what is no directory (any more) ends it. Blocks. Raises OSError.
+    """
+    was_locked = False
+    for path in directories:
+        try:
+            mode = os.lstat(path).st_mode
+        except (FileNotFoundError, NotADirectoryError):
+            break
+        if not stat.S_ISDIR(mode):
+            break
+        if mode & stat.S_IRWXU != stat.S_IRWXU:
+            os.chmod(path, stat.S_IMODE(mode) | stat.S_IRWXU)
+            was_locked = True
+    return was_locked
 
 
 class Inside:

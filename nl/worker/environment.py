@@ -9,6 +9,7 @@ from __future__ import annotations
 import json
 import os
 import shlex
+import stat
 import subprocess
 from collections.abc import Mapping
 
@@ -16,12 +17,12 @@ import json5
 import trio
 
 from nl.config.workers import EnvironmentSource, LocalWorkerOptions
-from nl.errors import InternalError, UnavailableError
+from nl.errors import InvalidRequestError, UnavailableError
 from nl.model.execution import Properties
 from nl.worker.command import DEFAULT_PATH
 
 QUERY_LIMIT_S = 60.0
-MAX_SIDE_CHANNEL_BYTES = 64 * 1024
+MAX_SIDE_CHANNEL_BYTES = 4096
 
 Sources = Mapping[str, str | EnvironmentSource]
 
@@ -91,31 +92,44 @@ def _text(done: subprocess.CompletedProcess[bytes]) -> str:
     return (done.stderr or done.stdout or b"").decode(errors="replace").strip()[:1000]
 
 
-def says_timeout(path: str) -> bool:
+async def says_timeout(path: str) -> bool:
     """Whether the side channel file says that the entrypoint ended the command for its time limit.
 
-    An absent file says nothing. Raises InternalError if it cannot be understood.
+    An absent file says nothing. Raises InvalidRequestError if it cannot be understood: whatever is there, the action
+    can have put it there.
     """
     try:
-        with open(path, "rb") as file:
-            text = file.read(MAX_SIDE_CHANNEL_BYTES + 1)
-    except FileNotFoundError:
-        return False
-    if len(text) > MAX_SIDE_CHANNEL_BYTES:
-        raise InternalError("the side channel file is too large")
-    try:
-        said = _parse(text.decode())
-    except ValueError as exc:
-        raise InternalError(f"the side channel file is not JSON5: {exc}") from exc
+        text = _read_side_channel(path)
+        said = await _parse(text.decode()) if text else None
+    except (OSError, ValueError, RecursionError) as exc:
+        raise InvalidRequestError(f"the side channel file is not JSON5: {exc}") from exc
     failure = said.get("failure") if isinstance(said, dict) else None
     if failure not in (None, "timeout"):
-        raise InternalError(f"the side channel file has the unknown failure {failure!r}; expected 'timeout'")
+        shown = repr(failure)[:100]
+        raise InvalidRequestError(f"the side channel file has the unknown failure {shown}; expected 'timeout'")
     return failure == "timeout"
 
 
-def _parse(text: str) -> object:
+def _read_side_channel(path: str) -> bytes:
+    """What is in the file; nothing if there is none. It may be anything: opening a FIFO must not wait for a writer."""
+    try:
+        fd = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_NOFOLLOW | os.O_CLOEXEC)
+    except FileNotFoundError:
+        return b""
+    try:
+        if not stat.S_ISREG(os.fstat(fd).st_mode):
+            raise ValueError("it is no regular file")
+        text = os.read(fd, MAX_SIDE_CHANNEL_BYTES + 1)
+    finally:
+        os.close(fd)
+    if len(text) > MAX_SIDE_CHANNEL_BYTES:
+        raise ValueError(f"it has more than {MAX_SIDE_CHANNEL_BYTES} bytes")
+    return text
+
+
+async def _parse(text: str) -> object:
     try:
         parsed: object = json.loads(text)
     except ValueError:
-        parsed = json5.loads(text)
+        parsed = await trio.to_thread.run_sync(json5.loads, text)  # written in Python: 1 ms for each KiB, and more
     return parsed

@@ -34,14 +34,18 @@ def missing_blobs(digests: Iterable[Digest], function: DigestFunction) -> Precon
 
 
 @contextmanager
-def os_errors(doing: str) -> Iterator[None]:
-    """Turns an OSError of the body into an NlError: out of room, a name that no file can have, or our fault."""
+def os_errors(doing: str, *, full: str = "") -> Iterator[None]:
+    """Turns an OSError of the body into an NlError: out of room, a name that no file can have, or our fault.
+
+    `full` is what to do where the disk is full.
+    """
     try:
         yield
     except OSError as exc:
         text = f"{doing}: {exc.strerror or exc}"
         if exc.errno in _FULL:
-            raise ExhaustedError(text) from exc
+            advice = f"; {full}" if full and exc.errno in (errno.ENOSPC, errno.EDQUOT) else ""
+            raise ExhaustedError(text + advice) from exc
         if exc.errno == errno.ENAMETOOLONG:
             raise InvalidRequestError(f"{text}: {exc.filename}") from exc
         raise InternalError(f"{text}: {exc.filename}" if exc.filename else text) from exc

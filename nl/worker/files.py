@@ -45,7 +45,7 @@ def hash_file(path: str, function: DigestFunction) -> Hashed:
     try:
         status = os.fstat(fd)
         if not stat.S_ISREG(status.st_mode):
-            raise OSError(f"{path} is not a regular file")
+            raise OSError(errno.EINVAL, "it is no regular file", path)
         if status.st_size <= SMALL:
             data = os.read(fd, SMALL + 1)
             if len(data) <= SMALL:

@@ -15,7 +15,7 @@ import os
 import shutil
 import stat
 from collections import OrderedDict
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from typing import NamedTuple
 
 import trio
@@ -23,10 +23,10 @@ import trio
 from nl.blob.reader import Buffer
 from nl.cas.digests import parse_digest
 from nl.cas.directories import decode_directory
-from nl.errors import BlobNotFoundError, CorruptBlobError, InvalidRequestError
+from nl.errors import BlobNotFoundError, CorruptBlobError, ExhaustedError, InvalidRequestError
 from nl.model.digest import EMPTY_DIGESTS, Digest, DigestFunction
 from nl.pb import reapi
-from nl.storage.capabilities import Link, LocalFiles
+from nl.storage.capabilities import BlobSizeLimit, Link, LocalFiles
 from nl.storage.contract import MAX_WHOLE, Store
 from nl.worker.crew import run_crew
 from nl.worker.failures import missing_blobs, os_errors
@@ -289,6 +289,20 @@ def _all_files(listings: Iterable[Listing]) -> Iterator[Digest]:
             yield file.digest
 
 
+def _refuse_too_large(root: Digest, found: Mapping[Digest, Listing], store: Store) -> None:
+    """Where something is missing: ExhaustedError if uploading it again could not help."""
+    bound = store.capability(BlobSizeLimit)
+    if bound is None:
+        return
+    limit = bound.max_blob_bytes()
+    size = sum(digest.size for digest in set(_all_files(found.values())) | set(found))
+    if size > limit:
+        raise ExhaustedError(
+            f"the input root {root} has {size} bytes, of which some are missing: its store, the worker's "
+            f"cas_fast_slow_store, keeps no more than {limit}; set its eviction_policy.max_bytes to several times that"
+        )
+
+
 async def materialise(
     root: Digest, path: str, *, listings: Listings, store: Store, files: LocalFiles, function: DigestFunction
 ) -> bool:
@@ -299,6 +313,7 @@ async def materialise(
     """
     found, missing = await listings.closure(root)
     if missing:
+        _refuse_too_large(root, found, store)
         wanted = list(dict.fromkeys(_all_files(found.values())))
         sizes = await store.has(wanted)
         raise missing_blobs(
@@ -311,12 +326,13 @@ async def materialise(
     else:
         layout = lay_out(root, path, found)
         large = layout.entries > INLINE_ENTRIES
-    with os_errors("cannot make the input root"):
+    with os_errors("cannot make the input root", full="the worker's work_directory needs a larger disk"):
         if large:
             await trio.to_thread.run_sync(make_directories, layout.directories)
         else:
             make_directories(layout.directories)
         if layout.links and (absent := await files.link_files(layout.links)):
+            _refuse_too_large(root, found, store)
             raise missing_blobs(absent, function)
         if large or layout.private:
             await trio.to_thread.run_sync(finish, layout)

@@ -53,7 +53,7 @@ def checked_text(name: str, where: str) -> str:
     try:
         name.encode()
     except UnicodeEncodeError:
-        raise InvalidRequestError(f"the output {where!r} has a name that is not UTF-8") from None
+        raise InvalidRequestError(f"{where!r} has a name that is not UTF-8") from None
     return name
 
 
@@ -62,7 +62,7 @@ def link_target(path: str, root: str) -> str:
     target = os.readlink(path)
     if target == root or target.startswith(root + "/"):
         target = os.path.relpath(target, os.path.dirname(path))
-    return checked_text(target, path)
+    return checked_text(target, os.path.relpath(path, root))
 
 
 class DirectoryScanner:
@@ -117,7 +117,7 @@ class DirectoryScanner:
         directory = reapi.Directory()
         for name, status in entries:
             where = f"{path}/{name}"
-            checked_text(name, where)
+            checked_text(name, os.path.relpath(where, self._root))
             properties = node_properties(self._properties, status)
             if stat.S_ISREG(status.st_mode):
                 directory.files.append(
@@ -136,7 +136,7 @@ class DirectoryScanner:
                 )
             else:
                 raise InvalidRequestError(
-                    f"the output {os.path.relpath(where, self._root)!r} is no file, directory or symbolic link"
+                    f"{os.path.relpath(where, self._root)!r} is no file, directory or symbolic link"
                 )
         if self._properties:
             directory.node_properties = node_properties(self._properties, os.lstat(path))

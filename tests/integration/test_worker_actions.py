@@ -11,7 +11,8 @@ import pytest
 import trio
 
 from nl.blob.hashing import digest_of
-from nl.config.workers import UploadActionResult
+from nl.config.workers import EnvironmentSource, UploadActionResult
+from nl.errors import ConfigError
 from nl.model.digest import EMPTY, DigestFunction
 from nl.pb import reapi, wkt
 from nl.pb.codec import decode
@@ -350,6 +351,37 @@ async def test_an_output_that_is_a_fifo_is_refused_and_does_not_block(site: Site
     assert report.response.status.code == 3 and "d/f" in report.response.status.message
 
 
+@pytest.mark.parametrize("spoil", ["mkfifo d/f", "touch d/$(printf '\\351')", "rm -r d; mkfifo d"])
+async def test_an_output_that_cannot_be_had_hides_nothing_else(site: Site, spoil):
+    script = f"mkdir d; {spoil}; echo good > out; echo seen; echo 'the reason' >&2; exit 3"
+    action = await site.action(["sh", "-c", script], output_paths=["d", "out"])
+    response = (await site.run(action)).response
+    assert response.status.code == 3 and response.status.message.startswith("the output 'd'")
+    assert response.result.exit_code == 3
+    assert await site.text(response.result.stdout_digest) == b"seen\n"
+    assert await site.text(response.result.stderr_digest) == b"the reason\n"
+    assert [file.path for file in response.result.output_files] == ["out"]
+    assert await site.text(response.result.output_files[0].digest) == b"good\n"
+
+
+@pytest.mark.parametrize("spoil", ["rm ../stdout", "rm ../stdout; mkfifo ../stdout", "ln -sf /etc/passwd ../stdout"])
+async def test_what_an_action_did_to_its_stdout_is_its_own_failure_and_tells_the_rest(site: Site, spoil):
+    action = await site.action(["sh", "-c", f"{spoil}; echo why >&2; echo > out"], output_paths=["out"])
+    report = await site.run(action)
+    assert report.error is None
+    assert report.response.status.code == 3 and "stdout" in report.response.status.message
+    assert report.response.result.exit_code == 0
+    assert await site.text(report.response.result.stderr_digest) == b"why\n"
+    assert [file.path for file in report.response.result.output_files] == ["out"]
+    assert await site.cached(action) is None
+
+
+async def test_an_input_root_that_is_a_link_now_is_not_followed(site: Site):
+    script = "cd ..; rm -r work; ln -s /etc work"
+    result = await site.result(["sh", "-c", script], output_paths=["passwd"])
+    assert not result.output_files
+
+
 async def test_an_output_that_is_a_hard_link_to_another_file_is_copied(site: Site):
     result = await site.result(
         ["sh", "-c", "echo mine > a; ln a b; ln in out"],
@@ -419,7 +451,7 @@ async def test_hostile_directories_are_removed(site: Site):
     i=0; while [ $i -lt 300 ]; do mkdir ddddddddddddddddddddd; cd ddddddddddddddddddddd; i=$((i+1)); done; touch end
     """
     assert (await site.result(["sh", "-c", script])).exit_code == 0
-    assert os.listdir(site.work) == []
+    assert site.left() == []
 
 
 async def test_links_are_removed_and_not_followed(site: Site):
@@ -472,6 +504,17 @@ async def test_an_entrypoint_that_handles_the_time_limit_says_so_in_the_side_cha
     assert report.response.status.code == 4
     assert report.response.status.message == f"Command '{wrap} true' timed out after 2 seconds"
     assert await site.text(report.response.result.stdout_digest) == b"limit 2000\n"
+
+
+async def test_a_fifo_in_the_place_of_the_side_channel_is_the_actions_failure(site: Site):
+    runner = site.runner(additional_environment={"SIDE": "side_channel_file"})
+    report = await site.run(await site.action(["sh", "-c", 'mkfifo "$SIDE"; echo out; exit 3']), runner=runner)
+    assert report.response.status.code == 3 and "side channel" in report.response.status.message
+    assert report.response.result.exit_code == 3
+    assert await site.text(report.response.result.stdout_digest) == b"out\n"
+    runner = site.runner(additional_environment={"OTHER": EnvironmentSource(value="x")})
+    report = await site.run(await site.action(["sh", "-c", "mkfifo ../side_channel"]), runner=runner)
+    assert report.response.status is None  # nobody looks at it
 
 
 async def test_a_precondition_that_fails_sends_the_action_back(site: Site):
@@ -604,3 +647,45 @@ async def test_the_end_of_the_command_is_told_before_its_result_if_there_is_some
     await site.run(await site.action(["echo", "text"]), executed=lambda: told.append("text"))
     await site.run(await site.action(["/bin/true"]), executed=lambda: told.append("nothing"))
     assert told == ["text"]
+
+
+async def test_absolute_links_into_the_input_root_become_relative_behind_a_link_to_the_work_directory(site: Site):
+    site.work.rmdir()
+    (site.path / "real").mkdir()
+    site.work.symlink_to(site.path / "real")
+    script = 'echo 1 > f; ln -s "$(pwd -P)/f" a; mkdir d; ln -s "$(pwd -P)/f" d/b'
+    result = await site.result(["sh", "-c", script], output_paths=["f", "a", "d"])
+    assert [link.target for link in result.output_symlinks] == ["f"]
+    tree = decode(reapi.Tree, await site.text(result.output_directories[0].tree_digest))
+    assert [link.target for link in tree.root.symlinks] == ["../f"]
+
+
+async def test_inputs_that_are_larger_than_their_store_are_refused_by_the_name_of_the_option(tmp_path):
+    async with site_with(tmp_path, "filesystem", max_bytes=200_000) as site:
+        layout = {str(number): bytes([number]) * 50_000 for number in range(8)}
+        report = await site.run(await site.action(["/bin/true"], inputs=layout))
+        assert report.response.status.code == 8, report.response.status
+        assert "max_bytes" in report.response.status.message
+
+
+async def test_outputs_for_which_there_is_no_room_hide_nothing_else(tmp_path):
+    async with site_with(tmp_path, "filesystem", max_bytes=100_000) as site:
+        script = "head -c 300000 /dev/zero > large; echo small > small; echo text; exit 3"
+        action = await site.action(["sh", "-c", script], output_paths=["large", "small"])
+        response = (await site.run(action)).response
+        assert response.status.code == 8 and "max_bytes" in response.status.message
+        assert response.result.exit_code == 3
+        assert await site.text(response.result.stdout_digest) == b"text\n"
+        assert [file.path for file in response.result.output_files] == ["small"]
+
+
+async def test_a_work_directory_has_one_owner_at_a_time(site: Site):
+    stale = site.work / "stale"
+    async with site.runner().prepared():
+        stale.mkdir()
+        with pytest.raises(ConfigError, match="in use by another worker"):
+            async with site.runner().prepared():
+                pytest.fail("two workers have it")
+        assert stale.exists()
+    async with site.runner().prepared():
+        assert not stale.exists()

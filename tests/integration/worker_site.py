@@ -211,10 +211,14 @@ def descriptors() -> int:
 
 
 @asynccontextmanager
-async def site_with(path: Path, kind: str, function: DigestFunction = SHA256) -> AsyncIterator[Site]:
+async def site_with(
+    path: Path, kind: str, function: DigestFunction = SHA256, *, max_bytes: int = 0
+) -> AsyncIterator[Site]:
     context = BareContext("CAS")
     options = FilesystemStore.Options(
-        content_path=str(path / "content"), temp_path=str(path / "temp"), eviction_policy=EvictionPolicy()
+        content_path=str(path / "content"),
+        temp_path=str(path / "temp"),
+        eviction_policy=EvictionPolicy(max_bytes=max_bytes),
     )
     store: Store
     if kind == "memory":

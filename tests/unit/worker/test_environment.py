@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import os
+
 import pytest
 
 from nl.config.workers import EnvironmentSource, LocalWorkerOptions, PropertySource
-from nl.errors import InternalError, UnavailableError
+from nl.errors import InvalidRequestError, UnavailableError
 from nl.worker.environment import action_environment, query_properties, says_timeout, static_environment
 
 SOURCES = {
@@ -57,18 +59,32 @@ async def test_a_query_that_cannot_be_run_or_fails_names_the_property(command):
         await query_properties(options(p=PropertySource(query_cmd=command)))
 
 
-def test_the_side_channel_may_be_absent_or_say_timeout(tmp_path):
+async def test_the_side_channel_may_be_absent_or_say_timeout(tmp_path):
     path = tmp_path / "side"
-    assert not says_timeout(str(path))
+    assert not await says_timeout(str(path))
     path.write_text("{ failure: 'timeout', }")
-    assert says_timeout(str(path))
+    assert await says_timeout(str(path))
     path.write_text("{}")
-    assert not says_timeout(str(path))
+    assert not await says_timeout(str(path))
 
 
-@pytest.mark.parametrize("text", ["{", '{"failure": "bored"}', "x" * 100_000])
-def test_a_side_channel_that_makes_no_sense_is_an_error(tmp_path, text):
+@pytest.mark.parametrize("text", ["{", '{"failure": "bored"}', "x" * 100_000, "[" * 4000, "\ud800"])
+async def test_a_side_channel_that_makes_no_sense_is_the_actions_fault(tmp_path, text):
     path = tmp_path / "side"
-    path.write_text(text)
-    with pytest.raises(InternalError):
-        says_timeout(str(path))
+    path.write_bytes(text.encode(errors="surrogatepass"))
+    with pytest.raises(InvalidRequestError, match="side channel"):
+        await says_timeout(str(path))
+
+
+@pytest.mark.parametrize("kind", ["fifo", "directory", "link", "device"])
+async def test_whatever_is_in_the_place_of_the_side_channel_blocks_nobody(tmp_path, kind):
+    path = tmp_path / "side"
+    if kind == "fifo":
+        os.mkfifo(path)
+    elif kind == "directory":
+        path.mkdir()
+    else:
+        path.symlink_to("/dev/zero" if kind == "device" else tmp_path / "fifo")
+        os.mkfifo(tmp_path / "fifo")
+    with pytest.raises(InvalidRequestError, match="side channel"):
+        await says_timeout(str(path))
