@@ -498,6 +498,9 @@ async def test_with_neither_side_written_an_upload_is_consumed_and_gone():
         assert not await has(store, digest)
         with pytest.raises(UploadMismatchError):
             await store.write(digest, VerifyingReader(BytesReader(b"abd"), digest))
+        large = digest_of(bytes(LARGE))
+        with pytest.raises(UploadMismatchError):
+            await store.write(large, VerifyingReader(BytesReader(bytes(LARGE - 1) + b"x"), large))
 
 
 async def test_two_sides_that_keep_nothing_keep_nothing():
@@ -547,6 +550,48 @@ async def test_a_fetch_of_an_old_value_never_lands_over_a_new_one():
         await store.fetches.wait_idle()
         assert await store.fast.get(key) == b"new"
         assert await store.get(key) == b"new"
+
+
+async def test_an_old_value_on_its_way_into_the_fast_store_lands_before_a_new_one():
+    class Late(Watched):
+        def __init__(self):
+            super().__init__()
+            self.puts, self.go_on = [], trio.Event()
+
+        async def put(self, key, data):
+            self.puts.append(data)
+            if len(self.puts) == 1:
+                await self.go_on.wait()
+            await super().put(key, data)
+
+    async with running(fast=Late()) as store:
+        await store.slow.put(ACTION, b"old")
+        assert await store.get(ACTION) == b"old"
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(store.put, ACTION, b"new")
+            await trio.testing.wait_all_tasks_blocked()
+            store.fast.go_on.set()
+        await store.fetches.wait_idle()
+        assert store.fast.puts == [b"old", b"new"]
+        assert await store.get(ACTION) == await store.fast.get(ACTION) == b"new"
+
+
+async def test_where_uploads_go_to_the_fast_store_alone_one_that_fails_leaves_the_old_value():
+    async with running(slow_direction="read_only") as store:
+        await store.put("name", b"old")
+        store.fast.write_error = UnavailableError("away")
+        for upload in (store.put("name", b"new"), store.write("name", BytesReader(b"new"))):
+            with pytest.raises(UnavailableError):
+                await upload
+        assert await store.get("name") == b"old"
+
+
+async def test_nothing_is_deleted_in_a_fast_store_that_is_never_written_to():
+    async with running(fast_direction="read_only") as store:
+        await store.fast.put("name", b"old")
+        await store.put("name", b"new")
+        assert await store.get("name") == b"new"
+        assert await store.fast.get("name") == b"old"
 
 
 async def test_writers_of_one_key_at_once_leave_both_stores_alike():

@@ -213,7 +213,7 @@ async def test_an_upload_waits_for_a_deletion_that_has_begun(way):
             if way == "put":
                 nursery.start_soon(store.put, digest, data)
             elif way == "put many":
-                nursery.start_soon(store.put_many, [(digest, data)])
+                nursery.start_soon(store.put_many, [(digest_of(b"other"), b"other"), (digest, data)])
             else:
                 nursery.start_soon(store.write, digest, PartsReader([data]))
             await trio.testing.wait_all_tasks_blocked()
@@ -241,6 +241,43 @@ async def test_an_upload_does_not_wait_for_a_deletion_that_came_to_nothing(leave
         assert await store.slow.get(digest) == data
 
 
+@pytest.mark.parametrize("many", [False, True], ids=["one, and has waits for it", "many"])
+async def test_a_wrong_blob_whose_upload_fails_is_missing_still(many):
+    class Refuses(KeepsAll):
+        def __init__(self):
+            super().__init__()
+            self.go_on = trio.Event()
+
+        async def put(self, key, data):
+            await self.go_on.wait()
+            raise UnavailableError("away")
+
+        async def put_many(self, blobs):
+            return [UnavailableError("away")] * len(blobs)
+
+    async with running(slow=Refuses()) as store:
+        digest, data = put_wrong(store, 300)
+        await read_wrong(store, digest)
+        if many:
+            assert isinstance((await store.put_many([(digest, data)]))[0], UnavailableError)
+            assert await store.has([digest]) == [None]
+            return
+
+        async def upload():
+            with pytest.raises(UnavailableError):
+                await store.put(digest, data)
+
+        async def ask():
+            assert await store.has([digest]) == [None]
+
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(upload)
+            await trio.testing.wait_all_tasks_blocked()
+            nursery.start_soon(ask)
+            await trio.testing.wait_all_tasks_blocked()
+            store.slow.go_on.set()
+
+
 async def test_readers_that_follow_a_wrong_fetch_are_told_at_its_end():
     async with running() as store:
         digest, data = put_wrong(store, LARGE, wrong=None)
@@ -258,7 +295,7 @@ async def test_readers_that_follow_a_wrong_fetch_are_told_at_its_end():
         async with trio.open_nursery() as nursery:
             for _ in range(10):
                 nursery.start_soon(take)
-        assert len(raised) == 10
+        assert len(set(map(id, raised))) == 10, "each has an error of its own"
 
 
 async def test_a_range_of_the_slow_store_is_served_as_it_is():

@@ -1,4 +1,4 @@
-"""What the two sides of an upload have held is free when it has ended, without the cycle collector."""
+"""What the two sides of an upload hold, and that it is free when it has ended, without the cycle collector."""
 
 import gc
 import weakref
@@ -7,7 +7,7 @@ import pytest
 import trio
 
 from nl.errors import ExhaustedError, UnavailableError
-from nl.plugin import CHUNK, digest_of
+from nl.plugin import CHUNK, BytesReader, CoderMemory, digest_of
 from nl.stores.fast_slow import FastSlowOptions, FastSlowStore
 from nl.stores.memory import MemoryOptions, MemoryStore
 from nl.testing import BareContext, PartsReader, started
@@ -84,3 +84,28 @@ async def test_what_was_held_is_free(fails, no_collector):
         assert await upload() is expected
         await trio.sleep(0)
         assert len(held) >= 2 and [each() for each in held] == [None] * len(held)
+
+
+async def test_what_both_sides_of_an_upload_hold_of_the_coders_memory_is_held_by_one_request():
+    memory = CoderMemory(100)
+    fast_holds = trio.Event()
+
+    class Holding(MemoryStore):
+        first = False
+
+        async def write(self, key, reader):
+            if not self.first:
+                await fast_holds.wait()
+            async with memory.reading(100):
+                fast_holds.set()
+                await super().write(key, reader)
+
+    context = BareContext("CAS", coder_memory=memory)
+    fast, slow = Holding(MemoryOptions(), context), Holding(MemoryOptions(), context)
+    fast.first = True
+    store = FastSlowStore(FastSlowOptions(fast=context.spec(fast), slow=context.spec(slow)), context)
+    digest = digest_of(b"blob")
+    async with started(store, context):
+        with trio.fail_after(60):
+            await store.write(digest, BytesReader(b"blob"))
+    assert await fast.has([digest]) == await slow.has([digest]) == [4]

@@ -177,6 +177,8 @@ def test_stale_keys_are_counted_and_one_too_many_makes_all_of_them_stale_and_one
     assert len(keys) == 2 and "never" in keys
     keys.discard("a")
     assert "a" in keys, "what was not remembered cannot be told from it"
+    keys.discard("b")
+    assert len(keys) == 0 and "a" in keys, "whatever is remembered"
     assert len(caplog.records) == 1
     assert "CAS: the fast store did not take 2 uploads" in caplog.text
 
@@ -528,7 +530,9 @@ async def test_a_tap_that_has_delivered_ends_with_the_slow_store_and_one_that_ha
         async def reopen(*, offset, length):
             return BytesReader(b"anew!"[:length])
 
-        tap = Tap(fetch, offset=0, size=5, reopen=reopen)
+        fetch.ring.watchers = 1
+        fetch.ring.append([b"before"])
+        tap = Tap(fetch, offset=6, size=5, reopen=reopen)
         if delivered:
             fetch.ring.append([b"a"])
             await tap.receive_parts()
