@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import threading
 import time
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -16,9 +17,11 @@ from trio.testing import wait_all_tasks_blocked
 from nl.cas.action_results import MAX_ACTION_RESULT_BYTES, seal
 from nl.model.caller import caused_by
 from nl.plugin import (
+    CHUNK,
     EMPTY_DIGESTS,
     ActionKey,
     BlobNotFoundError,
+    Buffer,
     BytesReader,
     ConfigError,
     CorruptBlobError,
@@ -34,7 +37,7 @@ from nl.plugin import (
 )
 from nl.stores.grpc import GrpcEndpoint, GrpcRetry
 from nl.stores.grpc.options import ReadBatching
-from nl.testing import PartsReader, drain, make_blob, read
+from nl.testing import PartsReader, drain, make_blob, read, split
 from tests.support.foreign import REAPI
 from tests.support.foreign_server import Fault, ForeignServer, fail
 from tests.support.grpc_stores import QUICK, grpc_store, remote_cas
@@ -47,6 +50,16 @@ ACTION = ActionKey(*digest_of(b"action"))
 
 def requests_of(server: ForeignServer, method: str) -> list[Any]:
     return [request for name, request in zip(server.calls, server.requests, strict=True) if name == method]
+
+
+class TogetherReader(PartsReader):
+    """Gives all that it has at once, in as many parts."""
+
+    async def receive_parts(self, max_bytes: int = CHUNK) -> Sequence[Buffer]:
+        parts: list[Buffer] = []
+        while got := await super().receive_parts(max_bytes):
+            parts.extend(map(bytes, got))  # which are valid until more is asked for
+        return parts
 
 
 # --- what the server says it takes
@@ -546,7 +559,8 @@ async def test_a_result_of_another_size_than_its_reader_says_is_not_stored(serve
         await store.write(ACTION, PartsReader([seal(b"\x20\x01")], size=-1))
         async with store.open(ACTION) as reader:
             assert await drain(reader) == seal(b"\x20\x01")
-    assert server.calls == ["UpdateActionResult", "GetActionResult"]
+        await store.write(ACTION, TogetherReader(split(seal(b"\x20\x01"), 3)))
+    assert server.calls == ["UpdateActionResult", "GetActionResult", "UpdateActionResult"]
     assert server.results == {(ACTION.hash, ACTION.size): b"\x20\x01"}
 
 
