@@ -255,6 +255,18 @@ async def test_a_heavy_job_that_waits_is_not_overtaken_by_light_ones() -> None:
     assert len(names) == 11
 
 
+async def test_a_job_that_is_heavier_than_all_that_may_gather_goes_where_nothing_else_waits() -> None:
+    line = Line(max_queued=10)
+    async with running(line) as callers:
+        for name in "ab":
+            callers.start_soon(line.batcher.submit, "g", [Named(name, 20)])
+            await wait_all_tasks_blocked()
+        assert line.sent == [("g", ["a"])]
+        line.let_through(2)
+        await wait_all_tasks_blocked()
+        assert line.sent == [("g", ["a"]), ("g", ["b"])]
+
+
 async def test_a_caller_who_leaves_while_it_is_its_turn_to_wait_lets_the_next_in() -> None:
     line = Line(max_queued=1)
     async with running(line) as callers:
