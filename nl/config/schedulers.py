@@ -34,8 +34,15 @@ class SimpleSchedulerOptions(Options):
     """How long a worker may take to confirm that it has killed an action."""
     max_job_retries: Annotated[Count, ZeroMeansDefault()] = 3
     """How often an action is tried again after its worker was lost or failed of itself."""
-    allocation_strategy: Literal["least_recently_used", "most_recently_used"] = "least_recently_used"
-    """Which of several fitting workers gets the action."""
+    max_lost_workers: Count = 3
+    """An action whose workers were lost so many times in a row fails: it is taken for what ends them. 0 means never."""
+    priority_ageing_s: Duration = 600.0
+    """How long an action waits behind those of a higher priority at most, before it goes with them; 0 means for
+    ever."""
+    allocation_strategy: Literal[
+        "least_recently_used", "most_recently_used", "round_robin", "least_loaded"] = "least_recently_used"
+    """Which of several fitting workers gets the action: the one that has been idle for the longest or the shortest
+    time, the one whose turn it is, or the one of which the least is in use."""
     experimental_backend: Literal["memory"] = "memory"
     """Where operations are kept. Only this process's memory is supported."""
     worker_match_logging_interval_s: SignedDuration = 10.0

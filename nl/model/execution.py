@@ -7,8 +7,7 @@ inside, so it needs no protobuf.
 from __future__ import annotations
 
 import enum
-from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
 from nl.errors import NlError
 from nl.model.digest import Digest, DigestFunction
@@ -44,8 +43,16 @@ class ActionRequest:
     """Action.timeout; None if the action sets none."""
     execute_request: bytes = b""
     """The encoded ExecuteRequest, passed on to the worker."""
-    metadata: Mapping[str, str] = field(default_factory=dict)
-    """Who asks (tool, target, mnemonic...), for logs and pages only."""
+    invocation: str = ""
+    """Which build asks (RequestMetadata.tool_invocation_id); "" if it does not say. Builds have fair shares."""
+    user: str = ""
+    """Whose build it is: the name that the door knows; "" without credentials."""
+    target: str = ""
+    """What it is for (RequestMetadata.target_id, `//pkg:name` say)."""
+    mnemonic: str = ""
+    """What kind of action it is (RequestMetadata.action_mnemonic, `CppCompile` say)."""
+    tool: str = ""
+    """Who asks: name and version of the client."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -85,6 +85,15 @@ class Call(Stream):
         if count:
             connection.on_pinned()
 
+    def probe(self) -> float:
+        """See ServerStream."""
+        connection = self.connection
+        if connection.ping_sent is None:
+            connection.ping_sent = connection.h2.now = trio.current_time()
+            connection.outbox.add(fr.ping(b"nl-alive"))
+            connection.outbox.flush()
+        return connection.heard
+
     # -- waking ------------------------------------------------------------------------------------------------------
 
     def on_data(self) -> None:

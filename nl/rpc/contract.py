@@ -86,6 +86,11 @@ class ServerStream(Protocol, Generic[Req, Rep]):
         What is read, and what is sent, is counted without this.
         """
 
+    def probe(self) -> float:
+        """Asks the peer's end of the connection for a sign of life; returns when there was one last, by the loop's
+        clock. It tells that the process answers, not that its handler does.
+        """
+
     async def send_initial_metadata(self, *, metadata: Any = None) -> None: ...
 
     async def send_message(self, message: Rep) -> None:

@@ -5,10 +5,11 @@ caller empties after each event; time comes in as an argument. The trio shell is
 
 Rules for this file:
 
-1. While anything of a shape waits, no worker can take that shape: so a newcomer of that shape just queues up, and
-   only the worker that an event concerns needs to be looked at.
+1. Whatever waits fits on no worker that has a slot, unless that worker is kept for something more urgent. So a newcomer
+   that asks for the same as one that waits just queues up behind it, and only the workers that an event concerns are
+   looked at: they are put on `_due`, and every event ends with `_settle`.
 2. An execution is in exactly one place: being looked up, in one queue, under one lease, or finished and gone from here.
-3. A failed attempt is offered to the other workers before the worker that failed it.
+3. A failed attempt does not go back to the worker that failed it while another one could ever take it.
 """
 
 from __future__ import annotations
@@ -17,6 +18,7 @@ import enum
 from collections import OrderedDict
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from itertools import islice
 
 from nl.errors import (
     Code,
@@ -30,13 +32,16 @@ from nl.errors import (
 from nl.model.execution import ActionRequest, Outcome, Stage
 from nl.scheduler.matching import Offer, PropertyRules
 from nl.scheduler.options import SimpleSchedulerOptions
-from nl.scheduler.pool import Pool, Shape, WaitingShapes, Worker
+from nl.scheduler.order import QueueOrder
+from nl.scheduler.pool import Pool
 from nl.scheduler.queue import InFlightIndex
-from nl.scheduler.state import Event, Execution, Lease
+from nl.scheduler.reservations import Reservations
+from nl.scheduler.state import LAST, Event, Execution, Lease, Rank
+from nl.scheduler.waiting import Shape, WaitingIndex
+from nl.scheduler.worker import TROUBLED_AFTER, Worker
 
-FIRST_PAUSE_S = 1.0
-LONGEST_PAUSE_S = 30.0
-"""A worker that is out of resources gets nothing for a while, doubling from the first to the longest pause."""
+LOOKS_PER_TICK = 500
+"""So many shapes are looked at in each tick whether any worker could still take them."""
 
 
 class Order(enum.Enum):
@@ -52,6 +57,8 @@ class Outbox:
 
     orders: list[tuple[Order, Lease]] = field(default_factory=list)
     changed: dict[Execution, None] = field(default_factory=dict)
+    warnings: list[str] = field(default_factory=list)
+    """For the log."""
 
 
 class SchedulerCore:
@@ -67,27 +74,34 @@ class SchedulerCore:
         )
         self.pool = Pool(options.allocation_strategy)
         self.executions: dict[str, Execution] = {}
+        self.closing = False
+        """Nothing is started any more."""
         self._in_flight = InFlightIndex()
-        self._waiting = WaitingShapes()
+        self._waiting = WaitingIndex()
+        self._order = QueueOrder(ageing_s=options.priority_ageing_s)
+        self._reservations = Reservations()
         self._running: OrderedDict[Lease, None] = OrderedDict()
         self._revoked: OrderedDict[Lease, None] = OrderedDict()
+        self._paused: dict[Worker, None] = {}
+        self._due: dict[Worker, None] = {}
         self._sequence = 0
         self._new_id = new_id
 
     # --- clients ------------------------------------------------------------------------------------------------
 
-    def join(self, request: ActionRequest, *, client: str) -> Execution | None:
-        """Lets the client share an unfinished execution, which takes the higher urgency of the two; or None."""
+    def join(self, request: ActionRequest, *, client: str, now: float) -> Execution | None:
+        """Lets the client share an unfinished execution, which takes the better place of the two; or None."""
         execution = self._in_flight.find(request)
         if execution is None:
             return None
         execution.clients.add(client)
-        if request.priority < execution.priority:
-            execution.priority = request.priority
-            if execution.stage is Stage.QUEUED:
-                shape = self._shape(execution, now=execution.waiting_since)
-                shape.queue.push(execution)
-                self._waiting.update(shape)
+        execution.priority = min(execution.priority, request.priority)
+        if execution.stage is Stage.QUEUED:
+            virtual = self.pool.virtual(self._shape(execution).lane)
+            rank = self._order.joined(execution, request, virtual=virtual)
+            if rank < execution.rank:
+                self._move(execution, rank, now=now)
+                self._settle(now=now)
         return execution
 
     def admit(
@@ -97,7 +111,7 @@ class SchedulerCore:
 
         Raises InvalidRequestError for platform properties that make no sense here, ExhaustedError when full.
         """
-        needs = self.rules.requirements(request.platform)
+        needs = self.rules.requirements(request.platform, timeout_s=request.timeout_s)
         if len(self.executions) >= self.options.max_operations:
             raise ExhaustedError(f"the scheduler holds {len(self.executions)} unfinished operations, its maximum")
         self._sequence += 1
@@ -115,6 +129,7 @@ class SchedulerCore:
         self._in_flight.add(execution)
         if not lookup:
             self._enqueue(execution, now=now)
+            self._settle(now=now)
         return execution
 
     def leave(self, execution: Execution, *, client: str, error: NlError, now: float) -> None:
@@ -122,6 +137,7 @@ class SchedulerCore:
         execution.clients.discard(client)
         if not execution.clients and execution.stage is not Stage.COMPLETED:
             self._abandon(execution, error, now=now)
+            self._settle(now=now)
 
     def cache_hit(self, execution: Execution, response: bytes) -> None:
         """The lookup found a result. A lookup that comes back for an execution that is over changes nothing."""
@@ -134,13 +150,16 @@ class SchedulerCore:
             self.outbox.changed[execution] = None
             execution.waiting_since = now
             self._enqueue(execution, now=now)
+            self._settle(now=now)
 
     # --- workers ------------------------------------------------------------------------------------------------
 
     def attach(self, worker_id: str, *, offer: Offer, max_inflight: int, now: float) -> Worker:
         worker = Worker(worker_id, offer, max_inflight, last_seen=now)
+        worker.virtual = max((each.virtual for each in self._some_workers()), default=0.0)
         self.pool.add(worker)
-        self._fill(worker, now=now)
+        self._due[worker] = None
+        self._settle(now=now)
         return worker
 
     def detach(self, worker: Worker, *, error: NlError, now: float) -> None:
@@ -148,20 +167,27 @@ class SchedulerCore:
         if self.pool.workers.get(worker.id) is not worker:
             return
         self.pool.remove(worker, now=now)
+        self._reservations.let_go(worker)
+        self._paused.pop(worker, None)
         leases = list(worker.leases.values())
         worker.leases.clear()
         live = [lease for lease in leases if lease.revoked_at is None]
         for lease in leases:
             self._forget(lease)
         for lease in sorted(live, key=lambda lease: lease.execution.rank):
+            if not worker.leaving:
+                lease.execution.lost_with += (worker.id,)
             self._retry(lease.execution, error, counts=not worker.leaving, now=now)
+        self._settle(now=now)
 
     def executed(self, worker: Worker, lease_id: str, *, now: float) -> None:
         """The process has ended: gives `minimum` properties back early. Raises NlError ABORTED for a foreign lease."""
         lease = self._owned(worker, lease_id)
         lease.executed = True
         worker.give_back(lease)
-        self._fill(worker, now=now)
+        self.pool.refresh(worker)
+        self._due[worker] = None
+        self._settle(now=now)
 
     def complete(self, worker: Worker, lease_id: str, *, response: bytes, now: float) -> bool:
         """The worker's final word. False if the attempt had been revoked and nobody waits for it.
@@ -170,7 +196,8 @@ class SchedulerCore:
         """
         lease = self._owned(worker, lease_id)
         worker.refusals = 0
-        worker.paused_until = None
+        worker.failed.clear()
+        self._end_pause(worker)
         live = lease.revoked_at is None
         if live:
             self._end(lease.execution, Event.RESPOND, Outcome(response=response))
@@ -180,34 +207,40 @@ class SchedulerCore:
     def fail(self, worker: Worker, lease_id: str, *, error: NlError, now: float) -> bool:
         """The worker could not run it. RESOURCE_EXHAUSTED pauses the worker and costs no attempt. As `complete`."""
         lease = self._owned(worker, lease_id)
-        refused = error.code is Code.RESOURCE_EXHAUSTED
         live = lease.revoked_at is None
-        if live and refused:
-            pause = min(LONGEST_PAUSE_S, FIRST_PAUSE_S * 2 ** min(worker.refusals, 10))
-            worker.refusals += 1
-            worker.paused_until = now + pause
-            self.pool.refresh(worker)
         if live:
-            self._retry(lease.execution, error, counts=not refused, now=now)
+            lease.execution.lost_with = ()
+            self._note_failure(worker, lease.execution, error, now=now)
+            self._retry(lease.execution, error, counts=error.code is not Code.RESOURCE_EXHAUSTED, now=now)
         self._return(worker, lease, now=now)
         return live
 
-    def drain(self, worker: Worker, *, leaving: bool = False) -> None:
+    def drain(self, worker: Worker, *, leaving: bool = False, now: float) -> None:
         """No new work for it; what it has goes on. `leaving`: it asked for that itself."""
         worker.draining = True
         worker.leaving = worker.leaving or leaving
+        self._reservations.let_go(worker)
         self.pool.refresh(worker)
+        self._settle(now=now)
+
+    def undrain(self, worker: Worker, *, now: float) -> None:
+        """It gets work again, unless it has said itself that it goes."""
+        if not worker.leaving:
+            worker.draining = False
+            self.pool.refresh(worker)
+            self._due[worker] = None
+            self._settle(now=now)
 
     # --- time ---------------------------------------------------------------------------------------------------
 
     def tick(self, *, now: float) -> None:
         """Everything that happens because time passes, but for workers that have to go (`overdue_workers`)."""
-        for worker in list(self.pool.workers.values()):
+        for worker in list(self._paused):
             if worker.paused_until is not None and worker.paused_until <= now:
-                worker.paused_until = None
-                self.pool.refresh(worker)
+                self._end_pause(worker)
                 self.pool.touch(worker)
-                self._fill(worker, now=now)
+                self._due[worker] = None
+        self._settle(now=now)
         limit = self.options.max_action_executing_timeout_s
         while limit and self._running:
             lease = next(iter(self._running))
@@ -216,22 +249,26 @@ class SchedulerCore:
             self._revoke(lease, now=now)
             error = NlError(f"Operation timed out after {limit:g} seconds", code=Code.DEADLINE_EXCEEDED)
             self._retry(lease.execution, error, counts=True, now=now)
-        if self.options.unmatched_grace_s:
-            for shape in self._waiting:
-                self._fail_unmatched(shape, now=now)
+        for execution, rank in self._order.aged(lambda each: self.pool.virtual(self._shape(each).lane), now=now):
+            self._move(execution, rank, now=now)
+        for shape in self._waiting.some(LOOKS_PER_TICK):
+            self._look_after(shape, now=now)
+        self.pool.forget_departures(before=now - self.options.unmatched_grace_s)
+        self._settle(now=now)
 
     def forgive(self, seconds: float) -> None:
         """Time in which nobody could be heard does not count against the workers."""
         for worker in self.pool.workers.values():
             worker.last_seen += seconds
+            worker.reached += seconds
 
     def overdue_workers(self, *, now: float) -> list[tuple[Worker, str]]:
         """Workers that have been silent, or have not acknowledged a kill, for too long, each with the reason."""
         options = self.options
         overdue = {
-            worker: f"nothing heard for {options.worker_timeout_s:g} s"
+            worker: f"nothing heard for {now - worker.last_seen:.0f} s"
             for worker in self.pool.workers.values()
-            if worker.last_seen <= now - options.worker_timeout_s
+            if worker.is_silent(options.worker_timeout_s, now=now)
         }
         for lease in self._revoked:
             if lease.revoked_at is None or now - lease.revoked_at < options.unacknowledged_kill_timeout_s:
@@ -253,7 +290,7 @@ class SchedulerCore:
         return "; ".join(parts)
 
     def counts(self) -> dict[str, int]:
-        queued = sum(len(shape.queue) for shape in self._waiting)
+        queued = len(self._order)
         executing = len(self._running)
         return {
             "workers": len(self.pool.workers),
@@ -261,45 +298,97 @@ class SchedulerCore:
             "queued": queued,
             "executing": executing,
             "being_killed": len(self._revoked),
+            "workers_kept": len(self._reservations),
         }
 
-    # --- inside -------------------------------------------------------------------------------------------------
+    # --- inside: the queue --------------------------------------------------------------------------------------
 
-    def _shape(self, execution: Execution, *, now: float) -> Shape:
-        return self.pool.shape(execution.needs, now=now)
+    def _shape(self, execution: Execution) -> Shape:
+        shape = self._waiting.find(execution.needs, execution.failed_on)
+        if shape is None:
+            lane = self.pool.lane(execution.needs)
+            shape = Shape(execution.needs, avoided=execution.failed_on, lane=lane)
+        return shape
 
     def _enqueue(self, execution: Execution, *, now: float) -> None:
-        shape = self._shape(execution, now=now)
-        if not shape.queue:
-            worker = self.pool.pick(shape)
-            if worker is not None:
-                self._assign(execution, worker, now=now)
-                return
+        """It is up for a worker. One that has failed it counts only if there is no other."""
+        if execution.failed_on and next(self.pool.able(execution.needs, execution.failed_on), None) is None:
+            execution.failed_on = frozenset()
+        shape = self._shape(execution)
+        virtual = self.pool.virtual(shape.lane)
+        self._order.enter(execution, lane=shape.lane, virtual=virtual, now=now)
+        self._start_or_wait(execution, shape, now=now)
+
+    def _start_or_wait(self, execution: Execution, shape: Shape, *, now: float) -> None:
+        if not self.closing and (shape.head is None or execution.rank < shape.head):
+            while (worker := self.pool.pick(shape, rank=execution.rank)) is not None:
+                if not self._keep(worker, upto=execution.rank, now=now):
+                    self._assign(execution, worker, now=now)
+                    return
         shape.queue.push(execution)
         self._waiting.update(shape)
 
-    def _fill(self, worker: Worker, *, now: float) -> None:
-        """Gives the worker what it can take, the most urgent first."""
-        index = 0  # what did not fit earlier in the order does not fit later on: there is only less
-        while worker.has_slot and (shape := self._waiting.at(index)) is not None:
-            if shape in worker.shapes and worker.fits(shape.needs):
-                execution = shape.queue.pop()
-                self._waiting.update(shape)
-                self._assign(execution, worker, now=now)
-            else:
-                index += 1
+    def _dequeue(self, execution: Execution) -> None:
+        shape = self._shape(execution)
+        shape.queue.discard(execution)
+        self._waiting.update(shape)
+
+    def _move(self, execution: Execution, rank: Rank, *, now: float) -> None:
+        """Gives it a better place; with that it may pass what a worker is kept for."""
+        self._dequeue(execution)
+        self._order.move(execution, rank)
+        self._start_or_wait(execution, self._shape(execution), now=now)
+
+    def _keep(self, worker: Worker, *, upto: Rank, now: float) -> bool:
+        """Keeps the worker for what is more urgent than `upto` and needs more room, if there is such that may."""
+        for execution in self._waiting.wider_for(worker, upto=upto):
+            if self._reservations.may_hold(worker, execution, workers=len(self.pool.workers), now=now):
+                self._reservations.hold(worker, execution)
+                return True
+        return False
+
+    def _settle(self, *, now: float) -> None:
+        """Gives the workers that something has changed for what they can take, the most urgent first."""
+        while self._due:
+            worker, _ = self._due.popitem()
+            while worker.has_slot and not self.closing:
+                shape = self._next_for(worker)
+                if shape is None or shape.head is None:
+                    break
+                if not self._keep(worker, upto=shape.head, now=now):
+                    execution = shape.queue.pop()
+                    self._waiting.update(shape)
+                    self._assign(execution, worker, now=now)
+
+    def _next_for(self, worker: Worker) -> Shape | None:
+        """What waits and fits, the most urgent first; on a worker that is kept, then what fits beside that."""
+        held_for = worker.held_for
+        if held_for is None:
+            return self._waiting.best_for(worker, worker.free)
+        shape = self._waiting.best_for(worker, worker.free, upto=held_for.rank)
+        if shape is None:
+            room = worker.room_for(LAST)
+            shape = None if room is None else self._waiting.best_for(worker, room)
+        return shape
 
     def _assign(self, execution: Execution, worker: Worker, *, now: float) -> None:
         execution.advance(Event.ASSIGN)
+        self._order.leave(execution)
+        for kept in self._reservations.release(execution):
+            self._due[kept] = None
         lease_id = self._new_id() if execution.leases_given else execution.id
         execution.leases_given += 1
         lease = execution.lease = Lease(lease_id, execution, worker.id, started_at=now)
+        held_for = worker.held_for
+        lease.beside = held_for is not None and held_for.rank < execution.rank
         worker.reserve(lease, execution.needs)
+        worker.virtual = max(worker.virtual, execution.rank[1])
         self._running[lease] = None
-        self.pool.refresh(worker)
-        self.pool.touch(worker)
+        self.pool.touch(worker, assigned=True)
         self.outbox.orders.append((Order.START, lease))
         self.outbox.changed[execution] = None
+
+    # --- inside: leases -----------------------------------------------------------------------------------------
 
     def _owned(self, worker: Worker, lease_id: str) -> Lease:
         lease = worker.leases.get(lease_id)
@@ -312,9 +401,9 @@ class SchedulerCore:
         del worker.leases[lease.id]
         worker.give_back(lease)
         self._forget(lease)
-        self.pool.refresh(worker)
         self.pool.touch(worker)
-        self._fill(worker, now=now)
+        self._due[worker] = None
+        self._settle(now=now)
 
     def _forget(self, lease: Lease) -> None:
         self._running.pop(lease, None)
@@ -326,18 +415,36 @@ class SchedulerCore:
         self._revoked[lease] = None
         self.outbox.orders.append((Order.KILL, lease))
 
+    def _note_failure(self, worker: Worker, execution: Execution, error: NlError, *, now: float) -> None:
+        """What a failure says about the worker."""
+        if error.code is Code.RESOURCE_EXHAUSTED:
+            self._pause(worker, now=now)
+            return
+        if _is_for_the_client(error):
+            return
+        execution.failed_on |= {worker.id}
+        worker.failed.add(execution.id)
+        if len(worker.failed) >= TROUBLED_AFTER:
+            pause = self._pause(worker, now=now)
+            text = f"worker {worker.id} has failed {len(worker.failed)} actions in a row and gets none for {pause:g} s"
+            self.outbox.warnings.append(f"{text}; the last failure: {error.message}")
+
+    def _pause(self, worker: Worker, *, now: float) -> float:
+        pause = worker.pause(now=now)
+        self._paused[worker] = None
+        self._reservations.let_go(worker)
+        self.pool.refresh(worker)
+        return pause
+
+    def _end_pause(self, worker: Worker) -> None:
+        worker.paused_until = None
+        self._paused.pop(worker, None)
+
     def _retry(self, execution: Execution, error: NlError, *, counts: bool, now: float) -> None:
         """Another attempt, unless they have run out or the client has to mend something first (missing inputs)."""
-        limit = self.options.max_job_retries
         execution.attempts += counts
-        if any(isinstance(each, Violation) and each.type == "MISSING" for each in error.details):
-            self._end(execution, Event.ABANDON, Outcome(error=error))
-            return
-        if execution.attempts > limit:
-            text = f"Job cancelled because it attempted to execute too many times {execution.attempts} > {limit} times"
-            # a client that sees UNAVAILABLE tries again, and an action that kills its workers would go on and on
-            code = Code.INTERNAL if error.code is Code.UNAVAILABLE else error.code
-            final = NlError(f"{text}; last failure: {error.message}", code=code, details=error.details)
+        final = self._last_word(execution, error)
+        if final is not None:
             self._end(execution, Event.ABANDON, Outcome(error=final))
             return
         execution.advance(Event.PUT_BACK)
@@ -346,11 +453,28 @@ class SchedulerCore:
         self.outbox.changed[execution] = None
         self._enqueue(execution, now=now)
 
+    def _last_word(self, execution: Execution, error: NlError) -> NlError | None:
+        """What the execution ends with after this failure; None if it is tried again."""
+        if _is_for_the_client(error):
+            return error
+        # a client that sees UNAVAILABLE tries again, and an action that kills its workers would go on and on
+        code = Code.INTERNAL if error.code is Code.UNAVAILABLE else error.code
+        lost, most_lost = execution.lost_with, self.options.max_lost_workers
+        if most_lost and len(lost) >= most_lost:
+            text = f"{len(lost)} workers in a row were lost while they executed this action ({', '.join(lost)})"
+            return NlError(f"{text}: it seems to be what ends them; the last: {error.message}", code=code)
+        limit = self.options.max_job_retries
+        if execution.attempts > limit:
+            text = f"Job cancelled because it attempted to execute too many times {execution.attempts} > {limit} times"
+            return NlError(f"{text}; last failure: {error.message}", code=code, details=error.details)
+        return None
+
     def _abandon(self, execution: Execution, error: NlError, *, now: float) -> None:
         if execution.stage is Stage.QUEUED:
-            shape = self._shape(execution, now=now)
-            shape.queue.discard(execution)
-            self._waiting.update(shape)
+            self._dequeue(execution)
+            self._order.leave(execution)
+            for kept in self._reservations.release(execution):
+                self._due[kept] = None
         elif execution.lease is not None:
             self._revoke(execution.lease, now=now)
         self._end(execution, Event.ABANDON, Outcome(error=error))
@@ -364,9 +488,25 @@ class SchedulerCore:
         self._in_flight.discard(execution)
         self.outbox.changed[execution] = None
 
-    def _fail_unmatched(self, shape: Shape, *, now: float) -> None:
+    # --- inside: what nobody could run --------------------------------------------------------------------------
+
+    def _look_after(self, shape: Shape, *, now: float) -> None:
+        """Fails what no worker could ever run; lets a worker have what it has failed if there is no other any more."""
+        if next(self.pool.able(shape.needs, shape.avoided), None) is not None:
+            return
+        if shape.avoided:
+            for execution in sorted(shape.queue, key=lambda each: each.rank):
+                self._dequeue(execution)
+                self._order.leave(execution)
+                execution.failed_on = frozenset()
+                self._enqueue(execution, now=now)
+            return
         grace = self.options.unmatched_grace_s
-        if shape.candidates or now - shape.unmatched_since < grace:
+        left = self.pool.last_departure(shape.needs)
+        if not grace or (left is not None and now - left < grace):
+            return
+        late = [each for each in shape.queue if now - each.waiting_since >= grace]
+        if not late:
             return
         error: NlError
         if self.pool.workers:
@@ -374,5 +514,13 @@ class SchedulerCore:
             error = PreconditionError(f"no worker offers {missing} (waited {grace:g} s)")
         else:
             error = UnavailableError(f"no worker is connected (waited {grace:g} s)")
-        for execution in [each for each in shape.queue if now - each.waiting_since >= grace]:
+        for execution in late:
             self._abandon(execution, error, now=now)
+
+    def _some_workers(self) -> list[Worker]:
+        return list(islice(self.pool.workers.values(), 8))
+
+
+def _is_for_the_client(error: NlError) -> bool:
+    """Whether the client has to mend something first: missing inputs."""
+    return any(isinstance(each, Violation) and each.type == "MISSING" for each in error.details)

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field, fields
 from typing import Literal
 
-AllocationStrategy = Literal["least_recently_used", "most_recently_used"]
+AllocationStrategy = Literal["least_recently_used", "most_recently_used", "round_robin", "least_loaded"]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -28,6 +28,10 @@ class SimpleSchedulerOptions:
     """A worker that does not report the end of a killed action within this time is removed."""
     max_job_retries: int = 3
     """How often an action may fail for reasons of the worker's before it fails for good."""
+    max_lost_workers: int = 3
+    """So many workers lost in a row while they ran one action are that action's fault; 0: they never are."""
+    priority_ageing_s: float = 600.0
+    """How long an action waits behind those of a higher priority at most, before it goes with them; 0: for ever."""
     worker_match_logging_interval_s: float = 10.0
     """How often the reasons for waiting are logged; 0 or less: never."""
     max_operations: int = 100_000

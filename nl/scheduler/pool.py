@@ -1,224 +1,184 @@
-"""The connected workers, what of them is free, and an index so that nobody scans. Pure.
+"""The connected workers, indexed by what they declare, in the order of the allocation strategy. Pure.
 
-Actions with equal requirements form a *shape*. The pool keeps for every shape the executions that wait, the workers
-that could ever take it, and those that have a free slot now, in order of use.
-
-Rules for this file:
-
-1. A lease is in `worker.leases` from `reserve` until the worker reports its end, killed or not.
-2. `free[name]` is what the worker offers minus what its leases have reserved: it never exceeds the offer.
-3. `shape.ready` holds exactly those candidates whose `has_slot` is true, the least recently used first.
+A *posting* lists the workers that meet one requirement, and apart those of them that have a free slot, in order. Who
+looks for a worker takes the posting of the requirement that the fewest workers meet. Postings are made when they are
+first asked for, and there are none for what nobody declares.
 """
 
 from __future__ import annotations
 
-from bisect import bisect_left, insort
-from collections import OrderedDict
-from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass, field
+from collections import Counter, OrderedDict
+from collections.abc import Callable, Iterator, Mapping
 from itertools import islice
 
-from nl.scheduler.matching import Offer, Requirements
+from nl.scheduler.matching import Offer, Requirement, Requirements, alternatives
 from nl.scheduler.options import AllocationStrategy
-from nl.scheduler.queue import WaitingQueue
-from nl.scheduler.state import Lease
+from nl.scheduler.ranked import Key, RankedSupplies
+from nl.scheduler.state import Rank
+from nl.scheduler.waiting import Shape
+from nl.scheduler.worker import Worker
 
-MAX_IDLE_SHAPES = 256
-"""Bound on shapes kept although nothing of that shape waits."""
+MAX_DEPARTED = 64
+"""How many different offers of workers that have left are remembered."""
+_SAMPLE = 8
 
-
-@dataclass(slots=True, eq=False)
-class Worker:
-    """One connected worker and what of it is in use."""
-
-    id: str
-    offer: Offer
-    max_inflight: int
-    """0: unlimited."""
-    last_seen: float
-    leases: dict[str, Lease] = field(default_factory=dict)
-    free: dict[str, int] = field(default_factory=dict)
-    draining: bool = False
-    """Finishes what it has and gets nothing more."""
-    leaving: bool = False
-    """It said so itself: what it leaves behind costs no attempt."""
-    paused_until: float | None = None
-    refusals: int = 0
-    """How often in a row it said that it is out of resources."""
-    shapes: dict[Shape, None] = field(default_factory=dict)
-
-    def __post_init__(self) -> None:
-        self.free = dict(self.offer.amounts)
-
-    @property
-    def has_slot(self) -> bool:
-        if self.draining or self.paused_until is not None:
-            return False
-        return not self.max_inflight or len(self.leases) < self.max_inflight
-
-    def fits(self, needs: Requirements) -> bool:
-        """Whether enough is free now. That the worker could ever take it has been checked."""
-        return all(self.free[name] >= amount for name, amount in needs.at_least)
-
-    def reserve(self, lease: Lease, needs: Requirements) -> None:
-        lease.reserved = needs.at_least
-        for name, amount in needs.at_least:
-            self.free[name] -= amount
-        self.leases[lease.id] = lease
-
-    def give_back(self, lease: Lease) -> None:
-        """Returns what the lease had reserved; a second time is a no-op."""
-        for name, amount in lease.reserved:
-            self.free[name] += amount
-        lease.reserved = ()
-
-    def __repr__(self) -> str:
-        slots = f"{len(self.leases)}/{self.max_inflight or 'unlimited'}"
-        state = "draining " if self.draining else "paused " if self.paused_until is not None else ""
-        return f"<Worker {self.id} {state}{slots} free={self.free}>"
+STRATEGIES: Mapping[AllocationStrategy, Callable[[Worker], Key]] = {
+    "least_recently_used": lambda worker: (worker.used, worker.serial),
+    "most_recently_used": lambda worker: (-worker.used, worker.serial),
+    "round_robin": lambda worker: (worker.assigned, worker.serial),
+    "least_loaded": lambda worker: (worker.load, worker.used, worker.serial),
+}
+"""By name: the key by which workers are ordered; the one with the smallest gets the action."""
 
 
-class Shape:
-    """All actions with one set of requirements: who waits, who could take them, who has a slot now."""
-
-    __slots__ = ("candidates", "head", "needs", "queue", "ready", "unmatched_since")
-
-    def __init__(self, needs: Requirements, *, now: float) -> None:
-        self.needs = needs
-        self.queue = WaitingQueue()
-        self.head: tuple[int, int] | None = None
-        """The rank under which `WaitingShapes` has it; None if nothing waits."""
-        self.candidates: dict[Worker, None] = {}
-        self.ready: OrderedDict[Worker, None] = OrderedDict()
-        self.unmatched_since: float = now
-        """Since when there has been no candidate; meaningless while there is one."""
-
-
-class WaitingShapes:
-    """The shapes in which something waits, by the rank of their first execution. `update` after each queue change."""
+class _Posting:
+    __slots__ = ("all", "ready")
 
     def __init__(self) -> None:
-        self._ranks: list[tuple[int, int]] = []  # sorted; no two are equal, as no two executions have one rank
-        self._shapes: dict[tuple[int, int], Shape] = {}
-
-    def update(self, shape: Shape) -> None:
-        """Puts the shape where its queue now belongs."""
-        head = shape.queue.peek().rank if shape.queue else None
-        if head == shape.head:
-            return
-        if shape.head is not None:
-            del self._ranks[bisect_left(self._ranks, shape.head)]
-            del self._shapes[shape.head]
-        if head is not None:
-            insort(self._ranks, head)
-            self._shapes[head] = shape
-        shape.head = head
-
-    def at(self, index: int) -> Shape | None:
-        """The shape at this place in the order, or None behind the last."""
-        return self._shapes[self._ranks[index]] if index < len(self._ranks) else None
-
-    def __iter__(self) -> Iterator[Shape]:
-        return iter(list(self._shapes.values()))
-
-    def __len__(self) -> int:
-        return len(self._ranks)
+        self.all: dict[Worker, None] = {}
+        self.ready: RankedSupplies[Worker] = RankedSupplies(lambda worker: worker.free)
 
 
 class Pool:
-    """The connected workers, indexed by shape, in order of use (the least recently used first)."""
+    """To be told (`refresh`) of whatever changes a worker's slots, amounts or place in the order."""
 
     def __init__(self, strategy: AllocationStrategy) -> None:
-        self.workers: OrderedDict[str, Worker] = OrderedDict()
-        self.shapes: OrderedDict[Requirements, Shape] = OrderedDict()
-        self._most_recent_first = strategy == "most_recently_used"
-
-    def shape(self, needs: Requirements, *, now: float) -> Shape:
-        """The shape of these requirements, built from all workers on first use."""
-        shape = self.shapes.get(needs)
-        if shape is not None:
-            self.shapes.move_to_end(needs)
-            return shape
-        if len(self.shapes) >= MAX_IDLE_SHAPES:
-            self._forget_idle_shape()
-        shape = self.shapes[needs] = Shape(needs, now=now)
-        for worker in self.workers.values():
-            self._index(worker, shape)
-        return shape
+        self.workers: dict[str, Worker] = {}
+        self._key = STRATEGIES[strategy]
+        self._counts: Counter[Requirement] = Counter()
+        self._postings: dict[Requirement, _Posting] = {}
+        self._keys: dict[Worker, Key] = {}
+        self._departed: OrderedDict[Offer, float] = OrderedDict()
+        self._events = 0
 
     def add(self, worker: Worker) -> None:
+        self._events += 1
+        worker.serial = worker.used = self._events
         self.workers[worker.id] = worker
-        for shape in self.shapes.values():
-            self._index(worker, shape)
+        for name in worker.declared:
+            self._counts[name] += 1
+            if name in self._postings:
+                self._postings[name].all[worker] = None
+        self.refresh(worker)
 
     def remove(self, worker: Worker, *, now: float) -> None:
+        self._unready(worker)
         del self.workers[worker.id]
-        for shape in worker.shapes:
-            shape.ready.pop(worker, None)
-            del shape.candidates[worker]
-            if not shape.candidates:
-                shape.unmatched_since = now
-        worker.shapes.clear()
+        for name in worker.declared:
+            self._counts[name] -= 1
+            posting = self._postings.get(name)
+            if posting is not None:
+                del posting.all[worker]
+            if not self._counts[name]:
+                del self._counts[name]
+                self._postings.pop(name, None)
+        self._departed[worker.offer] = now
+        self._departed.move_to_end(worker.offer)
+        if len(self._departed) > MAX_DEPARTED:
+            self._departed.popitem(last=False)
 
     def refresh(self, worker: Worker) -> None:
-        """To be called whenever `worker.has_slot` may have changed."""
+        """Its slots or its amounts may have changed."""
+        self._unready(worker)
         if worker.has_slot:
-            for shape in worker.shapes:
-                shape.ready.setdefault(worker)
-        else:
-            for shape in worker.shapes:
-                shape.ready.pop(worker, None)
+            key = self._keys[worker] = self._key(worker)
+            for posting in self._postings_of(worker):
+                posting.ready.add(key, worker)
 
-    def touch(self, worker: Worker) -> None:
-        """Makes it the most recently used."""
-        self.workers.move_to_end(worker.id)
-        for shape in worker.shapes:
-            if worker in shape.ready:
-                shape.ready.move_to_end(worker)
+    def touch(self, worker: Worker, *, assigned: bool = False) -> None:
+        """It was used; `refresh` is included."""
+        self._events += 1
+        worker.used = self._events
+        if assigned:
+            worker.assigned = self._events
+        self.refresh(worker)
 
-    def pick(self, shape: Shape) -> Worker | None:
-        """A worker with room for one more action of this shape, by the allocation strategy."""
-        order: Iterable[Worker] = reversed(shape.ready) if self._most_recent_first else shape.ready
-        needs = shape.needs
-        for worker in order:
-            if worker.fits(needs):
-                return worker
-        return None
+    def lane(self, needs: Requirements) -> Requirement:
+        """The one of the requirements that the fewest workers meet."""
+        return min(needs.one_by_one(), key=self._meeting, default=None)
+
+    def pick(self, shape: Shape, *, rank: Rank) -> Worker | None:
+        """A worker with room for one more action of this shape, by the strategy."""
+
+        def takes(worker: Worker) -> bool:
+            room = worker.room_for(rank)
+            return room is not None and shape.fits(worker, room)
+
+        best: tuple[Key, Worker] | None = None
+        for posting in self._asked(self.lane(shape.needs)):
+            found = posting.ready.search(shape.demand, takes, upto=best[0] if best else None)
+            best = found or best
+        return best[1] if best else None
+
+    def able(self, needs: Requirements, avoided: frozenset[str] = frozenset()) -> Iterator[Worker]:
+        """Workers that could take it if they had nothing else to do."""
+        for posting in self._asked(self.lane(needs)):
+            for worker in posting.all:
+                if worker.id not in avoided and worker.offer.meets(needs):
+                    yield worker
+
+    def virtual(self, lane: Requirement) -> float:
+        """The virtual time of the workers of that lane (order.py), as far as a few of them know."""
+        known = (worker.virtual for posting in self._asked(lane) for worker in islice(posting.all, _SAMPLE))
+        return max(known, default=0.0)
+
+    def last_departure(self, needs: Requirements) -> float | None:
+        """When a worker has left that could have taken this, if that is remembered."""
+        return max((at for offer, at in self._departed.items() if offer.meets(needs)), default=None)
+
+    def forget_departures(self, *, before: float) -> None:
+        while self._departed and next(iter(self._departed.values())) < before:
+            self._departed.popitem(last=False)
 
     def why_not(self, shape: Shape) -> str:
         """Why nothing of this shape can start now, for a log line."""
         if not self.workers:
             return "no worker is connected"
-        if not shape.candidates:
+        able = list(self.able(shape.needs))
+        if not able:
             return f"no worker with {self.missing(shape.needs)}"
-        if not shape.ready:
-            return f"all {len(shape.candidates)} matching workers are full, paused or draining"
-        return f"not enough free for {shape.needs} on {len(shape.ready)} matching workers"
+        matching = f"{len(able)} matching workers"
+        ready = [worker for worker in able if worker.has_slot]
+        if not ready:
+            return f"all {matching} are full, paused or draining"
+        if all(worker.id in shape.avoided for worker in ready):
+            return f"other workers than those that have failed it are full, paused or draining ({matching})"
+        if any(worker.held_for is not None for worker in ready):
+            return f"not enough free for {shape.needs} on {len(ready)} matching workers, some kept for wider actions"
+        return f"not enough free for {shape.needs} on {len(ready)} matching workers"
 
     def missing(self, needs: Requirements) -> str:
         """The requirements that no worker meets; if each is met by some worker, all of them together."""
-        offers: Sequence[Offer] = [worker.offer for worker in self.workers.values()]
-        parts = [Requirements(equal=(item,)) for item in needs.equal]
-        parts += [Requirements(at_least=(bound,)) for bound in needs.at_least]
-        parts += [Requirements(present=(name,)) for name in needs.present]
-        unmet = [str(part) for part in parts if all(offer.lacks(part) for offer in offers)]
+        offers = dict.fromkeys(worker.offer for worker in self.workers.values())
+        unmet = [str(part) for part in needs.parts() if not any(offer.meets(part) for offer in offers)]
         return ", ".join(unmet) or f"{needs} together"
 
-    def _index(self, worker: Worker, shape: Shape) -> None:
-        if worker.offer.lacks(shape.needs) is None:
-            shape.candidates[worker] = None
-            worker.shapes[shape] = None
-            if worker.has_slot:
-                shape.ready[worker] = None
+    def _meeting(self, name: Requirement) -> int:
+        counts = self._counts
+        return sum(counts[each] for each in alternatives(name))
 
-    def _forget_idle_shape(self) -> None:
-        """Drops the longest unused shape nobody waits in, if one of the few oldest is such; the others get old anew."""
-        for needs in list(islice(self.shapes, 8)):
-            shape = self.shapes[needs]
-            if shape.queue:
-                self.shapes.move_to_end(needs)
-                continue
-            for worker in shape.candidates:
-                del worker.shapes[shape]
-            del self.shapes[needs]
-            return
+    def _asked(self, name: Requirement) -> Iterator[_Posting]:
+        for each in alternatives(name):
+            posting = self._postings.get(each)
+            if posting is None and self._counts[each]:
+                posting = self._postings[each] = _Posting()
+                for worker in self.workers.values():
+                    if each in worker.declared:
+                        posting.all[worker] = None
+                        if worker in self._keys:
+                            posting.ready.add(self._keys[worker], worker)
+            if posting is not None:
+                yield posting
+
+    def _postings_of(self, worker: Worker) -> list[_Posting]:
+        postings, declared = self._postings, worker.declared
+        if len(postings) < len(declared):
+            return [posting for name, posting in postings.items() if name in declared]
+        return [postings[name] for name in declared if name in postings]
+
+    def _unready(self, worker: Worker) -> None:
+        key = self._keys.pop(worker, None)
+        if key is not None:
+            for posting in self._postings_of(worker):
+                posting.ready.remove(key)
+

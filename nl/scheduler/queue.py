@@ -10,13 +10,13 @@ from collections.abc import Iterator
 
 from nl.model.digest import Digest, DigestFunction
 from nl.model.execution import ActionRequest, Stage
-from nl.scheduler.state import Execution
+from nl.scheduler.state import Execution, Rank
 
 MergeKey = tuple[str, DigestFunction, Digest]
 
 
 class WaitingQueue:
-    """Executions by rank: lower priority number first, then the older one. `discard` is amortised O(log n).
+    """Executions by rank, the smallest first. `discard` is amortised O(log n).
 
     A heap in which removed entries stay as dead weight until they surface or outnumber the living.
     """
@@ -24,8 +24,8 @@ class WaitingQueue:
     __slots__ = ("_entries", "_heap")
 
     def __init__(self) -> None:
-        self._heap: list[tuple[tuple[int, int], Execution]] = []
-        self._entries: dict[Execution, tuple[int, int]] = {}
+        self._heap: list[tuple[Rank, Execution]] = []
+        self._entries: dict[Execution, Rank] = {}
 
     def push(self, execution: Execution) -> None:
         """Adds it at its present rank; if it is there already, moves it."""

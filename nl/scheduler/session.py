@@ -11,8 +11,8 @@ import trio
 from nl.errors import NlError
 from nl.model.execution import ActionRequest
 from nl.scheduler.core import Order, SchedulerCore
-from nl.scheduler.pool import Worker
 from nl.scheduler.state import Lease
+from nl.scheduler.worker import Worker
 
 
 @dataclass(frozen=True, slots=True)
@@ -103,6 +103,15 @@ class WorkerSession:
         """The worker is there."""
         self.worker.last_seen = self._clock()
 
+    @property
+    def is_quiet(self) -> bool:
+        """Whether it has said nothing for so long that a sign of life would be welcome."""
+        return self._clock() - self.worker.last_seen > self._core.options.worker_timeout_s / 2
+
+    def reachable(self, at: float) -> None:
+        """Its end of the connection gave a sign of life then, on the loop's clock; the worker itself need not have."""
+        self.worker.reached = max(self.worker.reached, at)
+
     def executed(self, operation_id: str) -> None:
         """The process has ended, outputs are being uploaded: `minimum` properties are free again."""
         self.keep_alive()
@@ -126,7 +135,8 @@ class WorkerSession:
     def going_away(self) -> None:
         """The worker wants no more work. It may finish what it has; what it leaves costs no attempt."""
         self.keep_alive()
-        self._core.drain(self.worker, leaving=True)
+        self._core.drain(self.worker, leaving=True, now=self._clock())
+        self._deliver()
 
     @property
     def state(self) -> WorkerState:

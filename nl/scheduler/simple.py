@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import itertools
 import logging
+import math
 import time
 import uuid
 from collections import Counter, deque
@@ -131,7 +132,7 @@ class SimpleScheduler:
             raise ExhaustedError(f"the scheduler holds {self._unfinished} unfinished operations, its maximum")
         id = _new_id()
         name = f"{request.instance_name}/{id}" if request.instance_name else id
-        execution = self._core.join(request, client=name)
+        execution = self._core.join(request, client=name, now=self._clock())
         if execution is None:
             lookup = self._lookup is not None and not request.skip_cache_lookup and not request.do_not_cache
             execution = self._core.admit(
@@ -186,9 +187,15 @@ class SimpleScheduler:
 
     @contextmanager
     def attach_worker(
-        self, properties: Iterable[tuple[str, str]], *, prefix: str = "", max_inflight: int = 0
+        self,
+        properties: Iterable[tuple[str, str]],
+        *,
+        prefix: str = "",
+        max_inflight: int = 0,
+        max_timeout_s: float = math.inf,
     ) -> Iterator[WorkerSession]:
         """A worker is connected for the length of the block; what it has not finished at the end is tried elsewhere.
+        `max_timeout_s` is the longest time limit that it lets an action have.
 
         Raises InvalidRequestError for a `minimum` property that is not a number and for a prefix that is no name,
         UnavailableError during a shutdown.
@@ -197,7 +204,7 @@ class SimpleScheduler:
             raise InvalidRequestError(f"worker id prefix {prefix[:80]!r} is not a name of up to {MAX_PREFIX_CHARS}")
         if self._stopping or self._nursery is None:
             raise UnavailableError("the scheduler is shutting down")
-        offer = self._core.rules.offer(properties)
+        offer = self._core.rules.offer(properties, max_timeout_s=max_timeout_s)
         worker_id = f"{prefix}-{_new_id()}" if prefix[-1:].isalnum() else prefix + _new_id()
         worker = self._core.attach(worker_id, offer=offer, max_inflight=max_inflight, now=self._clock())
         session = WorkerSession(worker, core=self._core, deliver=self._deliver, clock=self._clock)
@@ -223,7 +230,8 @@ class SimpleScheduler:
         session = self._sessions.get(worker_id)
         if session is None:
             raise NotFoundError(f"worker {worker_id!r} is not connected")
-        self._core.drain(session.worker)
+        self._core.drain(session.worker, now=self._clock())
+        self._deliver()
 
     def known_properties(self) -> list[str]:
         """Names of platform properties that actions may use here."""
@@ -261,8 +269,12 @@ class SimpleScheduler:
         self._deliver()
 
     def _deliver(self) -> None:
-        """Empties the core's outbox: orders to sessions, news to operations."""
+        """Empties the core's outbox: orders to sessions, news to operations, warnings to the log."""
         outbox = self._core.outbox
+        if outbox.warnings:
+            warnings, outbox.warnings = outbox.warnings, []
+            for text in warnings:
+                log.warning("%s", text)
         if outbox.orders:
             orders, outbox.orders = outbox.orders, []
             for order, lease in orders:

@@ -15,11 +15,18 @@ Rules for this file:
 from __future__ import annotations
 
 import enum
+import sys
 from dataclasses import dataclass, field
 
 from nl.errors import InternalError
 from nl.model.execution import ActionRequest, Outcome, Stage
 from nl.scheduler.matching import Requirements
+
+Rank = tuple[int, float, int]
+"""Sooner executions have smaller ones: level, tag, order of arrival (order.py)."""
+
+LAST: Rank = (sys.maxsize, 0.0, 0)
+"""Behind every other."""
 
 
 class Event(enum.Enum):
@@ -56,6 +63,8 @@ class Lease:
     """Monotonic seconds."""
     reserved: tuple[tuple[str, int], ...] = ()
     """What it takes from the worker's `minimum` properties; empty once given back."""
+    beside: bool = False
+    """It has begun on a worker that is kept for something more urgent, and may go on beside that."""
     executed: bool = False
     """The process has ended, outputs are being uploaded."""
     revoked_at: float | None = None
@@ -87,11 +96,15 @@ class Execution:
     outcome: Outcome | None = None
     clients: set[str] = field(default_factory=set)
     """Names of the operations that are interested."""
+    failed_on: frozenset[str] = frozenset()
+    """The workers that have failed it: others are asked first."""
+    lost_with: tuple[str, ...] = ()
+    """The workers that were lost while they ran it, one after the other."""
+    rank: Rank = field(init=False)
+    """Its place among those that wait; the last one that it had, while it runs."""
 
-    @property
-    def rank(self) -> tuple[int, int]:
-        """Sorts sooner executions first: lower priority number (REAPI ExecutionPolicy), then older."""
-        return (self.priority, self.sequence)
+    def __post_init__(self) -> None:
+        self.rank = (self.priority, 0.0, self.sequence)
 
     def advance(self, event: Event) -> None:
         """Moves to the next stage. Raises InternalError if the table has none."""

@@ -163,7 +163,6 @@ def _execution(entries: Sequence[cfg.ExecutionService], site: Site) -> Iterable[
             entry.instance_name,
             site.graph[entry.cas_store],
             site.schedulers[entry.scheduler],
-            _max_action_timeout_s(site.config),
         )
         for entry in entries
     }
@@ -236,12 +235,6 @@ def _max_blob_bytes(store: Store) -> int:
     """The largest blob that a store keeps, 0 if it does not say."""
     limit = store.capability(BlobSizeLimit)
     return 0 if limit is None else limit.max_blob_bytes()
-
-
-def _max_action_timeout_s(config: Config) -> float | None:
-    """What no worker here would accept is refused before it is queued. Workers elsewhere refuse for themselves."""
-    limits = [entry.local.max_action_timeout_s for entry in config.workers]
-    return max(limits, default=None)
 
 
 @cache

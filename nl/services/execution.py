@@ -49,6 +49,8 @@ _METADATA_HEADERS = (
     "build.bazel.remote.execution.v2.requestmetadata-bin",
     "google.devtools.remoteexecution.v1test.requestmetadata-bin",
 )
+MAX_METADATA_CHARS = 1024
+"""Longest text of RequestMetadata that is kept."""
 M = TypeVar("M", bound=betterproto2.Message)
 ExecuteStream = ServerStream[reapi.ExecuteRequest, longrunning.Operation]
 WaitStream = ServerStream[reapi.WaitExecutionRequest, longrunning.Operation]
@@ -61,8 +63,6 @@ class ExecutionInstance:
     name: str
     cas: Store
     scheduler: SimpleScheduler
-    max_action_timeout_s: float | None = None
-    """Actions that ask for more are refused (REAPI: rejected, not clamped); None: no limit here."""
     node_properties: frozenset[str] = frozenset({"mtime", "unix_mode"})
     """What Command.output_node_properties may name."""
 
@@ -82,7 +82,7 @@ class ExecutionService:
         request = await receive_request(stream)
         instance = self._instances.get(stream, request.instance_name, Right.EXECUTE)
         request.instance_name = instance.name  # from here on it is the name of the one that serves it
-        action = await _checked(instance, request, _requester(stream))
+        action = await _checked(instance, request, _requester(stream), user=stream.identity.name)
         await self._follow(stream, await instance.scheduler.submit(action, owner=stream.identity.name))
 
     async def wait_execution(self, stream: WaitStream) -> None:
@@ -137,7 +137,7 @@ def _cached_response(encoded: Buffer) -> bytes:
 
 
 async def _checked(
-    instance: ExecutionInstance, request: reapi.ExecuteRequest, requester: Mapping[str, str]
+    instance: ExecutionInstance, request: reapi.ExecuteRequest, requester: Mapping[str, str], *, user: str
 ) -> ActionRequest:
     """The request as the scheduler wants it.
 
@@ -151,7 +151,7 @@ async def _checked(
         raise _missing(function, [(action_digest, "Action")])
     command_digest = parse_digest(action.command_digest, function, "Action.command_digest")
     root_digest = parse_digest(action.input_root_digest, function, "Action.input_root_digest")
-    timeout_s = _timeout_s(action, instance.max_action_timeout_s)
+    timeout_s = _timeout_s(action)
     command = await _load(instance.cas, command_digest, kind=reapi.Command)
     [root_size] = await instance.cas.has([root_digest])
     absent = [(command_digest, "Action.command_digest")] if command is None else []
@@ -170,7 +170,8 @@ async def _checked(
         do_not_cache=action.do_not_cache,
         timeout_s=timeout_s,
         execute_request=encode(request),
-        metadata=requester,
+        user=user,
+        **requester,
     )
 
 
@@ -195,14 +196,12 @@ def _missing(function: DigestFunction, absent: list[tuple[Digest, str]]) -> Prec
     return PreconditionError(f"not in the CAS, upload and try again: {names}", details=details)
 
 
-def _timeout_s(action: reapi.Action, maximum: float | None) -> float | None:
+def _timeout_s(action: reapi.Action) -> float | None:
     if action.timeout is None:
         return None
     timeout_s = wkt.duration_to_ns(action.timeout) / 1e9
     if timeout_s < 0:
         raise InvalidRequestError(f"Action.timeout is negative: {timeout_s:g} s")
-    if maximum is not None and timeout_s > maximum:
-        raise InvalidRequestError(f"Action.timeout of {timeout_s:g} s is above the maximum of {maximum:g} s")
     return timeout_s
 
 
@@ -224,8 +223,8 @@ def _platform(action: reapi.Action, command: reapi.Command) -> Properties:
 
 
 def _requester(stream: ExecuteStream) -> dict[str, str]:
-    """Who asks, from the RequestMetadata header under either of its names; for logs and pages only, so that a malformed
-    one is no reason to refuse a build.
+    """Who asks, as fields of an ActionRequest, from the RequestMetadata header under either of its names: a malformed
+    one is no reason to refuse a build. What is longer than any client writes is cut: it is kept with the action.
     """
     for header in _METADATA_HEADERS:
         try:
@@ -243,5 +242,5 @@ def _requester(stream: ExecuteStream) -> dict[str, str]:
             "mnemonic": metadata.action_mnemonic,
             "invocation": metadata.tool_invocation_id,
         }
-        return {key: text for key, text in found.items() if text}
+        return {key: text[:MAX_METADATA_CHARS] for key, text in found.items()}
     return {}

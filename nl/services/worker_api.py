@@ -8,6 +8,7 @@ stream, however it comes about, is the end of the session. Not here: what become
 from __future__ import annotations
 
 import logging
+import math
 import time
 from collections.abc import Iterable
 from typing import NamedTuple
@@ -33,6 +34,8 @@ _log = logging.getLogger(__name__)
 _METHOD = "/com.github.trace_machina.nativelink.remote_execution.WorkerApi/ConnectWorker"
 GOODBYE_S = 5.0
 """How long a removed worker may take to receive its `disconnect`."""
+PROBE_S = 1.0
+"""How often the connection of a worker that says nothing is asked for a sign of life."""
 WorkerStream = ServerStream[EncodedRequest, wire.UpdateForWorker]
 
 
@@ -74,11 +77,15 @@ class WorkerApiService:
             raise InvalidRequestError("First message was not a ConnectWorkerRequest")
         properties = [(each.name, each.value) for each in hello.properties]
         with self._scheduler.attach_worker(
-            properties, prefix=hello.worker_id_prefix, max_inflight=hello.max_inflight_tasks
+            properties,
+            prefix=hello.worker_id_prefix,
+            max_inflight=hello.max_inflight_tasks,
+            max_timeout_s=_longest_timeout_s(hello),
         ) as session:
             async with trio.open_nursery() as nursery:
                 nursery.start_soon(_write, stream, session, nursery.cancel_scope)
                 nursery.start_soon(_end_when_evicted, session, nursery.cancel_scope)
+                nursery.start_soon(_probe, stream, session)
                 await _read(stream, session)
                 nursery.cancel_scope.cancel()
 
@@ -86,6 +93,12 @@ class WorkerApiService:
         kind = grpclib.const.Cardinality.STREAM_STREAM
         handler = grpclib.const.Handler(self.connect_worker, kind, EncodedWorkerUpdate, wire.UpdateForWorker)
         return {_METHOD: handler}
+
+
+def _longest_timeout_s(hello: wire.ConnectWorkerRequest) -> float:
+    """Infinite for NativeLink's workers, which do not say: they refuse what is too long for them."""
+    limit = hello.max_action_timeout
+    return math.inf if limit is None else wkt.duration_to_ns(limit) / 1e9
 
 
 async def _read(stream: WorkerStream, session: WorkerSession) -> None:
@@ -149,6 +162,14 @@ async def _write(stream: WorkerStream, session: WorkerSession, scope: trio.Cance
                 await stream.send_message(wire.UpdateForWorker(disconnect=wkt.Empty()))
                 break
     scope.cancel()
+
+
+async def _probe(stream: WorkerStream, session: WorkerSession) -> None:
+    """Workers say that they are there as often as they like; that the connection answers counts, too, for a while."""
+    while True:
+        await trio.sleep(PROBE_S)
+        if session.is_quiet:
+            session.reachable(stream.probe())
 
 
 async def _end_when_evicted(session: WorkerSession, scope: trio.CancelScope) -> None:

@@ -21,7 +21,7 @@ import trio
 from nl.cas.action_results import MAX_ACTION_RESULT_BYTES
 from nl.config.workers import LocalWorkerOptions
 from nl.errors import Code, ExhaustedError, NlError, UnavailableError
-from nl.pb import reapi, worker_api
+from nl.pb import reapi, wkt, worker_api
 from nl.pb.codec import encode
 from nl.rpc.status import status_of
 from nl.worker.action import ActionRunner
@@ -205,6 +205,7 @@ class Worker:
             properties=[reapi.PlatformProperty(name=name, value=value) for name, value in properties],
             worker_id_prefix=self._options.name,
             max_inflight_tasks=self._options.max_inflight_tasks,
+            max_action_timeout=wkt.duration_from_ns(round(self._options.max_action_timeout_s * 1e9)),
         )
         limit_s = self._options.worker_api_endpoint.timeout
         try:

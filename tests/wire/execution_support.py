@@ -138,7 +138,7 @@ async def executing(
     options.setdefault("worker_timeout_s", 600.0)
     scheduler = SimpleScheduler(SimpleSchedulerOptions(**options), lookup=cache_lookup(cache) if cached else None)
     instances = {
-        name: ExecutionInstance(name, cas, scheduler, max_action_timeout_s=3600) for name in ("", "main", "a/b")
+        name: ExecutionInstance(name, cas, scheduler) for name in ("", "main", "a/b")
     }
     services = [
         ExecutionService(instances, keepalive_s=keepalive_s),

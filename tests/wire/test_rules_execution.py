@@ -11,7 +11,7 @@ from grpclib.exceptions import GRPCError
 
 from nl.cas.action_results import store_action_result
 from nl.model.digest import Digest
-from nl.pb import reapi, rpc_status, worker_api
+from nl.pb import reapi, rpc_status, wkt, worker_api
 from nl.pb.codec import encode
 from nl.rpc import frames as fr
 from nl.rpc import hpack
@@ -97,12 +97,8 @@ async def test_rule_2_errors_while_running_are_in_the_response():
 
 
 async def test_rule_3_a_timeout_above_the_maximum_is_refused():
-    async with executing() as at:
-        request = await at.request()
-        action = REAPI.Action(command_digest=digest(b""), input_root_digest=digest(b""))
-        action.timeout.seconds = 3601
-        request.action_digest.CopyFrom(await at.put(action))
-        error = await at.status_of(request)
+    async with executing() as at, at.worker(max_action_timeout=wkt.Duration(seconds=3600)):
+        error = await at.status_of(await at.request(timeout={"seconds": 3601}))
         assert error.code() is grpc.StatusCode.INVALID_ARGUMENT
         assert "3601" in error.details()
         assert "3600" in error.details()

@@ -1,5 +1,6 @@
 """The scheduler as services use it. Time is trio's autojump clock: exact, and free."""
 
+import contextlib
 import logging
 
 import pytest
@@ -150,7 +151,9 @@ async def test_minimum_properties_are_reserved_until_the_process_has_ended():
             assert session.worker.free == {"cpu": 4}
 
 
-@pytest.mark.parametrize(("strategy", "expected"), [("least_recently_used", "abab"), ("most_recently_used", "bbbb")])
+@pytest.mark.parametrize(("strategy", "expected"), [
+    ("least_recently_used", "abab"), ("most_recently_used", "bbbb"), ("round_robin", "abab"), ("least_loaded", "abab"),
+])
 async def test_allocation_strategies(strategy, expected):
     async with running(allocation_strategy=strategy) as scheduler:
         with scheduler.attach_worker([], prefix="a") as a, scheduler.attach_worker([], prefix="b") as b:
@@ -281,7 +284,7 @@ async def test_a_finished_operation_can_be_forgotten_early_and_a_running_one_not
 
 
 async def test_what_a_lost_worker_had_is_tried_again_until_the_attempts_run_out():
-    async with running(max_job_retries=3) as scheduler:
+    async with running(max_job_retries=3, max_lost_workers=0) as scheduler:
         operation = await scheduler.submit(request(1))
         ids = set()
         for _ in range(4):
@@ -293,6 +296,23 @@ async def test_what_a_lost_worker_had_is_tried_again_until_the_attempts_run_out(
         assert "disconnected" in error.message
         assert error.code is Code.INTERNAL, "not UNAVAILABLE: clients would send it to its next victims"
         assert repr(scheduler) == "<SimpleScheduler test idle>"
+
+
+async def test_an_action_that_ends_three_workers_in_a_row_fails_and_says_so():
+    async with running(max_job_retries=10) as scheduler:
+        operation = await scheduler.submit(request(1))
+        for _ in range(2):
+            with scheduler.attach_worker([], prefix="victim"):
+                pass
+        with scheduler.attach_worker([]) as session:
+            session.fail((await session.next_update()).operation_id, InternalError("it did not end this one"))
+        for number in (1, 2):
+            assert not operation.done
+            with scheduler.attach_worker([], prefix=f"victim{number}"):
+                pass
+        error = operation.state.outcome.error
+        assert error.code is Code.INTERNAL
+        assert "3 workers in a row were lost while they executed this action (" in error.message
 
 
 async def test_missing_inputs_go_back_to_the_client_at_once():
@@ -315,6 +335,208 @@ async def test_a_failed_attempt_prefers_another_worker():
             again = await good.next_update()
             assert again.request == start.request
             assert again.operation_id != start.operation_id
+
+
+async def test_a_failed_attempt_waits_for_a_busy_worker_rather_than_going_back():
+    async with running() as scheduler:
+        with scheduler.attach_worker([], max_inflight=1) as good:
+            await scheduler.submit(request(1))
+            busy = await good.next_update()
+            with scheduler.attach_worker([]) as bad:
+                operation = await scheduler.submit(request(2))
+                bad.fail((await bad.next_update()).operation_id, InternalError("broken disk"))
+                await scheduler.submit(request(3))
+                assert (await bad.next_update()).request == request(3), "others are not kept from it"
+                assert operation.state.stage is Stage.QUEUED
+                good.complete(busy.operation_id, b"")
+                assert (await good.next_update()).request == request(2)
+
+
+async def test_a_worker_gets_back_what_it_has_failed_once_no_other_is_there(autojump_clock):
+    async with running() as scheduler:
+        with scheduler.attach_worker([]) as bad:
+            with scheduler.attach_worker([], max_inflight=1) as other:
+                await scheduler.submit(request(1))
+                start = await bad.next_update()
+                await scheduler.submit(request(2))
+                assert (await other.next_update()).request == request(2)
+                bad.fail(start.operation_id, InternalError("broken disk"))
+                await trio.sleep(3)
+                assert bad.next_update_nowait() is None
+            while (start := await bad.next_update()).request != request(1):
+                pass
+
+
+async def test_a_worker_that_fails_everything_is_paused_and_that_is_logged(autojump_clock, caplog):
+    async with running() as scheduler:
+        with scheduler.attach_worker([], prefix="broken") as bad, scheduler.attach_worker([]) as good:
+            for number in range(3):
+                await scheduler.submit(request(number))
+                bad_start, good_start = bad.next_update_nowait(), good.next_update_nowait()
+                if bad_start is None:  # the turns of the two
+                    good.complete(good_start.operation_id, b"")
+                    await scheduler.submit(request(100 + number))
+                    bad_start = await bad.next_update()
+                bad.fail(bad_start.operation_id, InternalError("no space on /tmp"))
+                good.complete((await good.next_update()).operation_id, b"")
+            paused, _ = scheduler.workers()
+            assert paused.state == "paused"
+            text = f"worker {bad.worker_id} has failed 3 actions in a row and gets none for 1 s"
+            assert f"{text}; the last failure: no space on /tmp" in caplog.text
+            await trio.sleep(3)
+            assert scheduler.workers()[0].state == "idle"
+
+
+async def test_one_action_that_fails_again_and_again_is_not_the_workers_fault():
+    async with running(max_job_retries=5) as scheduler:
+        operation = await scheduler.submit(request(1))
+        with scheduler.attach_worker([]) as session:
+            for _ in range(6):
+                session.fail((await session.next_update()).operation_id, InternalError("it cannot be run"))
+            assert scheduler.workers()[0].state == "idle"
+        assert "too many times 6 > 5 times; last failure: it cannot be run" in operation.state.outcome.error.message
+
+
+async def test_a_wide_action_is_not_passed_by_narrow_ones_for_ever():
+    async with running(supported_platform_properties={"cpu": "minimum"}) as scheduler:
+        with scheduler.attach_worker([("cpu", "2")]) as session:
+            for number in range(2):
+                await scheduler.submit(request(number, ("cpu", "1")))
+            first, second = await session.next_update(), await session.next_update()
+            wide = await scheduler.submit(request(50, ("cpu", "2")))
+            for number in range(10, 20):
+                await scheduler.submit(request(number, ("cpu", "1")))
+            session.complete(first.operation_id, b"")
+            assert session.next_update_nowait() is None, "the worker is kept for the wide one"
+            urgent = await scheduler.submit(request(60, ("cpu", "1"), priority=-1))
+            assert urgent.state.stage is Stage.EXECUTING, "but not from what is more urgent"
+            session.complete((await session.next_update()).operation_id, b"")
+            session.complete(second.operation_id, b"")
+            assert wide.state.stage is Stage.EXECUTING
+
+
+async def test_a_worker_that_is_kept_goes_on_with_what_does_not_delay_the_wide_action():
+    async with running(supported_platform_properties={"cpu": "minimum"}) as scheduler:
+        with scheduler.attach_worker([("cpu", "4")]) as session:
+            await scheduler.submit(request(1, ("cpu", "3")))
+            wide = await scheduler.submit(request(2, ("cpu", "3")))
+            beside = await scheduler.submit(request(3, ("cpu", "1")))
+            also = await scheduler.submit(request(4, ("cpu", "1")))
+            assert beside.state.stage is Stage.EXECUTING
+            assert also.state.stage is Stage.QUEUED
+            session.complete((await session.next_update()).operation_id, b"")
+            assert wide.state.stage is Stage.EXECUTING
+
+
+async def test_a_wide_action_that_waits_long_has_more_workers_kept_for_it(autojump_clock):
+    async with running(supported_platform_properties={"cpu": "minimum"}) as scheduler:
+        with contextlib.ExitStack() as stack:
+            sessions = [stack.enter_context(scheduler.attach_worker([("cpu", "2")])) for _ in range(4)]
+            starts = []
+            for number in range(8):
+                await scheduler.submit(request(number, ("cpu", "1")))
+            for session in sessions:
+                starts.append([await session.next_update(), await session.next_update()])
+            wide = await scheduler.submit(request(50, ("cpu", "2")))
+            with wide.watched():
+                for number in range(100, 104):
+                    await scheduler.submit(request(number, ("cpu", "1")))
+                sessions[0].complete(starts[0][0].operation_id, b"")  # its other one goes on and on
+                sessions[1].complete(starts[1][0].operation_id, b"")
+                assert sessions[0].next_update_nowait() is None
+                assert sessions[1].next_update_nowait() is not None
+                await trio.sleep(12)
+                sessions[2].complete(starts[2][0].operation_id, b"")
+                assert sessions[2].next_update_nowait() is None, "a second one is kept"
+                sessions[2].complete(starts[2][1].operation_id, b"")
+                assert wide.state.stage is Stage.EXECUTING
+                assert wide.state.worker_id == sessions[2].worker_id
+                assert sessions[0].next_update_nowait() is not None, "what was kept is free again"
+
+
+async def test_builds_that_wait_have_fair_shares():
+    async with running() as scheduler:
+        for number in range(1000):
+            await scheduler.submit(request(number, invocation="large", user="one"))
+        order = ""
+        with scheduler.attach_worker([], max_inflight=1) as session:
+            for _ in range(50):
+                session.complete((await session.next_update()).operation_id, b"")
+            for number in range(10):
+                await scheduler.submit(request(5000 + number, invocation="small", user="two"))
+            for _ in range(25):
+                start = await session.next_update()
+                order += start.request.invocation[0]
+                session.complete(start.operation_id, b"")
+        assert order.count("s") == 10
+        assert "llll" not in order[: order.rindex("s")], "each second one is of the small build"
+
+
+async def test_a_user_has_one_share_however_many_builds_he_starts():
+    async with running() as scheduler:
+        for number in range(300):
+            await scheduler.submit(request(number, invocation=f"build{number % 10}", user="many"))
+        for number in range(30):
+            await scheduler.submit(request(1000 + number, invocation="build", user="single"))
+        users = []
+        with scheduler.attach_worker([], max_inflight=1) as session:
+            for _ in range(60):
+                start = await session.next_update()
+                users.append(start.request.user)
+                session.complete(start.operation_id, b"")
+        assert 25 <= users.count("single") <= 30
+
+
+async def test_a_low_priority_does_not_wait_for_ever(autojump_clock):
+    async with running(priority_ageing_s=600, client_action_timeout_s=1e6) as scheduler:
+        with scheduler.attach_worker([], max_inflight=1) as session:
+            await scheduler.submit(request(1, priority=-5))
+            await scheduler.submit(request(2, priority=9))
+            seen = []
+            for number in range(100, 115):
+                await scheduler.submit(request(number, priority=-5))
+                await trio.sleep(100)
+                start = await session.next_update()
+                seen.append(start.request.priority)
+                session.complete(start.operation_id, b"")
+            assert seen.index(9) in (6, 7), "after 600 s it goes with those of the highest priority"
+
+
+async def test_the_end_of_the_connection_counts_as_a_sign_of_life_for_a_while(autojump_clock):
+    async with running(worker_timeout_s=5) as scheduler:
+        with scheduler.attach_worker([]) as session:
+            for _ in range(50):
+                await trio.sleep(1)
+                session.reachable(trio.current_time())
+                assert scheduler.statistics()["workers"] == 1
+            for _ in range(15):
+                await trio.sleep(1)
+                session.reachable(trio.current_time())
+            assert scheduler.statistics()["workers"] == 0, "a worker that says nothing at all is none"
+
+
+async def test_a_time_limit_goes_to_a_worker_that_allows_it_and_is_refused_if_there_is_none():
+    async with running() as scheduler:
+        with scheduler.attach_worker([], max_timeout_s=60) as short:
+            with pytest.raises(InvalidRequestError, match="600 s is above what the workers allow: at most 60 s"):
+                await scheduler.submit(request(0, timeout_s=600.0))
+            with scheduler.attach_worker([], max_timeout_s=7200) as long:
+                for number in range(1, 5):
+                    await scheduler.submit(request(number, timeout_s=600.0))
+                    assert (await long.next_update()).request == request(number, timeout_s=600.0)
+                for number in range(5, 7):
+                    await scheduler.submit(request(number, timeout_s=60.0))
+                assert short.next_update_nowait() is not None
+            waits = await scheduler.submit(request(9, timeout_s=600.0))
+            assert waits.state.stage is Stage.QUEUED, "there was one that may come back"
+
+
+async def test_a_time_limit_is_accepted_before_there_is_a_worker_and_by_one_that_says_nothing_about_it():
+    async with running() as scheduler:
+        operation = await scheduler.submit(request(1, timeout_s=1e6))
+        with scheduler.attach_worker([]) as session:
+            assert (await session.next_update()).request.timeout_s == 1e6
+            assert operation.state.stage is Stage.EXECUTING
 
 
 async def test_a_late_report_about_an_earlier_attempt_is_not_taken_for_the_current_one():

@@ -19,6 +19,7 @@ class MemoryStream:
         self.deadline = None
         self.identity = identity
         self.kept = 0
+        self.peer_answers = False
         self.metadata = MultiDict(metadata)
         self._handler = handler
         self._to_server, self._requests = trio.open_memory_channel(math.inf)
@@ -46,6 +47,9 @@ class MemoryStream:
 
     def keep(self, count):
         self.kept = count
+
+    def probe(self):
+        return trio.current_time() if self.peer_answers else -math.inf
 
     async def recv_message(self):
         try:

@@ -200,13 +200,13 @@ async def unknown_property(at, request):
         (action_without_digests, "Action.command_digest: the digest is not set"),
         (nothing_to_run, "arguments is empty"),
         (strange_node_property, "'colour'"),
-        (too_long, "601 s is above the maximum of 600 s"),
+        (too_long, "601 s is above what the workers allow: at most 600 s"),
         (negative_timeout, "negative"),
         (unknown_property, "'shoe-size'"),
     ],
 )
 async def test_what_no_upload_could_mend_is_an_invalid_argument(spoil, text):
-    async with house(instance={"max_action_timeout_s": 600}) as at, at.worker():
+    async with house() as at, at.worker(max_timeout_s=600):
         request = await at.action()
         await spoil(at, request)
         with pytest.raises(InvalidRequestError, match=text):
@@ -266,16 +266,29 @@ async def test_old_clients_put_the_platform_into_the_command():
 )
 async def test_who_asks_is_known_from_the_request_metadata(header):
     sent = reapi.RequestMetadata(
-        tool_details=reapi.ToolDetails(tool_name="bazel", tool_version="7"), target_id="//a:b", action_mnemonic="Cpp"
+        tool_details=reapi.ToolDetails(tool_name="bazel", tool_version="7"),
+        target_id="//a:b",
+        action_mnemonic="Cpp",
+        tool_invocation_id="build 1",
     )
     async with house() as at:
         async with at.executing(await at.action(), metadata=[(header, encode(sent))]) as stream:
             await stream.receive()
-            metadata = at.scheduler.operations()[0].execution.request.metadata
-        assert metadata == {"tool": "bazel 7", "target": "//a:b", "mnemonic": "Cpp"}
+            asked = at.scheduler.operations()[0].execution.request
+        assert (asked.tool, asked.target, asked.mnemonic, asked.invocation) == ("bazel 7", "//a:b", "Cpp", "build 1")
+        assert asked.user == "everyone"
         async with at.executing(await at.action(salt=b"2"), metadata=[(header, b"\xff\xff")]) as stream:
             await stream.receive()
-            assert at.scheduler.operations()[1].execution.request.metadata == {}
+            asked = at.scheduler.operations()[1].execution.request
+            assert (asked.tool, asked.target, asked.mnemonic, asked.invocation) == ("", "", "", "")
+
+
+async def test_what_no_client_writes_into_its_metadata_is_cut():
+    sent = encode(reapi.RequestMetadata(target_id="x" * 100_000))
+    header = "build.bazel.remote.execution.v2.requestmetadata-bin"
+    async with house() as at, at.executing(await at.action(), metadata=[(header, sent)]) as stream:
+        await stream.receive()
+        assert len(at.scheduler.operations()[0].execution.request.target) == 1024
 
 
 async def test_errors_while_running_are_in_the_response_and_never_in_the_operation():
@@ -353,7 +366,7 @@ async def test_an_action_too_large_to_be_one_is_the_clients_mistake(beyond):
 
 @pytest.mark.parametrize(("seconds", "is_taken"), [(-1, False), (0, True), (9, True), (10, True), (11, False)])
 async def test_which_timeouts_are_taken(seconds, is_taken):
-    async with house(instance={"max_action_timeout_s": 10.0}) as at:
+    async with house() as at, at.worker(max_timeout_s=10):
         request = await at.action(action={"timeout": wkt.Duration(seconds=seconds)})
         if is_taken:
             async with at.executing(request) as stream:
@@ -361,7 +374,7 @@ async def test_which_timeouts_are_taken(seconds, is_taken):
             [operation] = at.scheduler.operations()
             assert operation.execution.request.timeout_s == seconds
         else:
-            problem = "is negative: -1 s" if seconds < 0 else "of 11 s is above the maximum of 10 s"
+            problem = "is negative: -1 s" if seconds < 0 else "of 11 s is above what the workers allow: at most 10 s"
             with pytest.raises(InvalidRequestError, match=f"Action.timeout {problem}"):
                 await at.execute(request)
 

@@ -208,17 +208,6 @@ async def test_contents_are_inlined_from_the_cas_of_the_same_name_and_read_only_
     assert instances["b"].completeness is None
 
 
-WORKER = '{ local: { cas_fast_slow_store: "CAS", work_directory: "/w", max_action_timeout_s: %d } }'
-
-
-@pytest.mark.parametrize(("workers", "most"), [([], None), ([10], 10.0), ([10, 30, 20], 30.0)])
-async def test_actions_may_run_as_long_as_the_most_patient_worker_here_lets_them(workers, most):
-    locals_ = ", ".join(WORKER % seconds for seconds in workers)
-    found = mounted(more=f"workers: [{locals_}],")
-    instances = service_of(found, "Execute")._instances._instances
-    assert [each.max_action_timeout_s for each in instances.values()] == [most]
-
-
 async def test_workers_need_the_right_for_the_instances_of_their_scheduler_on_all_listeners():
     listener = '{ listener: { http: { socket_address: "127.0.0.1:0" } }, services: { %s } }'
     servers = [

@@ -36,7 +36,7 @@ def defaults(kind):
         (ActionCacheInstance, {"cas": None, "read_only": False, "completeness": None}),
         (CapabilitiesInstance, {"max_blob_bytes": 0, "update_enabled": True, "execution": False, "compression": False,
                                 "supported_node_properties": ()}),
-        (ExecutionInstance, {"max_action_timeout_s": None, "node_properties": frozenset({"mtime", "unix_mode"})}),
+        (ExecutionInstance, {"node_properties": frozenset({"mtime", "unix_mode"})}),
         (UploadStatistics, {"started": 0, "resumed": 0, "parked": 0, "given_up": 0}),
     ],
 )  # fmt: skip

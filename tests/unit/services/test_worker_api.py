@@ -150,6 +150,20 @@ async def test_keep_alives_keep_a_worker_and_silence_disconnects_it(autojump_clo
         assert at.scheduler.statistics()["workers"] == 0
 
 
+async def test_a_worker_that_speaks_seldom_is_kept_while_its_connection_answers(autojump_clock):
+    async with house(worker_timeout_s=5) as at, at.worker() as worker:
+        worker.stream.peer_answers = True
+        for _ in range(5):
+            await trio.sleep(50)
+            assert at.scheduler.statistics()["workers"] == 1
+            await worker.stream.send(Update(keep_alive_request=worker_api.KeepAliveRequest()))
+        await trio.sleep(20)
+        worker.stream.peer_answers = False
+        began = trio.current_time()
+        assert (await worker.receive()).disconnect == wkt.Empty()
+        assert trio.current_time() - began < 10
+
+
 async def test_a_removed_worker_that_does_not_read_is_let_go_all_the_same(autojump_clock):
     async with house(worker_timeout_s=5) as at:
         hello = Update(connect_worker_request=worker_api.ConnectWorkerRequest())

@@ -84,6 +84,13 @@ class ConnectWorkerRequest(betterproto2.Message):
     0: no limit
     """
 
+    max_action_timeout: "_____google__protobuf__.Duration | None" = betterproto2.field(
+        1001, betterproto2.TYPE_MESSAGE, optional=True
+    )
+    """
+    ours: the longest that an action may run; absent: no word
+    """
+
 
 default_message_pool.register_message(
     "com.github.trace_machina.nativelink.remote_execution", "ConnectWorkerRequest", ConnectWorkerRequest
