@@ -11,10 +11,9 @@ import trio
 from ceph_server import CephServer, ceph_server, missing
 from cloud_support import QUICK, options_for
 from nl_cloud_object_store import CloudObjectStore
-from nl.plugin import RetryOptions
+from nl.plugin import ActionKey, BlobNotFoundError, RetryOptions, digest_of, key_text
 from test_cloud_conformance import OverServer
 
-from nl.plugin import ActionKey, BlobNotFoundError, digest_of, key_text
 from nl.testing import BareContext, PartsReader, drain, make_blob, read, split, started
 
 MIB = 1024 * 1024

@@ -14,8 +14,7 @@ import pytest
 from azure_support import ACCOUNT, KEY
 from cloud_support import QUICK, running
 
-from nl.plugin import BackendError, RefusedError, TransientError
-from nl.plugin import ActionKey, DigestFunction, UnavailableError
+from nl.plugin import ActionKey, BackendError, DigestFunction, RefusedError, TransientError, UnavailableError
 from nl_cloud_object_store import CloudObjectStoreOptions
 from nl_cloud_object_store.azure import AzureClient, AzureSettings
 from nl_cloud_object_store.client import ObjectClient, ObjectMissingError

@@ -17,8 +17,7 @@ from faulty_proxy import AZURE_KINDS, Fault, faulty_proxy
 from test_cloud_servers import TRANSIENT
 from token_server import token_server
 
-from nl.plugin import RefusedError, TransientError
-from nl.plugin import RetryOptions, UnavailableError, digest_of
+from nl.plugin import RefusedError, RetryOptions, TransientError, UnavailableError, digest_of
 from nl.testing import BlockingReader, PartsReader, make_blob, read, split
 from nl_cloud_object_store import CloudObjectStoreOptions
 from nl_cloud_object_store.azure_auth import SharedAccessSignature, SharedKey, Token, find_authorization

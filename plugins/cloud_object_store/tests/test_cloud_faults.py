@@ -20,6 +20,7 @@ from nl.plugin import (
     Digest,
     ExhaustedError,
     Removals,
+    RetryOptions,
     Store,
     TooLargeError,
     UnavailableError,
@@ -28,7 +29,6 @@ from nl.plugin import (
 )
 from nl.testing import BareContext, PartsReader, drain, make_blob, read, split, started
 from nl_cloud_object_store import CloudObjectStore
-from nl.plugin import RetryOptions
 
 MIB = 1024 * 1024
 TRANSIENT = {

@@ -20,8 +20,7 @@ from gcs_sessions import resumable_sessions
 from gcs_support import FakeGcs
 from token_server import token_server
 
-from nl.plugin import RefusedError
-from nl.plugin import UnavailableError, digest_of, key_text
+from nl.plugin import RefusedError, UnavailableError, digest_of, key_text
 from nl.testing import CancellingReader, PartsReader, make_blob, read, split
 from nl_cloud_object_store.gcs_auth import find_credentials
 

@@ -105,7 +105,13 @@ def test_what_was_there_is_remembered_for_its_time_the_least_asked_for_first_dro
     assert one in remembered
     remembered.add(three)
     assert [one in remembered, two in remembered, three in remembered] == [True, False, True]
-    now += 5
+    remembered.add(one)
+    remembered.add(two)
+    assert [one in remembered, two in remembered, three in remembered] == [True, True, False]
+    remembered.add(one)
+    remembered.add(three)
+    assert [one in remembered, two in remembered, three in remembered] == [True, False, True], "told of is as asked for"
+    now += 10
     assert one not in remembered
     since = remembered.forgotten
     remembered.forget([three])

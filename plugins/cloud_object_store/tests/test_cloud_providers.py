@@ -13,8 +13,7 @@ from answering_server import answering
 from cloud_support import KEY, SECRET, S3Server, options_for
 from faulty_proxy import FaultyProxy, faulty_proxy
 
-from nl.plugin import RefusedError
-from nl.plugin import digest_of
+from nl.plugin import RefusedError, digest_of
 from nl.testing import BareContext, started
 from nl_cloud_object_store import CloudObjectStore, CloudObjectStoreOptions
 from nl_cloud_object_store.azure import AzureClient

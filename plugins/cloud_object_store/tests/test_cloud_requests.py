@@ -7,15 +7,15 @@ from __future__ import annotations
 import logging
 import threading
 import time
-from collections.abc import AsyncIterator, Callable, Sequence
+from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 
 import pytest
 import trio
 import trio.testing
 from cloud_support import options_for
+from memory_bucket import Bucket
 
-from nl.plugin import FullError, RefusedError, TransientError, ValueTooLargeError
 from nl.plugin import (
     MAX_WHOLE,
     ActionKey,
@@ -27,16 +27,20 @@ from nl.plugin import (
     DigestFunction,
     ExhaustedError,
     ForeignKey,
+    FullError,
     InternalError,
     LocalFiles,
     RangeError,
+    RefusedError,
     Removals,
     RetryOptions,
     Scans,
     TooLargeError,
     Traits,
+    TransientError,
     UnavailableError,
     UploadMismatchError,
+    ValueTooLargeError,
     digest_of,
     key_text,
 )
@@ -44,14 +48,7 @@ from nl.testing import BareContext, PartsReader, drain, read, split, started
 from nl_cloud_object_store import CloudObjectStore
 from nl_cloud_object_store import sweep as sweeping
 from nl_cloud_object_store.client import (
-    Bytes,
-    ListedObject,
-    ObjectBody,
-    ObjectChangedError,
     ObjectClient,
-    ObjectInfo,
-    ObjectMissingError,
-    ObjectPage,
     OpenUpload,
     UploadGoneError,
     UploadsPage,
@@ -66,131 +63,6 @@ PROBE_S, CHECKED_S, COMPLAIN_S, AGAIN_S, LIST_S, FORGOTTEN_S = 15, 30, 60, 30, 6
 """Not those of the code: these are promised."""
 ONE, TWO = digest_of(b"one"), digest_of(b"two")
 RETRY = RetryOptions(max_retries=2, delay=0.0, jitter=0.0)
-
-
-class Body(ObjectBody):
-    def __init__(self, client: Bucket, data: bytes, info: ObjectInfo) -> None:
-        self._client, self._data, self.info = client, data, info
-        client.open_bodies += 1
-
-    def read(self, count: int) -> bytes:
-        self._client.fail("read")
-        data, self._data = self._data[:count], self._data[count:]
-        return data
-
-    def close(self) -> None:
-        self._client.open_bodies -= 1
-
-
-class Bucket(ObjectClient):
-    """`asked` are the names of the requests; `errors` are raised, the first one first, by the request of that name."""
-
-    def __init__(self) -> None:
-        self.objects: dict[str, tuple[bytes, str, float]] = {}
-        self.uploads: dict[str, dict[int, bytes]] = {}
-        self.offsets: dict[str, dict[int, int]] = {}
-        self.asked: list[str] = []
-        self.keys: list[str] = []
-        self.errors: dict[str, list[Exception]] = {}
-        self.before: dict[str, Callable[[], None]] = {}
-        self.listed: list[OpenUpload] = []
-        self.open_bodies = 0
-        self.closed = False
-        self._lock = threading.Lock()
-        self._count = 0
-
-    def fail(self, name: str, key: str = "") -> None:
-        with self._lock:
-            self.asked.append(name)
-            self.keys.append(key)
-            error = self.errors[name].pop(0) if self.errors.get(name) else None
-        if name in self.before:
-            self.before[name]()
-        if error is not None:
-            raise error
-
-    def store(self, key: str, data: bytes, *, age: float = 0.0) -> None:
-        self._count += 1
-        self.objects[key] = (data, f"etag{self._count}", time.time() - age)
-
-    def probe(self, prefix: str) -> None:
-        self.fail("probe")
-
-    def list_page(self, prefix: str, cursor: str, limit: int) -> ObjectPage:
-        self.fail(f"list {limit}")
-        names = sorted(name for name in self.objects if name.startswith(prefix) and name > cursor)
-        some = [ListedObject(name, len(self.objects[name][0]), self.objects[name][2]) for name in names[:limit]]
-        return ObjectPage(some, names[limit - 1] if len(names) > limit else "")
-
-    def _info(self, key: str) -> ObjectInfo:
-        if key not in self.objects:
-            raise ObjectMissingError(f"{key} is not there")
-        data, etag, modified = self.objects[key]
-        return ObjectInfo(len(data), etag, modified)
-
-    def head(self, key: str) -> ObjectInfo:
-        self.fail("head", key)
-        return self._info(key)
-
-    def get(self, key: str, *, span: tuple[int, int] | None = None, etag: str | None = None) -> ObjectBody:
-        self.fail("get" if span is None else f"get {span[0]}+{span[1]}", key)
-        info = self._info(key)
-        if (etag is not None and etag != info.etag) or (span is not None and sum(span) > info.size):
-            raise ObjectChangedError(f"{key} is another one")
-        data = self.objects[key][0]
-        return Body(self, data if span is None else data[span[0] : sum(span)], info)
-
-    def put(self, key: str, data: Bytes) -> None:
-        self.fail("put", key)
-        self.store(key, bytes(data))
-
-    def create_upload(self, key: str) -> str:
-        self.fail("create", key)
-        self._count += 1
-        self.uploads[f"{key}#{self._count}"] = {}
-        return f"{key}#{self._count}"
-
-    def upload_part(self, key: str, upload: str, number: int, data: Bytes, offset: int) -> str:
-        self.fail(f"part {number}", key)
-        self.offsets.setdefault(upload, {})[number] = offset
-        if upload not in self.uploads:
-            raise UploadGoneError(f"{upload} is gone")
-        self.uploads[upload][number] = bytes(data)
-        return f"tag{number}"
-
-    def complete_upload(self, key: str, upload: str, tags: Sequence[str]) -> None:
-        self.fail("complete", key)
-        if upload not in self.uploads:
-            raise UploadGoneError(f"{upload} is gone")
-        parts = self.uploads.pop(upload)
-        assert list(tags) == [f"tag{number}" for number in sorted(parts)]
-        assert all(len(parts[number]) >= 5 * MIB for number in sorted(parts)[:-1])
-        begins = [sum(len(parts[each]) for each in parts if each < number) for number in sorted(parts)]
-        assert [self.offsets[upload][number] for number in sorted(parts)] == begins
-        self.store(key, b"".join(parts[number] for number in sorted(parts)))
-
-    def abort_upload(self, key: str, upload: str) -> None:
-        self.fail("abort", key)
-        self.uploads.pop(upload, None)
-
-    def open_uploads(self, prefix: str, after: tuple[str, str] | None = None) -> UploadsPage:
-        self.fail("open uploads")
-        start = 0 if after is None else int(after[1])
-        more = start + 2 < len(self.listed)
-        return UploadsPage(self.listed[start : start + 2], ("", str(start + 2)) if more else None)
-
-    def delete(self, key: str) -> None:
-        self.fail("delete", key)
-        self.objects.pop(key, None)
-
-    def close(self) -> None:
-        self.closed = True
-
-    def took(self, *names: str) -> list[str]:
-        """What was asked since the last time, without what concerns the start."""
-        asked = [name for name in self.asked if name not in ("probe", "open uploads") or name in names]
-        self.asked.clear()
-        return asked
 
 
 @pytest.fixture
@@ -321,7 +193,7 @@ async def test_an_answer_from_before_a_deletion_is_not_remembered_after_it(bucke
 
 async def test_what_has_gone_is_forgotten_by_whoever_meets_it(bucket: Bucket) -> None:
     async with running() as store:
-        for meet in (store.get(ONE), read(store, ONE)):
+        for meet in (store.get(ONE), read(store, ONE), read(store, ONE, length=0)):
             await store.put(ONE, b"one")
             del bucket.objects[f"cas/{ONE}"]
             assert await store.has([ONE]) == [3]
@@ -366,6 +238,20 @@ async def test_a_blob_is_one_request_however_it_is_read(bucket: Bucket, size: in
         assert [name for name in bucket.took() if name != "read"] == ([f"get 1+{size - 1}"] if size > 1 else ["head"])
         assert bucket.open_bodies == 0
         assert store.statistics()["downloads"] == 2 + (size > 1)
+
+
+async def test_an_answer_that_comes_in_small_pieces_is_read_to_its_end_by_one_request(bucket: Bucket) -> None:
+    data = bytes(range(250)) * 10_000
+    bucket.most_per_read = 400_000
+    bucket.store("cas/~name", data)
+    bucket.store(f"cas/{digest_of(data)}", data)
+    async with running() as store:
+        for key in ("name", digest_of(data)):
+            bucket.took()
+            assert await store.get(key) == data
+            assert bucket.took().count("get") == 1
+            assert await read(store, key) == data
+        assert bucket.open_bodies == 0
 
 
 async def test_a_blob_that_may_not_be_had_whole_is_not_asked_for_and_a_value_is_given_up(bucket: Bucket) -> None:
@@ -675,6 +561,28 @@ async def test_a_cancelled_upload_of_a_blob_in_one_request_waits_for_nothing(
             go_on.set()
 
 
+async def test_a_cancelled_upload_is_not_aborted_while_its_last_request_is_under_way(
+    bucket: Bucket, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A server that gets both at once may do either, and the next upload of that name is begun after both."""
+    monkeypatch.setattr("nl_cloud_object_store.threads.GRACE_S", 100)
+    begun, go_on, ended_before = threading.Event(), threading.Event(), list[bool]()
+
+    def wait() -> None:
+        begun.set()
+        go_on.wait(60)
+
+    bucket.before["complete"] = wait
+    bucket.before["abort"] = lambda: ended_before.append(go_on.is_set())
+    data = bytes(11 * MIB)
+    async with running() as store, trio.open_nursery() as nursery:
+        nursery.start_soon(store.write, digest_of(data), PartsReader(split(data, MIB)))
+        await trio.to_thread.run_sync(begun.wait, 60)
+        nursery.cancel_scope.cancel()
+        threading.Timer(0.1, go_on.set).start()
+    assert ended_before == [True]
+
+
 @pytest.mark.parametrize(("stored", "works"), [("all", True), ("another size", False), ("nothing", False)])
 async def test_an_answer_that_was_lost_is_looked_for(bucket: Bucket, stored: str, works: bool) -> None:
     """The request has worked, its answer was lost: asked again, the upload is gone."""
@@ -811,6 +719,32 @@ async def test_while_something_is_being_deleted_it_is_asked_for_and_afterwards_f
                 assert bucket.took() == ["head"]
                 go_on.set()
             assert await store.has([digest]) == [None]
+
+
+async def test_what_may_have_been_deleted_although_no_answer_came_is_asked_for(bucket: Bucket) -> None:
+    """Also where a lookup has found it there since the deletion began."""
+    asked, go_on = threading.Event(), threading.Event()
+
+    def wait() -> None:
+        asked.set()
+        go_on.wait(60)
+
+    bucket.before["delete"] = wait
+    async with running() as store:
+        async def delete() -> None:
+            with pytest.raises(UnavailableError):
+                await store.delete([ONE])
+
+        await store.put(ONE, b"one")
+        bucket.errors["delete"] = [RefusedError("the answer cannot be read")]
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(delete)
+            await trio.to_thread.run_sync(asked.wait, 60)
+            assert await store.has([ONE]) == [3]
+            go_on.set()
+        bucket.took()
+        assert await store.has([ONE]) == [3]
+        assert bucket.took() == ["head"]
 
 
 async def test_a_download_that_is_given_up_as_it_begins_lets_its_connection_go(bucket: Bucket) -> None:

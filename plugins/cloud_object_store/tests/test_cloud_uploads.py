@@ -14,10 +14,27 @@ import trio
 from cloud_support import S3Server, options_for
 from faulty_proxy import Fault, FaultyProxy, faulty_proxy
 
-from nl.plugin import TransientError
-from nl.plugin import ActionKey, BytesReader, Digest, UnavailableError, UploadMismatchError, digest_of, key_text
-from nl.testing import BareContext, BlockingReader, CancellingReader, FailingReader, PartsReader, make_blob, read, split
-from nl.testing import started as started_bare
+from nl.plugin import (
+    ActionKey,
+    BytesReader,
+    Digest,
+    TransientError,
+    UnavailableError,
+    UploadMismatchError,
+    digest_of,
+    key_text,
+)
+from nl.testing import (
+    BareContext,
+    BlockingReader,
+    CancellingReader,
+    FailingReader,
+    PartsReader,
+    make_blob,
+    read,
+    split,
+    started as started_bare,
+)
 from nl_cloud_object_store import CloudObjectStore
 from nl_cloud_object_store.client import OpenUpload, UploadsPage
 from nl_cloud_object_store.sweep import Sweeper
@@ -405,8 +422,6 @@ MEMORY = '''
 import sys, os, resource, trio
 sys.path.insert(0, sys.argv[1])
 from cloud_support import options_for
-from nl.plugin import ActionKey, Reader
-from nl.testing import BareContext, started
 from nl_cloud_object_store import CloudObjectStore
 
 PIECE = os.urandom(1 << 18)

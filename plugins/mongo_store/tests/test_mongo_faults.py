@@ -31,7 +31,7 @@ from nl.plugin import (
     digest_of,
     key_text,
 )
-from nl.testing import HalfwayReader, BareContext, drain, make_blob, read, same, started
+from nl.testing import BareContext, HalfwayReader, drain, make_blob, read, same, started
 from nl_mongo_store import MongoStore
 
 KIB = 1024

@@ -32,6 +32,7 @@ from nl.plugin import (
     Digest,
     ExhaustedError,
     Reader,
+    RetryOptions,
     SecretText,
     Store,
     TooLargeError,
@@ -39,9 +40,8 @@ from nl.plugin import (
     digest_of,
     key_text,
 )
-from nl.testing import HalfwayReader, BareContext, BlockingReader, PartsReader, drain, make_blob, read, split, started
+from nl.testing import BareContext, BlockingReader, HalfwayReader, PartsReader, drain, make_blob, read, split, started
 from nl_redis_store import RedisStore
-from nl.plugin import RetryOptions
 
 MIB = 1024 * 1024
 PATIENT = RetryOptions(max_retries=11, delay=0.02, jitter=0.5)

@@ -12,21 +12,21 @@ import trio
 import trio.testing
 from redis_peer import SILENCE, Peer
 
-from nl.plugin import TransientError
 from nl.plugin import (
     MAX_WHOLE,
     ActionKey,
     BlobNotFoundError,
-    ExhaustedError,
     BlobSizeLimit,
     ConfigError,
     Deletes,
     Digest,
+    ExhaustedError,
     Removals,
     RetryOptions,
     Scans,
     TooLargeError,
     Traits,
+    TransientError,
     UnavailableError,
     UploadMismatchError,
     digest_of,

@@ -20,10 +20,9 @@ from redis_support import (  # noqa: F401
     redis_server,
 )
 
-from nl.plugin import ActionKey, BytesReader, ConfigError, Digest, UnavailableError, digest_of, key_text
+from nl.plugin import ActionKey, BytesReader, ConfigError, Digest, RetryOptions, UnavailableError, digest_of, key_text
 from nl.testing import BareContext, find, make_blob, read, started
 from nl_redis_store import RedisStore
-from nl.plugin import RetryOptions
 from nl_redis_store.addresses import slot_of
 
 MIB = 1024 * 1024

@@ -12,9 +12,8 @@ import trio
 import trio.testing
 from redis_peer import CLOSE, SILENCE, Peer, dialer
 
-from nl.plugin import RefusedError, TransientError
-from nl.plugin import RetryOptions
-from nl_redis_store.addresses import slot_of
+from nl.plugin import RefusedError, RetryOptions, RetryPolicy, TransientError
+from nl_redis_store.addresses import Address, slot_of
 from nl_redis_store.client import Client, Op
 from nl_redis_store.cluster import Cluster
 from nl_redis_store.connection import Command, packed
@@ -578,3 +577,42 @@ async def test_the_map_is_asked_of_whoever_answers_and_else_all_calls_say_why_th
         with pytest.raises(TransientError, match="peer:2 does not answer"):
             await client.one(get(LOW))
         assert trio.current_time() - began == pytest.approx(6), "three seconds for each of the two"
+
+
+@pytest.mark.parametrize("reply", [[], None, b"PONG", [[0, 16383]], [[0, 16383, []]]])
+async def test_a_server_that_says_of_no_slot_who_has_it_is_no_cluster_that_was_reached(
+    nursery: trio.Nursery, autojump_clock: trio.testing.MockClock, reply: object
+) -> None:
+    peer = Peer(nursery, answer=lambda command: reply if command[0] == b"CLUSTER" else b"OK")
+    async with client_over(Cluster(dialer(peer))) as client:
+        for ask in (client.everywhere(PING), client.one(get(LOW))):
+            with pytest.raises(TransientError, match="peer:1 knows no slots of the cluster yet"):
+                await ask
+
+
+async def test_one_that_names_no_host_means_its_own_and_not_that_of_whoever_was_asked_first(
+    nursery: trio.Nursery, autojump_clock: trio.testing.MockClock
+) -> None:
+    first, second, moved = Peer(nursery, 1), Peer(nursery, 1), Peer(nursery, 2)
+    second.address, moved.address = Address(host="second", port=1), Address(host="second", port=2)
+    slots = [[0, 7999, [b"peer", 1, b"id"]], [8000, 16383, [b"second", 1, b"id"]]]
+    first.answer = lambda command: slots if command[0] == b"CLUSTER" else b"first"
+    second.answer = lambda command: Exception(f"MOVED {slot_of(HIGH)} :2")
+    moved.answer = lambda command: b"moved"
+    async with client_over(Cluster(dialer(first, second, moved))) as client:
+        assert await client.one(get(LOW)) == [b"first"]
+        assert await client.one(get(HIGH)) == [b"moved"]
+
+
+@pytest.mark.parametrize("chances", [(0.0, 0.999), (0.999, 0.0)])
+async def test_of_several_that_failed_the_longest_pause_is_made(
+    nursery: trio.Nursery, autojump_clock: trio.testing.MockClock, chances: tuple[float, float]
+) -> None:
+    peer, told = Peer(nursery), iter(chances)
+    refuse = iter([Exception("LOADING")] * 2)
+    peer.answer = lambda command: next(refuse, b"OK")
+    async with client_over(Single(dialer(peer))) as client:
+        client.policy = RetryPolicy(1, delay=5, jitter=1, chance=lambda: next(told))
+        began = trio.current_time()
+        assert await client.many([get(LOW), get(HIGH)]) == [[b"OK"], [b"OK"]]
+    assert trio.current_time() - began == pytest.approx(15, abs=0.1), "10 s, spread over 5 to 15"

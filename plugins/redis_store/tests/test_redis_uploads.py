@@ -10,16 +10,7 @@ import trio
 import trio.testing
 from redis_support import RedisServer, new_prefix, options_for, redis  # noqa: F401
 
-from nl.plugin import (
-    CHUNK,
-    Buffer,
-    RangeError,
-    RetryOptions,
-    TooLargeError,
-    UnavailableError,
-    digest_of,
-    key_text,
-)
+from nl.plugin import CHUNK, Buffer, RangeError, RetryOptions, TooLargeError, UnavailableError, digest_of, key_text
 from nl.testing import BareContext, BlockingReader, PartsReader, make_blob, read, split, started
 from nl_redis_store import RedisStore
 from nl_redis_store.addresses import parse_address
@@ -55,6 +46,8 @@ async def test_a_chunk_or_an_end_that_is_sent_again_changes_nothing(redis: Redis
         assert redis.cli("STRLEN", name) == ("11" if known else "4")
         for _ in range(2):
             await upload.add(4, b"efgh")
+        for key in (name, f"{name}:mark"):
+            redis.cli("EXPIRE", key, "1000")  # as if it had been the last time for long
         await upload.add(8, b"ijk")
         assert (redis.cli("GET", name), redis.cli("GET", f"{name}:mark")) == ("abcdefghijk", "11")
         for key in (name, f"{name}:mark"):

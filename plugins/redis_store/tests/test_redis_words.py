@@ -6,14 +6,17 @@ import hashlib
 
 import pytest
 
-from nl.plugin import FullError, RefusedError, TransientError, ValueTooLargeError
 from nl.plugin import (
     ActionKey,
     ConfigError,
     ExhaustedError,
+    FullError,
+    RefusedError,
     RetryOptions,
     TooLargeError,
+    TransientError,
     UnavailableError,
+    ValueTooLargeError,
     digest_of,
     key_text,
 )

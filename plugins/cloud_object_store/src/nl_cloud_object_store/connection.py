@@ -8,13 +8,7 @@ from typing import TypeVar, TypeVarTuple
 
 import trio
 
-from nl.plugin import (
-    Backend,
-    BackendError,
-    ConfigError,
-    InternalError,
-    RefusedError,
-)
+from nl.plugin import Backend, BackendError, ConfigError, InternalError, RefusedError
 from nl_cloud_object_store.client import ObjectClient
 from nl_cloud_object_store.download import Fetcher
 from nl_cloud_object_store.options import CloudObjectStoreOptions
