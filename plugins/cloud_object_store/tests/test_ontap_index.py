@@ -304,8 +304,8 @@ async def test_a_listing_that_is_being_written_when_something_is_deleted_leaves_
 
 
 def test_bytes_of_two_neighbours_that_look_like_a_digest_are_none() -> None:
-    first, second = Digest("0000" + bytes(range(1, 31)).hex(), 7), Digest("0000" + bytes(range(101, 131)).hex(), 9)
-    packed = bytes(range(1, 31)) + (7).to_bytes(8, "little") + bytes(range(101, 131)) + (9).to_bytes(8, "little")
+    first, second = Digest("0000" + bytes(range(1, 31)).hex(), 7), Digest("0000" + bytes(range(61, 91)).hex(), 9)
+    packed = bytes(range(1, 31)) + (7).to_bytes(8, "little") + bytes(range(61, 91)) + (9).to_bytes(8, "little")
     for at in (1, 8, 30, 37):
         digests = DigestSet()
         digests.add(first)
@@ -318,3 +318,51 @@ def test_bytes_of_two_neighbours_that_look_like_a_digest_are_none() -> None:
         assert list(digests) == [first, second, like]
         digests.discard(first)
         assert list(digests) == [second, like]
+
+
+async def test_what_goes_after_its_page_was_listed_is_asked_for_after_the_listing(
+    bucket: Bucket, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("nl_cloud_object_store.store.LIST_MOST", 1)
+    second, pages = Hold(bucket, "list 1"), iter([None])
+
+    def hold_but_the_first(hold: Callable[[], None] = bucket.before["list 1"]) -> None:
+        if next(pages, hold) is hold:
+            hold()
+
+    bucket.before["list 1"] = hold_but_the_first
+    async with running(listed=False) as store:
+        await second.begun()
+        first = min(ONE, TWO)
+        await store.delete([first])  # type: ignore[attr-defined]
+        second.let_go()
+        await until_listed(store)
+        assert store.statistics()["indexed"] == 1
+        assert await asked(bucket, store, ONE, TWO) == 1
+
+
+async def test_where_objects_expire_one_that_is_written_again_is_known_by_the_listing_that_finds_it(
+    bucket: Bucket,
+) -> None:
+    listing = Hold(bucket, LIST)
+    async with running(listed=False, consider_expired_after_s=3 * 3600) as store:
+        await listing.begun()
+        bucket.objects.clear()
+        await get_both(store)
+        await put(store)
+        listing.let_go()
+        await until_listed(store)
+        assert await asked(bucket, store, ONE) == 0
+
+
+async def test_a_file_is_as_old_as_the_beginning_of_its_listing(bucket: Bucket, tmp_path: Path) -> None:
+    listing, path = Hold(bucket, LIST), tmp_path / "index.json"
+    async with running(listed=False, index_path=path) as store:
+        await listing.begun()
+        begun = time.time()
+        listing.let_go()
+        await until_listed(store)
+        with trio.fail_after(60):
+            while not path.exists():  # noqa: ASYNC110
+                await trio.sleep(0.001)
+    assert IndexFile(str(path), "https://ontap/b/cas/").read(max_age=600, most=10).listed_at <= begun
