@@ -192,6 +192,23 @@ async def test_a_decoder_says_how_much_pays_for_a_hop_and_how_much_may_come_of_i
     assert decoder.places == [(3 * BATCH, False)] * 3
 
 
+async def test_an_encoder_says_how_much_pays_for_a_hop_too():
+    class Larger(Encoder):
+        batch = 3 * BATCH
+        sizes: list[int] = []
+
+        def encode(self, parts):
+            self.sizes.append(sum(map(len, parts)))
+            return list(map(bytes, parts))
+
+        def finish(self):
+            return []
+
+    data = make_blob(4 * BATCH)
+    assert same(await drain(EncodingReader(PartsReader(split(data, BATCH // 4)), Larger())), data)
+    assert Larger.sizes == [3 * BATCH, BATCH]
+
+
 async def test_a_small_blob_of_much_input_is_decoded_in_a_thread():
     decoder = Steps()
     reader = DecodingReader(BytesReader(bytes(INLINE + 1)), decoder, size=10, failure=InvalidRequestError)
@@ -316,6 +333,31 @@ async def test_what_is_missing_at_the_end_is_the_failure_of_whoever_knows_the_ke
             await drain(decoding(wrong, size))
     with pytest.raises(InvalidRequestError, match="^100000 bytes come out of it, 100001 were expected$"):
         await drain(decoding(encoded, 100_001))
+
+
+async def test_what_is_broken_in_the_middle_is_the_failure_of_whoever_knows_the_key_too():
+    for wrong in (b"no frame at all", compress(make_blob(90_000)) + b"\xff" * 50):
+        with pytest.raises(InvalidRequestError, match="not a zstd frame, or a broken one"):
+            await drain(decoding(wrong, 100_000))
+
+
+async def test_all_that_is_decoded_is_noted_in_however_many_buffers_it_comes():
+    frames, noted = b"".join(compress(b"%d" % number) for number in range(20)), []
+    reader = decoding(frames, 30, note=noted.append)
+    assert await drain(reader) == b"".join(map(bytes, noted)) == b"".join(b"%d" % number for number in range(20))
+
+
+@pytest.mark.parametrize("size", [100_000, -1])
+async def test_a_comparison_that_has_failed_fails_again_and_never_lets_the_last_bytes_out(size):
+    def compare():
+        raise InvalidRequestError("not what its digest says")
+
+    reader, got = decoding(compress(make_blob(100_000)), size, compare=compare), 0
+    for _ in range(2):
+        with pytest.raises(InvalidRequestError, match="not what"):
+            while parts := await reader.receive_parts():
+                got += sum(map(len, parts))
+    assert size < 0 or not got
 
 
 def test_what_is_ready_stays_valid_once_it_is_kept():
