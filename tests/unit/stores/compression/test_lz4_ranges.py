@@ -9,6 +9,7 @@ from nl.plugin import (
     CHUNK,
     BlobNotFoundError,
     BytesReader,
+    CoderMemory,
     CorruptBlobError,
     Deletes,
     DigestFunction,
@@ -121,6 +122,36 @@ async def test_objects_with_other_blocks_are_read_all_the_same():
     assert backend.read < 200 * 1024
 
 
+async def test_blocks_larger_than_max_decode_block_size_are_refused_in_ranges_too():
+    _, backend = await filled(block_size=128 * 1024)
+    store = make_store(CompressionAlgorithm(lz4=Lz4Options(seal=True)), BareContext(), backend)
+    with pytest.raises(CorruptBlobError, match="more than the 65536 of max_decode_block_size"):
+        await read(store, DIGEST, offset=1000, length=100)
+
+
+async def test_a_crowded_upload_has_no_larger_blocks_than_may_be_read_again():
+    memory = CoderMemory(1024 * 1024)
+    algorithm = CompressionAlgorithm(lz4=Lz4Options(seal=True, block_size=4096))
+    store = make_store(algorithm, BareContext(coder_memory=memory), Backend())
+    await store.write(DIGEST, BytesReader(DATA))
+    assert await read(store, DIGEST) == DATA
+
+
+@pytest.mark.parametrize("other", [DATA[:5000], DATA[:5002]])
+async def test_the_small_object_of_another_blob_is_not_given_either(other):
+    store, backend = await filled()
+    data = DATA[:5001]
+    await store.put(digest_of(other), other)
+    await backend.put(f"{digest_of(data)}.lz4", await backend.get(f"{digest_of(other)}.lz4"))
+    with pytest.raises(CorruptBlobError, match="not 5001"):
+        await store.get(digest_of(data))
+
+
+def test_a_seal_of_more_than_a_mebibyte_is_not_read_for_a_range():
+    form = Lz4Form(Lz4Options(seal=True))
+    assert 0 < form.map_bytes(3 << 30) <= 1024 * 1024 and form.map_bytes(4 << 30) == 0
+
+
 async def test_a_range_of_what_is_not_there_and_one_outside_are_errors():
     store, _ = await filled()
     other = digest_of(DATA, DigestFunction.BLAKE3)
@@ -162,6 +193,20 @@ async def test_a_blob_that_goes_between_two_looks_at_it_is_missing_by_its_own_na
     backend.evicts = True
     assert await read(store, DIGEST, offset=BLOCK, length=10) == DATA[BLOCK : BLOCK + 10]
     assert await backend.has([PLACE]) == [None]
+
+
+@pytest.mark.parametrize("deletes", [True, False])
+async def test_who_reads_a_wrong_block_of_an_old_object_leaves_the_one_uploaded_meanwhile(deletes):
+    store, backend = await filled(Backend(deletes=deletes))
+    whole = bytearray(await backend.get(PLACE))
+    whole[BLOCK // 2] ^= 1
+    await backend.put(PLACE, bytes(whole))
+    with pytest.raises(CorruptBlobError):
+        async with store.open(DIGEST, length=10) as reader:
+            await store.write(DIGEST, BytesReader(DATA))
+            await reader.receive_parts()
+    assert await store.has([DIGEST]) == [len(DATA)]
+    assert await read(store, DIGEST) == DATA
 
 
 async def test_a_range_of_an_object_that_is_shorter_than_any_seal_is_found_wrong():
