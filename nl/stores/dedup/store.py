@@ -175,7 +175,6 @@ class DedupStore(Store):
             return b""
         index = await self._index_of(key)
         if index.size > MAX_WHOLE:
-            await self._content.has(index.chunks[:1])
             raise TooLargeError(f"{key} has {index.size} bytes; more than {MAX_WHOLE} must be streamed")
         parts = await self._fetch(key, index.chunks)
         return parts[0] if len(parts) == 1 else b"".join(parts)
@@ -204,7 +203,8 @@ class DedupStore(Store):
         (index,) = await self._find([key])
         if index is None:
             raise self._missing(key)
-        if len(index.chunks) > 1 and None in await self._content.has(index.chunks):
+        in_one_trip = len(index.chunks) == 1 and index.size <= MAX_WHOLE  # whoever fetches it finds out
+        if not in_one_trip and None in await self._content.has(index.chunks):
             raise self._missing(key, "some of its chunks are gone")
         return index
 

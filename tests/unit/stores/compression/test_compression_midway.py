@@ -378,3 +378,16 @@ async def test_who_finds_an_old_object_wrong_does_not_delete_the_one_that_is_jus
         backend.go_on.set()
     assert await store.has([LARGE]) == [LARGE.size]
     assert await read(store, LARGE) == LARGE_DATA
+
+
+@pytest.mark.parametrize("data", [DATA, LARGE_DATA], ids=["small", "large"])
+@pytest.mark.parametrize("change", [-1, 1])
+async def test_frames_that_decode_to_another_size_than_they_were_brought_for_are_never_given(data, change):
+    store = make_store("zstd")
+    digest = digest_of(data)
+    other = data[:change] if change < 0 else data + b"x"
+    for ask in (store.get, partial(read, store), partial(read, store, offset=5)):
+        await store.write_encoded(digest, BytesReader(compress(other)), Encoding.ZSTD)
+        with pytest.raises(CorruptBlobError):
+            await ask(digest)
+        assert await store.has([digest]) == [None]
