@@ -4,6 +4,7 @@ import random
 
 import pytest
 import trio
+import trio.testing
 
 from nl.plugin import (
     MAX_WHOLE,
@@ -205,3 +206,56 @@ async def test_a_list_that_its_store_does_not_give_whole_is_read_in_pieces():
     await store.put("other", b"other")
     assert await store.has([DIGEST, "other", "none"]) == [len(DATA), 5, None]
     assert await store.get(DIGEST) == DATA
+
+
+async def test_an_upload_waits_for_the_deletion_of_the_wrong_chunk_that_it_brings_anew():
+    class Slow(Content):
+        def __init__(self):
+            super().__init__()
+            self.deleting, self.goes = trio.Event(), trio.Event()
+
+        async def delete(self, keys):
+            self.deleting.set()
+            await self.goes.wait()
+            await super().delete(keys)
+
+    content = Slow()
+    store, first = await opened_wrong(content)
+    async with trio.open_nursery() as nursery:
+
+        async def look():
+            with pytest.raises(CorruptBlobError):
+                await read(store, DIGEST)
+
+        nursery.start_soon(look)
+        await content.deleting.wait()
+        content._index.discard(first)  # as eviction does
+        nursery.start_soon(store.put, "other", DATA[: first.size])
+        await trio.testing.wait_all_tasks_blocked()
+        content.goes.set()
+    assert await content.has([first]) == [first.size]
+    assert await read(store, DIGEST) == DATA
+
+
+async def test_a_chunk_that_was_found_wrong_and_deleted_is_there_when_another_server_has_written_it():
+    content, lists = Content(), MemoryStore(MemoryOptions(), BareContext())
+    store, other = make_store(content, lists), make_store(content, lists)
+    await store.write(DIGEST, BytesReader(DATA))
+    first = next(key for key in content._index if isinstance(key, Digest))
+    content._insert(first, bytes(first.size))
+    with pytest.raises(CorruptBlobError):
+        await read(store, DIGEST)
+    assert await store.has([DIGEST]) == await content.has([first]) == [None]
+    await other.write(DIGEST, BytesReader(DATA))
+    assert await store.has([DIGEST]) == [len(DATA)]
+
+
+async def test_a_blob_whose_only_chunk_is_gone_is_missing_by_its_own_name():
+    content = Content()
+    store = make_store(content)
+    await store.put(digest := digest_of(b"small"), b"small")
+    (chunk,) = content._index
+    content._index.discard(chunk)
+    for ask in (store.get, lambda key: read(store, key)):
+        with pytest.raises(BlobNotFoundError, match=f"^{digest} not found .*: some of its chunks are gone"):
+            await ask(digest)
