@@ -5,7 +5,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from nl.blob.promised import PromisedSource
-from nl.blob.reader import BytesReader, split_parts
+from nl.blob.reader import BytesReader, read_all, split_parts
 from nl.errors import UploadMismatchError
 from nl.testing import PartsReader, split
 
@@ -77,3 +77,7 @@ def test_cutting_buffers_copies_nothing():
     assert all(memoryview(each).obj is parts[1] for each in (head[1], rest[0]))
     assert split_parts(parts, 20) == (parts, ())
     assert split_parts(parts, 10) == (parts[:1], [memoryview(parts[1])])
+
+
+async def test_what_is_read_whole_are_copies_of_buffers_that_are_used_again():
+    assert await read_all(PartsReader([b"ab", b"cd", b"ef", b"gh", b"ij"])) == b"abcdefghij"

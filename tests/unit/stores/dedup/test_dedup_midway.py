@@ -24,8 +24,9 @@ from nl.plugin import (
 )
 from nl.stores.dedup import DedupOptions, DedupStore
 from nl.stores.dedup.chunk_index import ChunkIndex
+from nl.stores.dedup.chunker import buffer_bytes
 from nl.stores.memory import MemoryOptions, MemoryStore
-from nl.testing import BareContext, BlockingReader, PartsReader, drain, read
+from nl.testing import BareContext, BlockingReader, PartsReader, drain, read, started
 
 SIZES = {"min_size": 1024, "normal_size": 4096, "max_size": 16384}
 DATA = random.Random(3).randbytes(300_000)
@@ -259,3 +260,50 @@ async def test_a_blob_whose_only_chunk_is_gone_is_missing_by_its_own_name():
     for ask in (store.get, lambda key: read(store, key)):
         with pytest.raises(BlobNotFoundError, match=f"^{digest} not found .*: some of its chunks are gone"):
             await ask(digest)
+
+
+async def test_an_upload_among_very_many_is_cut_in_short_batches_and_into_the_same_chunks():
+    content, crowded = Content(), CoderMemory(buffer_bytes(SIZES["max_size"], batch=0))
+    await make_store(content).write("ample", BytesReader(DATA))
+    stored, batches, real = len(content._index), [], content.has
+
+    async def has(keys):
+        batches.append(len(keys))
+        return await real(keys)
+
+    content.has = has
+    store = make_store(content, coder_memory=crowded)
+    await store.write(DIGEST, BytesReader(DATA))
+    assert len(batches) >= 3, "and with much memory it is one"
+    assert len(content._index) == stored and store.statistics()["stored_bytes"] == 0
+    assert await read(store, DIGEST) == DATA
+
+
+async def test_another_list_in_place_of_one_that_is_remembered_is_what_counts():
+    content, lists = Content(), MemoryStore(MemoryOptions(), BareContext())
+    store = make_store(content, lists)
+    await store.write(DIGEST, BytesReader(DATA))
+    (place,) = lists._index
+    right = ChunkIndex.decode(await lists.get(place)).chunks
+    others = [Digest(f"{number:064x}", chunk.size, chunk.function) for number, chunk in enumerate(right)]
+    await lists.put(place, ChunkIndex(others).encode())  # as it was cut by somebody else
+    store = make_store(content, lists)
+    assert await store.has([DIGEST]) == [None]
+    await store.write(DIGEST, BytesReader(DATA))
+    assert await store.has([DIGEST]) == [len(DATA)]
+
+
+async def test_a_wrong_chunk_that_is_fetched_ahead_is_its_readers_error_and_nobody_elses():
+    context, content = BareContext(), Content()
+    lists = context.spec(MemoryStore(MemoryOptions(), BareContext()))
+    store = DedupStore(DedupOptions(index_store=lists, content_store=context.spec(content), **SIZES), context)
+    async with started(store, context):
+        await store.write(DIGEST, BytesReader(DATA))
+        await store.write("other", BytesReader(DATA[:-1] + b"x"))
+        last = (await store._find([DIGEST]))[0].chunks[-1]
+        content._insert(last, bytes(last.size))
+        for _ in range(2):
+            with pytest.raises((CorruptBlobError, BlobNotFoundError)):
+                await read(store, DIGEST)
+        assert await read(store, "other") == DATA[:-1] + b"x"
+        assert store.statistics()["corrupt_chunks"] == 1
