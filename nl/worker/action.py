@@ -247,12 +247,15 @@ class ActionRunner:
                 await self._attempt(attempt, running, executed)
             if running.scope.cancelled_caught:
                 raise CancelledError("the action was killed by the scheduler")
-            return await self._kept(attempt)
+            report = await self._kept(attempt)
         except NlError as exc:
-            return _failed(exc, attempt)
+            report = _failed(exc, attempt)
         except Exception as exc:
             log.error("Error executing action %s", request.action_digest, exc_info=exc)
-            return _failed(InternalError(f"{type(exc).__name__}: {exc}"), attempt)
+            report = _failed(InternalError(f"{type(exc).__name__}: {exc}"), attempt)
+        if report.says(Code.RESOURCE_EXHAUSTED):  # who hears of it tries again: the disk must not be full of this then
+            await self._runner.remove_tree(directory)
+        return report
 
     async def _kept(self, attempt: _Attempt) -> Report:
         """The report of an action whose outputs are stored, once its result is kept as configured."""
@@ -443,6 +446,8 @@ class ActionRunner:
             return DeadlineError(f"Command {shown!r} timed out after {limit_s:g} seconds")
         if ended.why == "kill":
             return CancelledError(f"Command {shown!r} was killed by scheduler")
+        if ended.why == "stopped":
+            return InvalidRequestError(f"Command {shown!r} was killed: it stopped the process that supervises it")
         if ended.why == "flood":
             return ExhaustedError(f"Command {shown!r} printed more than {self._max_printed_bytes} bytes")
         return None

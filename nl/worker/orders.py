@@ -7,7 +7,7 @@ from typing import NamedTuple
 import trio
 
 from nl.cas.digests import parse_digest
-from nl.errors import ExhaustedError, InvalidRequestError
+from nl.errors import Code, ExhaustedError, InvalidRequestError
 from nl.model.digest import Digest, DigestFunction
 from nl.model.execution import Properties
 from nl.pb import reapi, rpc_status, wkt, worker_api
@@ -24,6 +24,11 @@ class Report(NamedTuple):
     response: reapi.ExecuteResponse | None
     error: rpc_status.Status | None
     usage: worker_api.ActionResourceUsage | None = None
+
+    def says(self, code: Code) -> bool:
+        """Whether this is its status."""
+        status = self.error or (self.response.status if self.response is not None else None)
+        return status is not None and status.code == code
 
 
 class Request(NamedTuple):

@@ -30,10 +30,13 @@ log = logging.getLogger("nl.worker.processes")
 
 REAPER = Path(__file__).with_name("reaper.py")
 MAX_IDLE = 32
-"""Wardens kept for later: what a machine runs at a time; one costs about 2 MiB of its own."""
+"""Wardens kept for later: what a machine runs at a time; one costs about 2 MiB of its own, and a descriptor."""
+IDLE_S = 20.0
+"""For how long, but for one."""
 KILL_GRACE_S = 30.0
 """How long a killed action's processes may take to be gone before they are given up on (uninterruptible I/O)."""
 RESTART_S = 0.5
+BEAT_S = 1.0
 START_S = 20.0
 _NO_ROOM = frozenset({errno.EAGAIN, errno.ENOMEM, errno.EMFILE, errno.ENFILE, errno.ENOSPC, errno.EDQUOT})
 _LENGTH = struct.Struct("<I")
@@ -47,11 +50,12 @@ class _LostError(Exception):
 class _Warden:
     """The worker's end of one warden's socket."""
 
-    __slots__ = ("_sock", "in_step")
+    __slots__ = ("_sock", "idle_since", "in_step")
 
     def __init__(self, sock: socket.socket) -> None:
         sock.setblocking(False)
         self._sock = sock
+        self.idle_since = 0.0
         self.in_step = True
         """False while a request is sent in part: nothing else can be said then."""
 
@@ -145,6 +149,7 @@ class Supervisor:
         """See `Runner`: keeps a reaper running."""
         async with trio.open_nursery() as nursery:
             keeping: trio.CancelScope = await nursery.start(self._keep_reaper)
+            nursery.start_soon(self._retire_idle)
             try:
                 task_status.started()
                 await trio.sleep_forever()
@@ -167,6 +172,13 @@ class Supervisor:
             self._users -= 1
             self._released.unpark_all()
 
+    async def _retire_idle(self) -> None:
+        """Lets wardens go that a burst of actions has left: the last one given back is the first to be taken."""
+        while True:
+            await trio.sleep(IDLE_S / 4)
+            while len(self._idle) > 1 and self._idle[0].idle_since < trio.current_time() - IDLE_S:
+                self._idle.pop(0).close()
+
     async def _keep_reaper(self, *, task_status: trio.TaskStatus[trio.CancelScope]) -> None:
         announced = False
         with trio.CancelScope() as scope:
@@ -186,7 +198,7 @@ class Supervisor:
                         # Nobody may shut out a cancellation of the start: `start` would never return.
                         await trio.lowlevel.checkpoint_if_cancelled()
                         scope.shield = True
-                    await process.wait()
+                    await _outlast(process)
                     log.error("the reaper ended with %s; starting another", process.returncode)
                 finally:
                     self._disconnect()
@@ -266,6 +278,7 @@ class Supervisor:
 
     def _give_back(self, warden: _Warden) -> None:
         if len(self._idle) < MAX_IDLE and not self._closed:
+            warden.idle_since = trio.current_time()
             self._idle.append(warden)
         else:
             warden.close()
@@ -359,6 +372,15 @@ class Supervisor:
                     self._give_back(warden)
                 else:
                     warden.close()
+
+
+async def _outlast(process: trio.Process) -> None:
+    """Waits for the end of a reaper, which an action may have stopped: it is told to go on every second."""
+    while process.returncode is None:
+        with trio.move_on_after(BEAT_S):
+            await process.wait()
+            return
+        process.send_signal(signal.SIGCONT)
 
 
 async def _end(process: trio.Process) -> None:

@@ -13,6 +13,7 @@ Rules for this file:
 * Messages are JSON with a 4-byte length in front. A request gets one reply. `kill` gets none, and one that comes too
   late is dropped.
 * The reaper is a subreaper too: if an action kills its own warden, what it leaves falls to the reaper, which kills it.
+  If it stops its warden, the reaper kills the action and lets the warden go on.
 * Signals meant for the server (a terminal's Ctrl-C, a service manager's SIGTERM to the whole group) are ignored
   here: the worker decides when actions end.
 """
@@ -88,14 +89,16 @@ def become_subreaper() -> None:
         raise OSError(ctypes.get_errno(), "prctl(PR_SET_CHILD_SUBREAPER)")
 
 
-def children() -> list[int]:
-    """Process ids of this process's children, from /proc."""
-    me = os.getpid()
+def children(of: int | None = None) -> list[int]:
+    """Process ids of the children of a process, this one if not said, from /proc."""
+    parent = of or os.getpid()
     try:
-        with open(f"/proc/{me}/task/{me}/children") as file:
+        with open(f"/proc/{parent}/task/{parent}/children") as file:
             return [int(pid) for pid in file.read().split()]
-    except FileNotFoundError:  # a kernel without CONFIG_PROC_CHILDREN
-        return [int(name) for name in os.listdir("/proc") if name.isdecimal() and parent_of(name) == me]
+    except FileNotFoundError:  # a kernel without CONFIG_PROC_CHILDREN, or the process is gone
+        return [int(name) for name in os.listdir("/proc") if name.isdecimal() and parent_of(name) == parent]
+    except ProcessLookupError:
+        return []
 
 
 def parent_of(pid: str) -> int:
@@ -209,6 +212,10 @@ def supervise(sock: socket.socket, pid: int, request: dict[str, Any], outputs: t
         os.close(pidfd)
 
 
+resumed: list[int] = []
+"""Not empty in a warden that was stopped while its action ran: SIGCONT has been here."""
+
+
 def run(sock: socket.socket, request: dict[str, Any]) -> dict[str, Any] | None:
     """Runs one command to its end and the end of all it started; None if the worker is gone."""
     with contextlib.ExitStack() as stack:
@@ -222,6 +229,7 @@ def run(sock: socket.socket, request: dict[str, Any]) -> dict[str, Any] | None:
             os.chdir(request["cwd"])
         except OSError as exc:
             return {"failed": "prepare", "errno": exc.errno, "path": exc.filename}
+        resumed.clear()  # before the command is there
         started_ns, clock = time.time_ns(), time.monotonic_ns()
         usage = Usage()
         try:
@@ -229,6 +237,8 @@ def run(sock: socket.socket, request: dict[str, Any]) -> dict[str, Any] | None:
         except (OSError, ValueError) as exc:  # ValueError: a NUL inside of an argument or a variable
             return {"failed": "exec", "errno": getattr(exc, "errno", None) or errno.EINVAL, "text": str(exc)}
         why = supervise(sock, pid, request, (out, err))
+        if resumed and why == "exit":
+            why = "stopped"
         elapsed_ns, ended_ns = time.monotonic_ns() - clock, time.time_ns()
         with contextlib.suppress(ProcessLookupError):
             os.killpg(pid, signal.SIGKILL)  # the leader is not waited for yet: its number cannot mean another group
@@ -315,6 +325,7 @@ def remove_tree(path: str) -> None:
 def serve(sock: socket.socket) -> None:
     """A warden: one request after the other until the worker is gone."""
     become_subreaper()
+    signal.signal(signal.SIGCONT, lambda number, _frame: resumed.append(number))
     while (request := receive(sock)) is not None:
         reply: dict[str, Any] | None
         if request["do"] == "run":
@@ -353,14 +364,28 @@ def fork_warden(sock: socket.socket, sign_off: tuple[socket.socket, ...]) -> int
         os._exit(code)
 
 
+def wake_up(warden: int) -> None:
+    """Kills what a stopped warden runs, for who else should have stopped it, and lets it go on."""
+    doomed = children(warden)
+    for pid in doomed:
+        doomed += children(pid)
+        with contextlib.suppress(ProcessLookupError):
+            os.kill(pid, signal.SIGKILL)
+    with contextlib.suppress(ProcessLookupError):
+        os.kill(warden, signal.SIGCONT)
+
+
 def reap(wardens: set[int]) -> None:
-    """Waits for ended wardens; when one did not end well, kills what it left to us."""
+    """Waits for ended wardens; when one did not end well, kills what it left to us. Wakes up stopped ones."""
     orphaned = False
     with contextlib.suppress(ChildProcessError):
         while True:
-            pid, status = os.waitpid(-1, os.WNOHANG)
+            pid, status = os.waitpid(-1, os.WNOHANG | os.WUNTRACED)
             if pid == 0:
                 break
+            if pid in wardens and os.WIFSTOPPED(status):
+                wake_up(pid)
+                continue
             orphaned |= pid not in wardens or status != 0
             wardens.discard(pid)
     while orphaned:
@@ -370,6 +395,16 @@ def reap(wardens: set[int]) -> None:
             with contextlib.suppress(ProcessLookupError, ChildProcessError):
                 os.kill(pid, signal.SIGKILL)
                 os.waitpid(pid, 0)
+
+
+def outlive(wardens: set[int], poller: select.poll, woken: socket.socket) -> None:
+    """Waits for the end of the wardens, whose own sockets are closed: an action may have stopped one."""
+    reap(wardens)
+    while wardens:
+        poller.poll(1000)
+        with contextlib.suppress(BlockingIOError):
+            woken.recv(4096)
+        reap(wardens)
 
 
 def main(fd: int) -> None:
@@ -401,7 +436,9 @@ def main(fd: int) -> None:
         if control.fileno() in ready:
             data, fds, _flags, _address = socket.recv_fds(control, 1, 1)
             if not data:
-                signal.set_wakeup_fd(-1)  # the wardens end now, too, and `wake` is closed before the last of them
+                poller.unregister(control)
+                outlive(wardens, poller, woken)
+                signal.set_wakeup_fd(-1)  # no more is to be written to `wake`, which is closed now
                 return
             for number in fds:
                 os.set_inheritable(number, False)  # received ones are inheritable: no action may talk to its warden

@@ -33,7 +33,8 @@ class Ended(NamedTuple):
     """How a command ended. All its processes are gone."""
 
     why: str
-    """"exit", "timeout", "kill" (asked for) or "flood" (printed more than allowed)."""
+    """"exit", "timeout", "kill" (asked for), "flood" (printed more than allowed) or "stopped" (it stopped the process
+    that supervises it)."""
     exit_code: int
     """As shells say it: 128 + n for death by signal n."""
     started_ns: int

@@ -5,11 +5,14 @@ from __future__ import annotations
 import os
 import random
 import signal
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
 import trio
 
+from nl.worker import processes
 from nl.worker.orders import Running
 from tests.integration.worker_site import Site, alive, descriptors, site_with, until
 
@@ -336,3 +339,56 @@ async def test_nothing_outlives_a_server_that_is_killed(tmp_path):
     process.kill()
     await process.wait()
     await until(lambda: not alive(pid_in(path)))
+
+
+async def test_an_action_that_stops_its_warden_is_killed_at_once_and_leaves_nothing(site: Site):
+    marker = f"nl-stopped-{os.getpid()}"
+    script = "echo before; sleep 1000 & kill -STOP $PPID; kill -STOP $PPID; sleep 1000"
+    action = await site.action(["sh", "-c", script], env={"NL_MARKER": marker}, timeout_s=1000)
+    with trio.fail_after(60):
+        report = await site.run(action)
+    assert report.response.status.code == 3
+    assert "stopped the process that supervises it" in report.response.status.message
+    assert await site.text(report.response.result.stdout_digest) == b"before\n"
+    assert _marked(marker) == []
+    assert (await site.result(["/bin/true"])).exit_code == 0
+
+
+async def test_an_action_that_stops_the_reaper_holds_no_other_action_up(site: Site):
+    release = site.path / "release"
+    os.mkfifo(release)
+    stop = "read _ _ _ reaper _ < /proc/$PPID/stat; kill -STOP $reaper; cat $0"
+    with trio.fail_after(60):
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(site.result, ["sh", "-c", stop, str(release)])
+            # No warden is idle while the first runs, so it takes the reaper to start this one.
+            await site.result(["sh", "-c", 'echo > "$0"', str(release)])
+
+
+async def test_a_warden_that_an_action_stopped_ends_with_the_server(tmp_path):
+    marker = f"nl-stopped-{os.getpid()}"
+    argv = ["env", f"NL_MARKER={marker}", "sh", "-c", f"echo > {tmp_path}/runs; while :; do kill -STOP $PPID; done"]
+    program = WORKER.format(root=str(Path(__file__).parents[2]), argv=argv, cwd=str(tmp_path))
+    server = subprocess.Popen([sys.executable, "-c", program])
+    try:
+        await until(lambda: (tmp_path / "runs").exists() or server.poll() is not None)
+    finally:
+        server.kill()
+        server.wait()
+    await until(lambda: not _marked(marker))
+
+
+async def test_wardens_that_a_burst_has_left_are_let_go(tmp_path, monkeypatch):
+    monkeypatch.setattr(processes, "IDLE_S", 0.04)
+    async with site_with(tmp_path, "memory") as site:
+        before = descriptors()
+        first, second = (str(site.path / name) for name in ("first", "second"))
+        for path in (first, second):
+            os.mkfifo(path)
+        with trio.fail_after(60):
+            async with trio.open_nursery() as nursery:  # two at the same time, as each waits for the other
+                nursery.start_soon(site.result, ["sh", "-c", f"echo > {first}; cat {second}"])
+                nursery.start_soon(site.result, ["sh", "-c", f"cat {first}; echo > {second}"])
+        await until(lambda: site.supervisor.statistics()["idle_wardens"] == 1)
+        assert descriptors() <= before + 1
+        assert (await site.result(["/bin/true"])).exit_code == 0
