@@ -120,9 +120,6 @@ class Layout:
             path = os.fsdecode(error.filename) if isinstance(error.filename, (str, bytes)) else self.content_path
             problem = translate(error, store=self.name, path=path, doing="use")
             raise ConfigError("", problem.message) from error
-        except ConfigError:
-            self.close()
-            raise
 
     def close(self) -> None:
         """Closes all descriptors. Files under way have been removed by those who wrote them."""

@@ -317,6 +317,34 @@ async def test_an_eviction_before_all_is_listed_takes_the_variant_along(place, m
             assert evicted and left == ([], [])
 
 
+async def test_a_large_file_that_cannot_be_kept_open_is_evicted_all_the_same(place, monkeypatch):
+    monkeypatch.setattr(evicting, "_LARGE", 10)
+    real = os.open
+
+    def refuse(path, *args, **options):
+        if path == "name":
+            raise OSError(errno.EMFILE, os.strerror(errno.EMFILE))
+        return real(path, *args, **options)
+
+    async with place.running() as store:
+        await store.put("name", bytes(10))
+        with monkeypatch.context() as patched:
+            patched.setattr(os, "open", refuse)
+            assert await store._committer.evict_some(1)
+        assert os.listdir(place.content / "s") == [] and store._committer._closing == []
+
+
+async def test_what_a_crash_left_is_deleted_slice_by_slice_to_its_end(place, monkeypatch):
+    monkeypatch.setattr(evicting, "SLICE", 2)
+    place.executables.mkdir(parents=True)
+    for number in range(5):
+        (place.executables / str(digest_of(b"%d" % number))).write_bytes(b"%d" % number)
+        place.lay(digest_of(b"empty %d" % number), b"")
+    async with place.running() as store:
+        await until(lambda: os.listdir(place.executables) == os.listdir(place.content / "d") == [])
+        assert store.statistics()["bytes"] == 0
+
+
 async def test_files_that_were_evicted_last_are_closed_when_the_store_ends(place, monkeypatch):
     monkeypatch.setattr(evicting, "_LARGE", 10)
     before = len(os.listdir("/proc/self/fd"))

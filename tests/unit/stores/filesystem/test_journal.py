@@ -127,6 +127,16 @@ def test_the_ring_goes_round_and_who_is_too_far_behind_is_told_so(journals, layo
     assert news(two) == [Change(other, "next", 7)]
 
 
+@pytest.mark.parametrize("number", [4, 5, 255])
+def test_what_is_of_no_folder_is_not_understood_as_a_whole(journals, layouts, number):
+    one, two = journals
+    write(one, Change(layouts[0].blobs, "x", 1))
+    os.pwrite(layouts[0].lock_fd, bytes([number]), 4096 + (one._head - len("x") - 9) % journal_module.RING)
+    assert news(two) is None
+    write(one, Change(layouts[0].blobs, "y", 1))
+    assert news(two) == [Change(layouts[1].blobs, "y", 1)]
+
+
 def test_another_lock_file_has_another_journal(journals, layouts):
     one, two = journals
     for layout in layouts:

@@ -2,6 +2,7 @@
 
 import errno
 import fcntl
+import io
 import logging
 import os
 
@@ -69,6 +70,17 @@ def test_a_lock_file_that_a_cleaner_has_deleted_is_made_anew(lock, layout, other
     os.close(fd)
 
 
+def test_a_lock_file_that_was_moved_away_is_no_lock_where_other_machines_may_have_done_so(lock, layout, tmp_path):
+    """There, the count of its links is only known by its path."""
+    os.rename(layout.lock_path, tmp_path / "elsewhere")
+    os.close(os.open(layout.lock_path, os.O_CREAT | os.O_RDWR))
+    assert lock.try_lock()
+    fd = os.open(layout.lock_path, os.O_RDWR)
+    with pytest.raises(BlockingIOError):
+        fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    os.close(fd)
+
+
 async def test_a_lock_that_is_free_is_taken_without_waiting(lock):
     with trio.CancelScope() as scope:
         scope.cancel()
@@ -105,6 +117,23 @@ async def test_who_gives_up_waiting_leaves_the_turn_to_the_next(lock, other, aut
     with trio.fail_after(10):
         await lock.acquire()
     lock.unlock()
+
+
+@pytest.mark.parametrize("locks", [None, "", "1: FLOCK\n"], ids=["unreadable", "empty", "short"])
+async def test_a_holder_that_cannot_be_told_is_waited_for_like_others(
+    lock, other, autojump_clock, monkeypatch, tmp_path, locks
+):
+    """As in a container, or without /proc."""
+
+    def open_other(path, **options):
+        if locks is None:
+            raise PermissionError(errno.EACCES, os.strerror(errno.EACCES), path)
+        return io.StringIO(locks)
+
+    monkeypatch.setattr(lock_module, "open", open_other, raising=False)
+    fcntl.flock(other, fcntl.LOCK_EX)
+    with pytest.raises(UnavailableError, match="for 60 s by a process that cannot be seen from here"):
+        await lock.acquire()
 
 
 async def test_a_stopped_holder_is_named_after_seconds_and_uploads_fail_after_a_minute(

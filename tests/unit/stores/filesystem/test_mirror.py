@@ -2,6 +2,7 @@
 
 import os
 import threading
+import time
 from contextlib import suppress
 
 import pytest
@@ -308,6 +309,34 @@ async def test_what_changes_is_remembered_only_while_the_folder_is_listed(place)
     async with place.running() as store:
         await put(store, b"x")
         assert store._mirror.changed_during_scan is None
+
+
+async def test_what_is_looked_at_while_the_folder_is_listed_anew_counts_as_seen(place, monkeypatch):
+    async with place.running() as store:
+        digest = await put(store, b"x")
+
+        def change():
+            with place.file(digest).open("r+b"):
+                pass
+
+        after_listing(monkeypatch, "d", change)
+        store._mirror.scan_wanted = True
+        store._scanner.asked.set()
+        await until(lambda: store._scanner.scans == 2)
+        assert store.statistics()["blobs"] == 1 and store.statistics()["bytes"] == BLOCK
+
+
+async def test_a_value_of_a_name_that_is_no_text_is_seen_and_its_use_is_written(place):
+    async with place.running() as store:
+        name = os.fsencode(place.content / "s") + b"/\xff"
+        with open(name, "wb"):
+            pass
+        os.utime(name, (1, 1))
+        assert await store.has(["something else"]) == [None]
+        [slot] = store._index.slots.values()
+        store._index.touch(slot, time.monotonic())
+        await store._recency.flush()
+        assert os.stat(name).st_atime > 1
 
 
 async def test_a_link_in_the_place_of_a_blob_is_none(place):

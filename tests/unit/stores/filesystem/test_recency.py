@@ -12,7 +12,7 @@ import trio
 
 from nl.blob.hashing import digest_of
 from nl.plugin import UnavailableError
-from nl.stores.filesystem import mirror, recency
+from nl.stores.filesystem import mirror, recency, use_order
 from nl.stores.filesystem.uses import CELLS
 
 from .conftest import put, until
@@ -118,11 +118,30 @@ async def test_who_comes_is_told_all_uses_whatever_becomes_of_the_sum(place, mon
         assert 0.0 < table.times[cell] <= time.monotonic()
 
 
+async def test_a_flush_that_is_full_when_a_run_of_uses_ends_writes_none_of_the_next(place, monkeypatch, mock_clock):
+    monkeypatch.setattr(use_order, "RUN", 4)
+    monkeypatch.setattr(recency, "_BATCH", 4)
+    async with place.running() as store:
+        while len(store._index.order._tail):
+            await store.put("first", b"x")
+        await store._recency.flush()
+        flushed = store._recency.flushed_blobs
+        for number in range(8):
+            await store.put(f"{number}", b"x")
+        files = [place.content / "s" / f"{number}" for number in range(8)]
+        for file in files:
+            os.utime(file, (1, 1))
+        await store._recency.flush()
+        assert store._recency.flushed_blobs == flushed + 4
+        assert [file.stat().st_atime > 1 for file in files] == [False] * 4 + [True] * 4
+
+
 async def test_uses_of_before_the_other_came_are_told_before_it_is_said_that_all_were(place):
     async with place.running() as store:
         for number in range(5000):
             store._index.add(f"sname{number}", 1, used=time.monotonic())
         digest = await put(store, b"x")
+        await store._recency.flush()
         seen = []
         completed = store._uses.completed
 

@@ -69,6 +69,17 @@ def test_the_first_is_alone_and_the_second_wakes_it(opened):
     assert not three.is_alone and three.is_complete, "nobody who is there is alone: all is told as it happens"
 
 
+def test_who_comes_when_the_first_has_left_is_not_alone_while_the_second_is_there(opened):
+    one, two = opened(), opened()
+    one.keep_company()
+    one.completed()
+    one.close()
+    three = opened()
+    assert not three.is_alone and three.is_complete
+    two.note(7, 3.0)
+    assert three.times[7] == 3.0
+
+
 def test_who_is_alone_again_writes_nothing_again(opened):
     one, two = opened(), opened()
     one.keep_company()
