@@ -17,6 +17,7 @@ from memory_bucket import Bucket
 from nl.plugin import (
     ActionKey,
     BlobNotFoundError,
+    Deletes,
     Digest,
     DigestFunction,
     ForeignKey,
@@ -111,7 +112,9 @@ async def read_each(store: Store) -> None:
 
 
 async def delete_both(store: Store) -> None:
-    await store.delete([ONE, TWO])  # type: ignore[attr-defined]
+    deletes = store.capability(Deletes)
+    assert deletes is not None
+    await deletes.delete([ONE, TWO])
 
 
 async def delete_by_another_name(store: Store) -> None:
