@@ -19,12 +19,14 @@ from nl.model.caller import caused_by
 from nl.plugin import (
     CHUNK,
     EMPTY_DIGESTS,
+    MAX_WHOLE,
     ActionKey,
     BlobNotFoundError,
     Buffer,
     BytesReader,
     ConfigError,
     CorruptBlobError,
+    Digest,
     DigestFunction,
     ForwardsHeaders,
     InternalError,
@@ -412,6 +414,16 @@ async def test_nothing_is_asked_about_nothing_and_the_empty_blob(server: Foreign
             assert await store.get(digest) == b"" == await read(store, digest)
             with pytest.raises(UploadMismatchError):
                 await store.put(digest, b"x")
+        empties = sorted(EMPTY_DIGESTS)
+        assert await store.get_many(empties) == [b""] * len(empties)
+        assert await store.put_many([(digest, b"") for digest in empties]) == [None] * len(empties)
+    assert not server.calls
+
+
+async def test_what_is_too_large_to_be_had_whole_is_not_asked_for(server: ForeignServer) -> None:
+    async with remote_cas(server.port) as store:
+        with pytest.raises(TooLargeError, match="must be streamed"):
+            await store.get(Digest("ab" * 32, MAX_WHOLE + 1))
     assert not server.calls
 
 
@@ -423,6 +435,17 @@ async def test_a_range_of_no_bytes_is_of_a_blob_that_is_there(server: ForeignSer
         with pytest.raises(BlobNotFoundError, match="'REMOTE'"):
             await read(store, missing, length=0)
     assert set(server.calls) == {"FindMissingBlobs"}
+
+
+async def test_a_lookup_of_which_one_call_fails_says_of_no_blob_that_it_is_there(
+    server: ForeignServer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("nl.stores.grpc.cas.LOOKUP_DIGESTS", 10)
+    server.plan("FindMissingBlobs", *[Fault()] * 9, fail("FAILED_PRECONDITION", says="no"))
+    async with remote_cas(server.port) as store:
+        with pytest.raises(InternalError, match="FAILED_PRECONDITION: no"):
+            await store.has([digest_of(b"%d" % number) for number in range(100)])
+    assert server.count("FindMissingBlobs") == 10
 
 
 async def test_what_is_wrong_with_a_lookup_is_told_to_all_who_asked(server: ForeignServer) -> None:
