@@ -471,6 +471,19 @@ async def test_a_blobs_status_in_a_batch_means_what_it_means_of_a_call(
             await store.put(digest, data)
 
 
+@pytest.mark.parametrize("code", ["UNIMPLEMENTED", "RESOURCE_EXHAUSTED", "INVALID_ARGUMENT"])
+async def test_every_blob_of_a_batch_that_is_refused_as_a_whole_travels_alone(server: ForeignServer, code: str) -> None:
+    blobs = [server.keep(100 + number) for number in range(3)]
+    server.plan("BatchReadBlobs", fail(code))
+    server.plan("BatchUpdateBlobs", fail(code))
+    async with remote_cas(server.port) as store:
+        assert await store.get_many([digest for digest, _ in blobs]) == [data for _, data in blobs]
+        server.blobs.clear()
+        assert await store.put_many(blobs) == [None] * 3
+    assert server.blobs == {(digest.hash, digest.size): data for digest, data in blobs}
+    assert server.count("Read") == server.count("Write") == 3
+
+
 async def test_a_small_blob_does_not_keep_the_message_it_came_in(server: ForeignServer) -> None:
     blobs = [server.keep(size) for size in (100, 64 * 1024, 64 * 1024 + 1)]
     async with remote_cas(server.port) as store:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import threading
+from collections.abc import Sequence
 from typing import Any
 
 import pytest
@@ -11,6 +12,7 @@ import trio
 from nl.plugin import (
     CHUNK,
     BlobNotFoundError,
+    Buffer,
     BytesReader,
     CorruptBlobError,
     InvalidRequestError,
@@ -22,7 +24,7 @@ from nl.plugin import (
 from nl.stores.grpc import GrpcRetry
 from nl.stores.grpc.writing import SpoolBudget
 from nl.testing import PartsReader, drain, make_blob, read, same, split
-from nl.testing.readers import FailingReader
+from nl.testing.readers import FailingReader, HalfwayReader
 from tests.support.foreign_server import PIECE, Fault, ForeignServer, fail
 from tests.support.grpc_stores import QUICK, remote_cas
 
@@ -209,6 +211,27 @@ async def test_a_server_that_has_come_further_than_was_sent_gets_everything_agai
         await store.write(digest, PartsReader(split(data, 70_000)))
     assert same(server.blobs[digest.hash, LARGE], data)
     assert server.offsets == [0, 0]
+
+
+class PausingReader(HalfwayReader):
+    """Takes its time before the last pieces, in which a failure of what went before mostly comes."""
+
+    async def receive_parts(self, max_bytes: int = CHUNK) -> Sequence[Buffer]:
+        if len(self._parts) in (5, 6):
+            await trio.sleep(0.2)
+        return await super().receive_parts(max_bytes)
+
+
+async def test_a_blob_that_came_from_elsewhere_meanwhile_asks_nothing_more_of_a_reader_that_cannot_be_had_again(
+    server: ForeignServer,
+) -> None:
+    digest = digest_of(data := make_blob(8 * 1024 * 1024))
+    server.plan("Write", fail("UNAVAILABLE", after=6 * 1024 * 1024))
+    reader = PausingReader(data, lambda: server.put(data, digest), piece=CHUNK // 2, once=True)
+    async with remote_cas(server.port) as store:
+        await store.write(digest, reader)
+    assert server.count("Write") == 1
+    assert not await reader.receive_parts(), "it was read to its end, as its sender checks it there"
 
 
 @pytest.mark.parametrize("code", ["NOT_FOUND", "UNIMPLEMENTED", "INVALID_ARGUMENT"])

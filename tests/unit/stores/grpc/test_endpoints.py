@@ -83,9 +83,12 @@ async def test_a_token_of_a_file_is_its_first_line_and_may_be_long(tmp_path: Pat
 
 
 async def test_a_token_that_is_replaced_in_its_file_is_the_one_that_is_sent(tmp_path: Path, mock_clock: Any) -> None:
-    file = tmp_path / "token"
+    other, file = tmp_path / "other", tmp_path / "token"
+    other.write_text("another")
     file.write_text("one")
-    given = endpoints(TWO, GrpcEndpoint(address="grpc://127.0.0.1:1", token_file=str(file)))
+    given = endpoints(*(
+        GrpcEndpoint(address=f"grpc://127.0.0.1:{port}", token_file=str(path)) for port, path in ((1, other), (2, file))
+    ))
     (_, origin) = (await given.start())._origins
     async with trio.open_nursery() as nursery:
         nursery.start_soon(given.run)
