@@ -222,14 +222,24 @@ async def test_a_server_that_does_not_do_what_it_offers_is_asked_plain_at_once()
         assert names(server, "Write") == names(server, "Read") == ["packed", "plain"]
 
 
+@pytest.mark.parametrize("code", ["UNIMPLEMENTED", "INVALID_ARGUMENT", "FAILED_PRECONDITION"])
+async def test_a_server_that_refuses_what_it_offers_is_asked_plain(server: ForeignServer, code: str) -> None:
+    server.plan("Write", fail(code))
+    server.plan("Read", fail(code))
+    async with packing(server, retry=GrpcRetry(max_retries=0)) as store:
+        await store_and_load(store, packable(SIZE))
+    assert names(server, "Write") == names(server, "Read") == ["packed", "plain"]
+
+
 @pytest.mark.parametrize("spoils", [lambda packed: b"plain " + packed, lambda packed: b""], ids=["plain", "nothing"])
 async def test_what_comes_packed_and_is_not_is_asked_for_plain(
     server: ForeignServer, spoils: Any, caplog: pytest.LogCaptureFixture
 ) -> None:
     digest, data = kept(server)
     server.plan("Read", Fault(spoils=spoils))
-    async with packing(server) as store:
-        assert same(await read(store, digest), data)
+    async with packing(server, max_concurrent_requests=1) as store:
+        with trio.fail_after(60):  # in its own place: another one there is not
+            assert same(await read(store, digest), data)
         assert store.statistics()["read_packed"] == 0
     assert names(server, "Read") == ["packed", "plain"]
     assert f"what came packed for {digest} is wrong" in caplog.text
@@ -268,6 +278,9 @@ async def test_a_reader_of_a_packed_blob_keeps_to_what_it_is_asked_for_and_may_l
             async with store.open(digest) as reader:
                 await reader.receive_parts(10)
         assert store.statistics()["read_packed"] == 34, "each gives its place back"
+        with pytest.raises(OSError, match="the client is gone"):
+            async with store.open(digest) as reader:
+                raise OSError("the client is gone")
         with trio.fail_after(60):
             assert await store.has([digest]) == [digest.size]
 
