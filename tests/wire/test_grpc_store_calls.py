@@ -389,13 +389,14 @@ async def test_jobs_with_other_headers_do_not_share_a_call(server: ForeignServer
 
 async def test_what_a_client_sent_along_is_not_shown_in_what_the_server_says(server: ForeignServer) -> None:
     digest, _ = server.keep(LARGE)
-    server.plan("Read", fail("PERMISSION_DENIED", says="not with 'Bearer client-token' or team-key of the config"))
+    says = "not with 'Bearer client-token', client-token, or team-key of the config"
+    server.plan("Read", fail("PERMISSION_DENIED", says=says))
     async with remote_cas(
         server.port, headers={"x-key": "basic team-key"}, forward_headers=("authorization",)
     ) as store:
         with caused_by((("authorization", "Bearer client-token"),)), pytest.raises(PermissionDeniedError) as caught:
             await store.get(digest)
-    assert "not with '***' or *** of the config" in str(caught.value)
+    assert "not with '***', ***, or *** of the config" in str(caught.value)
 
 
 def test_a_store_without_headers_to_forward_asks_for_none() -> None:
