@@ -73,6 +73,8 @@ def expectation(annotation: Any) -> str:
         return "a store, { <kind>: {...} }"
     if origin in (Union, types.UnionType):
         return " or ".join(expectation(member) for member in get_args(annotation))
+    if isinstance(annotation, type) and issubclass(annotation, t.Tagged):
+        return "{ <kind>: {...} }"
     return "an object"
 
 

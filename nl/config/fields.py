@@ -137,7 +137,9 @@ def without_none(annotation: Any) -> tuple[Any, bool]:
 def walk(value: Any, path: str = "", *, into_children: bool = True) -> Iterator[tuple[str, Any]]:
     """Every value inside a converted value with its path, outermost first, child stores included or not."""
     yield path, value
-    if isinstance(value, t.StoreSpec):
+    if isinstance(value, t.Tagged):
+        inner = [(join(path, value.kind), value.options)]
+    elif isinstance(value, t.StoreSpec):
         inner = [(join(path, value.kind), value.options)] if into_children else []
     elif isinstance(value, t.Options):
         inner = [(join(path, one.key), getattr(value, one.attribute)) for one in fields_of(type(value))]

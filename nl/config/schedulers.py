@@ -8,8 +8,11 @@ from typing import Annotated, Literal
 
 from nl.config.convert import mapped, struct, suggest
 from nl.config.fields import Conversion, Ignored, Raw, ZeroMeansDefault, join
-from nl.config.types import Count, Duration, Options, SignedDuration, Size, Text
+from nl.config.types import Count, Duration, Options, SignedDuration, Size, StoreName, Tagged, Text
 from nl.errors import ConfigError
+
+AllocationStrategy = Literal["least_recently_used", "most_recently_used", "round_robin", "least_loaded"]
+PropertyKind = Literal["minimum", "exact", "priority", "ignore"]
 
 
 class SimpleSchedulerOptions(Options):
@@ -17,7 +20,7 @@ class SimpleSchedulerOptions(Options):
 
     EXAMPLE = '{ name: "MAIN", simple: { supported_platform_properties: { cpu_count: "minimum", OSFamily: "exact" } } }'
 
-    supported_platform_properties: Mapping[str, Literal["minimum", "exact", "priority", "ignore"]] = field(
+    supported_platform_properties: Mapping[str, PropertyKind] = field(
         default_factory=dict)
     """The platform properties that actions may ask for, and how a worker's value must compare: `minimum` (a number,
     taken from the worker while the action runs), `exact` (the same text), `priority` (must be there, any value; only
@@ -39,10 +42,11 @@ class SimpleSchedulerOptions(Options):
     priority_ageing_s: Duration = 600.0
     """How long an action waits behind those of a higher priority at most, before it goes with them; 0 means for
     ever."""
-    allocation_strategy: Literal[
-        "least_recently_used", "most_recently_used", "round_robin", "least_loaded"] = "least_recently_used"
+    allocation_strategy: AllocationStrategy = "least_recently_used"
     """Which of several fitting workers gets the action: the one that has been idle for the longest or the shortest
     time, the one whose turn it is, or the one of which the least is in use."""
+    shutdown_grace_s: Duration = 30.0
+    """How long actions that run may go on, and their clients wait for them, when the server is told to stop."""
     experimental_backend: Literal["memory"] = "memory"
     """Where operations are kept. Only this process's memory is supported."""
     worker_match_logging_interval_s: SignedDuration = 10.0
@@ -62,13 +66,98 @@ class SimpleSchedulerOptions(Options):
     """What a worker counts as offering unless it says so itself."""
 
 
-SCHEDULER_KINDS: dict[str, type[Options]] = {"simple": SimpleSchedulerOptions}
-_ABSENT = frozenset({"grpc", "cache_lookup", "property_modifier", "historical_resource"})
+class CacheLookupOptions(Options):
+    """Looks into one action cache before anything is queued, instead of that of the action's instance."""
+
+    EXAMPLE = '{ name: "MAIN", cache_lookup: { ac_store: "AC", scheduler: { simple: {} } } }'
+
+    ac_store: StoreName
+    """The action cache."""
+    scheduler: SchedulerSpec
+    """Who gets what is not in it."""
+
+
+class AddProperty(Options):
+    """Sets a property, whatever it was."""
+
+    name: Text
+    """The property."""
+    value: Text
+    """Its value."""
+
+
+class ReplaceProperty(Options):
+    """Renames a property, or changes its value, where it is there."""
+
+    name: Text
+    """The property."""
+    value: Text | None = None
+    """Only where it has this value."""
+    new_name: Text
+    """What it is called then."""
+    new_value: Text | None = None
+    """The value that it has then; as it was if not set."""
+
+
+class PropertyModification(Options):
+    """One change: exactly one of the keys."""
+
+    add: AddProperty | None = None
+    """Set a property."""
+    remove: Text | None = None
+    """The name of a property to drop."""
+    replace: ReplaceProperty | None = None
+    """Rename or change a property."""
+
+    def check(self) -> None:
+        """Exactly one change."""
+        if [self.add, self.remove, self.replace].count(None) != 2:
+            raise ConfigError("", "expected exactly one of add, remove and replace")
+
+
+class PropertyModifierOptions(Options):
+    """Changes the platform properties of actions before they are matched. Workers get them as they are then."""
+
+    EXAMPLE = """
+        { name: "MAIN", property_modifier: {
+            modifications: [{ add: { name: "pool", value: "big" } }, { remove: "container-image" }],
+            scheduler: { simple: { supported_platform_properties: { pool: "exact" } } },
+        } }
+    """
+
+    modifications: tuple[PropertyModification, ...] = ()
+    """The changes, made in this order."""
+    scheduler: SchedulerSpec
+    """Who gets the actions then."""
+
+
+class HistoricalResourceOptions(Options):
+    """Raises what actions ask for to what such actions have needed before, by a file that somebody else keeps."""
+
+    EXAMPLE = """
+        { name: "MAIN", historical_resource: {
+            hints_file: "/var/lib/nl/hints.json",
+            scheduler: { simple: { supported_platform_properties: { cpu_count: "minimum", memory_kb: "minimum" } } },
+        } }
+    """
+
+    hints_file: Text
+    """JSON: a list (or `{hints: [...]}`) of `{target_id?, action_mnemonic?, cpu_count?, memory_kb?}`, also with
+    `memory_mib`. Of those that fit an action the one for both counts, else that for the target, else that for the
+    mnemonic. A file that cannot be used is logged, and the hints of before stay."""
+    refresh_interval_s: Duration = 30.0
+    """How often it is read again; 0 means never."""
+    cpu_property_name: Text = "cpu_count"
+    """The property that `cpu_count` raises, where the scheduler knows it."""
+    memory_property_name: Text = "memory_kb"
+    """The property that `memory_kb` raises, where the scheduler knows it."""
+    scheduler: SchedulerSpec
+    """Who gets the actions then."""
 
 
 @dataclass(frozen=True, slots=True)
-class SchedulerSpec:
-    """A scheduler as configured: its kind and that kind's options."""
+class SchedulerSpec(Tagged):
+    """A scheduler as configured: its kind and that kind's options. Written `{ <kind>: {...} }`, also inside another."""
 
     kind: str
     options: Options
@@ -91,3 +180,12 @@ class SchedulerSpec:
             hint = suggest(kind, SCHEDULER_KINDS)
             raise ConfigError(at, f"unknown scheduler kind{hint}; expected one of {supported}")
         return cls(kind, struct(SCHEDULER_KINDS[kind], {} if inner is None else inner, at, conversion), path)
+
+
+SCHEDULER_KINDS: dict[str, type[Options]] = {
+    "simple": SimpleSchedulerOptions,
+    "cache_lookup": CacheLookupOptions,
+    "property_modifier": PropertyModifierOptions,
+    "historical_resource": HistoricalResourceOptions,
+}
+_ABSENT = frozenset({"grpc"})

@@ -178,10 +178,17 @@ class BepService(Options):
 
 
 class AdminService(Options):
-    """Administration over HTTP/1.1."""
+    """Administration over HTTP/1.1: `POST {path}/scheduler/{scheduler}/set_drain_worker/{worker_id}/{0|1}` takes a
+    worker out of service once it has finished what it runs, and back. Ids of workers are in the status page.
+    """
 
     path: str = "/admin"
     """Where it begins."""
+
+    def check(self) -> None:
+        """A path, and not all of them."""
+        if not self.path.startswith("/") or not self.path.strip("/"):
+            raise ConfigError("path", f"{self.path!r} is no path; expected one such as /admin")
 
 
 class HealthService(Options):
@@ -216,7 +223,7 @@ class ServicesOptions(Options):
     """The API that workers connect to."""
     experimental_bep: Annotated[BepService | None, Unsupported("build events are not stored")] = None
     """Build events."""
-    admin: Annotated[AdminService | None, Ignored("administration over HTTP is not served")] = None
+    admin: AdminService | None = None
     """Administration over HTTP/1.1."""
     health: HealthService | None = None
     """Health over HTTP/1.1 and gRPC."""

@@ -138,6 +138,15 @@ class Options:
         """
 
 
+class Tagged:
+    """Base of what is written `{ <kind>: {...} }`, with options by its kind, but for stores."""
+
+    __slots__ = ()
+
+    kind: str
+    options: Options
+
+
 @dataclasses.dataclass(frozen=True, slots=True)
 class StoreSpec:
     """A store as configured: its kind and that kind's options. Build it with `StoreContext.child(spec)`."""

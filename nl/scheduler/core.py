@@ -289,6 +289,11 @@ class SchedulerCore:
             parts.append(f"and {len(self._waiting) - len(parts)} more kinds of requirements")
         return "; ".join(parts)
 
+    @property
+    def is_executing(self) -> bool:
+        """Whether any attempt runs that somebody waits for."""
+        return bool(self._running)
+
     def counts(self) -> dict[str, int]:
         queued = len(self._order)
         executing = len(self._running)

@@ -12,7 +12,7 @@ from contextlib import contextmanager
 
 import trio
 
-from nl.model.execution import OperationState, Outcome, Stage
+from nl.model.execution import ActionRequest, OperationState, Outcome, Stage
 from nl.scheduler.state import Execution
 
 
@@ -60,6 +60,11 @@ class Operation:
         self._listeners = 0
         self._own_outcome: Outcome | None = None
         self._own_version = 0
+
+    @property
+    def request(self) -> ActionRequest:
+        """What was asked for, by this client or by a twin with whom it shares the execution."""
+        return self.execution.request
 
     @property
     def state(self) -> OperationState:

@@ -12,7 +12,7 @@ import math
 import time
 import uuid
 from collections import Counter, deque
-from collections.abc import Awaitable, Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 
 import trio
@@ -29,6 +29,7 @@ from nl.errors import (
     UnavailableError,
 )
 from nl.model.execution import ActionRequest, Outcome
+from nl.scheduler.contract import Lookup
 from nl.scheduler.core import SchedulerCore
 from nl.scheduler.operation import Interest, Operation
 from nl.scheduler.options import SimpleSchedulerOptions
@@ -44,9 +45,6 @@ MAX_PREFIX_CHARS = 256
 
 _OPERATION_BYTES = 1024
 """What a retained operation weighs besides its response, roughly."""
-
-Lookup = Callable[[ActionRequest], Awaitable[bytes | None]]
-"""Asks the action cache: the encoded ExecuteResponse (cached_result set) of a hit, or None."""
 
 _numbers = itertools.count(1)
 
@@ -82,7 +80,14 @@ class SimpleScheduler:
         self._sessions: dict[str, WorkerSession] = {}
         self._nursery: trio.Nursery | None = None
         self._stopping = False
+        self._idle = trio.Event()
+        """Set when nothing runs any more after `stop_admission`."""
         self._totals: Counter[str] = Counter()
+
+    @property
+    def worker_pool(self) -> SimpleScheduler:
+        """Its own: workers connect here."""
+        return self
 
     # --- lifetime -----------------------------------------------------------------------------------------------
 
@@ -100,8 +105,17 @@ class SimpleScheduler:
                 self._nursery = None
 
     def stop_admission(self) -> None:
-        """The first step of a shutdown: new operations and new workers are refused as UNAVAILABLE; others go on."""
+        """The first step of a shutdown: new operations and new workers are refused as UNAVAILABLE, what waits is not
+        started any more, what runs goes on.
+        """
         self._stopping = True
+        self._core.closing = True
+        self._deliver()
+
+    async def finish(self) -> None:
+        """The second step: returns when nothing runs any more, after `shutdown_grace_s` at the latest."""
+        with trio.move_on_after(self.options.shutdown_grace_s):
+            await self._idle.wait()
 
     def shut_down(self) -> None:
         """The last step of a shutdown: what is unfinished ends as UNAVAILABLE, and workers are sent away."""
@@ -115,10 +129,11 @@ class SimpleScheduler:
 
     # --- clients ------------------------------------------------------------------------------------------------
 
-    async def submit(self, request: ActionRequest, *, owner: str = "") -> Operation:
+    async def submit(self, request: ActionRequest, *, owner: str = "", lookup: Lookup | None = None) -> Operation:
         """Starts, or joins, the execution of an action. The operation counts as not listened to until `watched`.
 
-        `owner` is the name of whoever asks; twins of others share the execution, never the operation.
+        `owner` is the name of whoever asks; twins of others share the execution, never the operation. `lookup` is asked
+        first, instead of the one that all actions here are looked up with.
 
         Raises InvalidRequestError for platform properties that nobody here knows, ExhaustedError when the queue is
         full, UnavailableError during a shutdown.
@@ -134,12 +149,14 @@ class SimpleScheduler:
         name = f"{request.instance_name}/{id}" if request.instance_name else id
         execution = self._core.join(request, client=name, now=self._clock())
         if execution is None:
-            lookup = self._lookup is not None and not request.skip_cache_lookup and not request.do_not_cache
+            lookup = lookup or self._lookup
+            if request.skip_cache_lookup or request.do_not_cache:
+                lookup = None
             execution = self._core.admit(
-                request, client=name, id=id, lookup=lookup, now=self._clock(), unix_now=time.time()
+                request, client=name, id=id, lookup=lookup is not None, now=self._clock(), unix_now=time.time()
             )
-            if lookup:
-                nursery.start_soon(self._look_up, execution)
+            if lookup is not None:
+                nursery.start_soon(self._look_up, execution, lookup)
         else:
             self._totals["merged"] += 1
         self._totals["submitted"] += 1
@@ -227,11 +244,19 @@ class SimpleScheduler:
 
     def drain(self, worker_id: str) -> None:
         """No new work for this worker; what it has goes on. Raises NotFoundError."""
+        self._core.drain(self._session(worker_id).worker, now=self._clock())
+        self._deliver()
+
+    def undrain(self, worker_id: str) -> None:
+        """It gets work again, unless it has said itself that it goes. Raises NotFoundError."""
+        self._core.undrain(self._session(worker_id).worker, now=self._clock())
+        self._deliver()
+
+    def _session(self, worker_id: str) -> WorkerSession:
         session = self._sessions.get(worker_id)
         if session is None:
             raise NotFoundError(f"worker {worker_id!r} is not connected")
-        self._core.drain(session.worker, now=self._clock())
-        self._deliver()
+        return session
 
     def known_properties(self) -> list[str]:
         """Names of platform properties that actions may use here."""
@@ -253,11 +278,10 @@ class SimpleScheduler:
 
     # --- inside -------------------------------------------------------------------------------------------------
 
-    async def _look_up(self, execution: Execution) -> None:
-        assert self._lookup is not None
+    async def _look_up(self, execution: Execution, lookup: Lookup) -> None:
         response: bytes | None = None
         try:
-            response = await self._lookup(execution.request)
+            response = await lookup(execution.request)
         except NlError as exc:
             log.warning("cache lookup of %s failed, executing it: %s", execution.request.action_digest, exc.message)
         except Exception:  # a bug of the store asked must not end the scheduler for everybody
@@ -275,6 +299,8 @@ class SimpleScheduler:
             warnings, outbox.warnings = outbox.warnings, []
             for text in warnings:
                 log.warning("%s", text)
+        if self._stopping and not self._core.is_executing:
+            self._idle.set()
         if outbox.orders:
             orders, outbox.orders = outbox.orders, []
             for order, lease in orders:

@@ -26,7 +26,13 @@ class CompletenessChecks:
     def of(self, server: ServerOptions, entry: AcService) -> Completeness | None:
         """What an entry's results are checked with; None where the store does it, or nobody shall or can."""
         cas = self._cas_of(server, entry)
-        if cas is None or not entry.check_completeness or self._store_checks(entry):
+        if cas is None or not entry.check_completeness:
+            return None
+        return self.against(entry.ac_store, cas)
+
+    def against(self, ac_store: str, cas: str) -> Completeness | None:
+        """What the results of a store are checked with, against that CAS; None where the store itself does it."""
+        if self._graph[ac_store].capability(ChecksCompleteness) is not None:
             return None
         if cas not in self._by_cas:
             self._by_cas[cas] = Completeness(self._graph[cas], name=cas)
@@ -40,7 +46,7 @@ class CompletenessChecks:
                 yield f"{what}: {self._said(server, entry)}"
 
     def _said(self, server: ServerOptions, entry: AcService) -> str:
-        if self._store_checks(entry):
+        if self._graph[entry.ac_store].capability(ChecksCompleteness) is not None:
             return f"{entry.ac_store} itself gives only those whose outputs are there (completeness_checking)"
         if not entry.check_completeness:
             return "given also when their outputs are gone (check_completeness is false)"
@@ -48,9 +54,6 @@ class CompletenessChecks:
         if cas is None:
             return "given also when their outputs are gone (no cas or execution names this instance)"
         return f"only those whose outputs are in {cas}"
-
-    def _store_checks(self, entry: AcService) -> bool:
-        return self._graph[entry.ac_store].capability(ChecksCompleteness) is not None
 
     def _cas_of(self, server: ServerOptions, entry: AcService) -> str | None:
         """The store of the entry's instance name: on its own listener if that has one, else on any other."""

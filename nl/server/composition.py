@@ -9,13 +9,13 @@ from nl.config.document import Config
 from nl.config.servers import ServerOptions as ServerConfig
 from nl.rpc.server import Server
 from nl.rpc.slots import Slots
-from nl.scheduler.options import SimpleSchedulerOptions
-from nl.scheduler.simple import SimpleScheduler
+from nl.scheduler.contract import Scheduler
+from nl.server.admin import Administration
 from nl.server.completeness import CompletenessChecks
 from nl.server.doors import Doors
 from nl.server.listeners import Bound, http_limits, transport_options
-from nl.server.lookup import lookup_by_instance
-from nl.server.services import Mounted, cache_lookups, mount
+from nl.server.schedulers import build_schedulers
+from nl.server.services import Mounted, mount
 from nl.server.status import StatusPage, routes
 from nl.services.health import HealthRegistry
 from nl.storage.builder import StoreGraph, build_stores
@@ -50,7 +50,7 @@ class Composition:
     config: Config
     doors: Doors
     graph: StoreGraph
-    schedulers: Mapping[str, SimpleScheduler]
+    schedulers: Mapping[str, Scheduler]
     health: HealthRegistry
     endpoints: Sequence[Endpoint]
     """In the order of the config's `servers`."""
@@ -68,7 +68,8 @@ def compose(config: Config, bound: Sequence[Bound], *, slots: Slots) -> Composit
     health = HealthRegistry()
     endpoints: list[Endpoint] = []
     shown = shown_headers(graph)
-    page = StatusPage(health, graph, endpoints, doors)
+    page = StatusPage(health, graph, endpoints, doors, schedulers)
+    administration = Administration(schedulers, doors)
     for index, (server, sockets) in enumerate(zip(config.servers, bound, strict=True)):
         listener = server.listener.http
         mounted = mount(
@@ -79,21 +80,13 @@ def compose(config: Config, bound: Sequence[Bound], *, slots: Slots) -> Composit
         if authenticator is not None:
             options = replace(options, authenticate=authenticator.authenticate)
         http1 = HttpServer(
-            routes(server, page), limits=http_limits(listener.connections), authenticate=options.authenticate
+            routes(server, page, administration),
+            limits=http_limits(listener.connections),
+            authenticate=options.authenticate,
         )
         rpc = Server(mounted.services, options=options, http1=http1.serve, slots=slots)
         endpoints.append(Endpoint(server, sockets, rpc, mounted))
     return Composition(config, doors, graph, schedulers, health, endpoints)
-
-
-def build_schedulers(config: Config, graph: StoreGraph, checks: CompletenessChecks) -> dict[str, SimpleScheduler]:
-    """The schedulers by their names."""
-    lookup = lookup_by_instance(cache_lookups(config, graph, checks))
-    schedulers = {}
-    for entry in config.schedulers:
-        options = SimpleSchedulerOptions.from_config(entry.spec.options)
-        schedulers[entry.name] = SimpleScheduler(options, lookup=lookup, name=entry.name)
-    return schedulers
 
 
 def shown_headers(graph: StoreGraph) -> frozenset[str]:

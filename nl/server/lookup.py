@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 
 from nl.model.execution import ActionRequest
-from nl.scheduler.simple import Lookup
+from nl.scheduler.contract import Lookup
 
 
 def lookup_by_instance(lookups: Mapping[str, Lookup]) -> Lookup:

@@ -87,7 +87,7 @@ async def _serve(site: Composition, *, signals: StopSignals, on_ready: OnReady |
             site.health.set_serving(False)
             for scheduler in site.schedulers.values():
                 scheduler.stop_admission()
-            await _stop_workers(workers)
+            await _finish(site, workers)
             working.cancel_scope.cancel()
         for scheduler in site.schedulers.values():
             scheduler.shut_down()  # remote workers are sent away, waiting clients are answered
@@ -125,8 +125,11 @@ def _with_way_in(site: Composition, options: LocalWorkerOptions, *, path: str) -
     return replace(options, worker_api_endpoint=endpoint)
 
 
-async def _stop_workers(workers: list[Worker]) -> None:
+async def _finish(site: Composition, workers: list[Worker]) -> None:
+    """Lets end what runs, on workers here and elsewhere."""
     async with trio.open_nursery() as nursery:
+        for scheduler in site.schedulers.values():
+            nursery.start_soon(scheduler.finish)
         for worker in workers:
             nursery.start_soon(worker.shutdown, WORKER_GRACE_S)
 

@@ -17,7 +17,7 @@ import trio
 from nl.config import servers as cfg
 from nl.config.document import Config
 from nl.rpc.method import Service
-from nl.scheduler.simple import Lookup, SimpleScheduler
+from nl.scheduler.contract import Lookup, Scheduler
 from nl.server.completeness import CompletenessChecks
 from nl.server.descriptors import transfers_within
 from nl.services.action_cache import ActionCacheInstance, ActionCacheService
@@ -77,7 +77,7 @@ class Site:
     server: cfg.ServerOptions
     config: Config
     graph: StoreGraph
-    schedulers: Mapping[str, SimpleScheduler]
+    schedulers: Mapping[str, Scheduler]
     checks: CompletenessChecks
 
     @property
@@ -105,7 +105,7 @@ def mount(
     *,
     config: Config,
     graph: StoreGraph,
-    schedulers: Mapping[str, SimpleScheduler],
+    schedulers: Mapping[str, Scheduler],
     health: HealthRegistry,
     checks: CompletenessChecks,
 ) -> Mounted:
@@ -177,7 +177,8 @@ def _execution(entries: Sequence[cfg.ExecutionService], site: Site) -> Iterable[
 
 def _worker_api(options: cfg.WorkerApiService, site: Site) -> Iterable[Service]:
     instances = [e.instance_name for e in site.everywhere("execution") if e.scheduler == options.scheduler]
-    return [WorkerApiService(site.schedulers[options.scheduler], instances=instances)]
+    workers = site.schedulers[options.scheduler].worker_pool
+    return [] if workers is None else [WorkerApiService(workers, instances=instances)]
 
 
 def _capabilities(entries: Sequence[cfg.CapabilitiesService], site: Site) -> Iterable[Service]:

@@ -36,8 +36,7 @@ from nl.model.execution import ActionRequest, Properties
 from nl.pb import longrunning, reapi, wkt
 from nl.pb.codec import DecodeError, decode, encode
 from nl.rpc.contract import ServerStream
-from nl.scheduler.operation import Operation
-from nl.scheduler.simple import Lookup, SimpleScheduler
+from nl.scheduler.contract import Lookup, Operation, Scheduler
 from nl.services.operation_finder import OperationFinder
 from nl.services.operation_message import client_response, operation_parts
 from nl.services.requests import Instances, parse_function, receive_request
@@ -62,7 +61,7 @@ class ExecutionInstance:
 
     name: str
     cas: Store
-    scheduler: SimpleScheduler
+    scheduler: Scheduler
     node_properties: frozenset[str] = frozenset({"mtime", "unix_mode"})
     """What Command.output_node_properties may name."""
 

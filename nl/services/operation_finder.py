@@ -9,17 +9,16 @@ from collections.abc import Iterator, Mapping
 
 from nl.errors import NotFoundError
 from nl.model.access import EVERYONE, Identity, Right
-from nl.scheduler.operation import Operation
-from nl.scheduler.simple import SimpleScheduler
+from nl.scheduler.contract import Operation, Scheduler
 
 
 class OperationFinder:
     """The operations of several instances, by name."""
 
-    def __init__(self, schedulers: Mapping[str, SimpleScheduler]) -> None:
+    def __init__(self, schedulers: Mapping[str, Scheduler]) -> None:
         self._schedulers = dict(schedulers)
 
-    def find(self, identity: Identity, name: str) -> tuple[SimpleScheduler, Operation]:
+    def find(self, identity: Identity, name: str) -> tuple[Scheduler, Operation]:
         """The operation with its scheduler.
 
         Raises NotFoundError, or what `Identity.require` raises for those who may not execute on its instance.
@@ -40,13 +39,13 @@ class OperationFinder:
             operation
             for scheduler in dict.fromkeys(self._schedulers.values())
             for operation in scheduler.operations()
-            if instance in (None, operation.execution.request.instance_name) and _sees(identity, operation)
+            if instance in (None, operation.request.instance_name) and _sees(identity, operation)
         ]
         return iter(sorted(found, key=lambda operation: operation.number))
 
 
 def _sees(identity: Identity, operation: Operation) -> bool:
-    instance = operation.execution.request.instance_name
+    instance = operation.request.instance_name
     if identity.may(Right.ADMINISTER, instance):
         return True
     return operation.owner == identity.name and identity.may(Right.EXECUTE, instance)

@@ -16,7 +16,7 @@ from nl.model.access import ANY_RIGHT
 from nl.pb import longrunning, wkt
 from nl.pb.codec import encode
 from nl.rpc.contract import ServerStream
-from nl.scheduler.simple import SimpleScheduler
+from nl.scheduler.contract import Scheduler
 from nl.services.limits import REPLY_BYTES
 from nl.services.operation_finder import OperationFinder
 from nl.services.operation_message import operation_message, operation_parts
@@ -32,7 +32,7 @@ LONGEST_WAIT_S = 24 * 3600.0
 class OperationsService:
     """google.longrunning.Operations over the schedulers of all instances."""
 
-    def __init__(self, schedulers: Mapping[str, SimpleScheduler], *, any_name: bool = False) -> None:
+    def __init__(self, schedulers: Mapping[str, Scheduler], *, any_name: bool = False) -> None:
         self._finder = OperationFinder(schedulers)
         self._instances = Instances(schedulers, any_name=any_name)
 

@@ -24,8 +24,8 @@ from nl.pb import reapi, wkt
 from nl.pb import worker_api as wire
 from nl.pb.codec import decode, encode
 from nl.rpc.contract import ServerStream
+from nl.scheduler.contract import WorkerPool
 from nl.scheduler.session import Disconnect, KillOperation, StartAction, WorkerSession
-from nl.scheduler.simple import SimpleScheduler
 from nl.services.limits import ACTION_RESULT_MESSAGE_BYTES
 from nl.services.operation_message import client_response, error_from_status
 from nl.services.requests import EncodedRequest, receive_decoded
@@ -62,9 +62,9 @@ def _decode_update(data: Buffer) -> _Update:
 class WorkerApiService:
     """com.github.trace_machina.nativelink.remote_execution.WorkerApi for the workers of one scheduler."""
 
-    def __init__(self, scheduler: SimpleScheduler, *, instances: Iterable[str] = ()) -> None:
+    def __init__(self, workers: WorkerPool, *, instances: Iterable[str] = ()) -> None:
         """`instances` are those whose actions the scheduler has: a worker may get any, and makes their results."""
-        self._scheduler = scheduler
+        self._workers = workers
         self._instances = frozenset(instances)
 
     async def connect_worker(self, stream: WorkerStream) -> None:
@@ -76,7 +76,7 @@ class WorkerApiService:
         if hello is None:
             raise InvalidRequestError("First message was not a ConnectWorkerRequest")
         properties = [(each.name, each.value) for each in hello.properties]
-        with self._scheduler.attach_worker(
+        with self._workers.attach_worker(
             properties,
             prefix=hello.worker_id_prefix,
             max_inflight=hello.max_inflight_tasks,

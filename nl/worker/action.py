@@ -301,7 +301,7 @@ class ActionRunner:
         side_channel = f"{attempt.directory}/side_channel"
         extra_env = action_environment(
             self._options.additional_environment,
-            platform=properties_of(action.platform or command.platform) or request.platform,
+            platform=request.platform or properties_of(action.platform or command.platform),
             timeout_s=requested_s or self._options.max_action_timeout_s,
             side_channel=side_channel,
             directory=attempt.directory,

@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
+import trio
 
 from tests.integration.test_bazel import Bazel, assert_all_hits
 from tests.integration.worker_process import WorkerProcess
@@ -112,6 +113,29 @@ async def test_a_cas_server_that_restarts_costs_a_build_nothing_but_time(site: S
     async with connect(site.cas.port) as cas, connect(site.scheduler.port) as scheduler:
         response = await execute(cas, scheduler, "cat in* in0 > out", lookup=False)
         assert not response.status.code, response.status
+
+
+async def test_a_scheduler_that_is_told_to_stop_lets_actions_elsewhere_finish(site: Site, tmp_path: Path) -> None:
+    async with connect(site.cas.port) as cas, connect(site.scheduler.port) as scheduler:
+        begun, gate = tmp_path / "begun", tmp_path / "gate"
+        answers = []
+
+        async def client() -> None:
+            script = f"touch {begun}; while [ ! -e {gate} ]; do sleep 0.05; done; echo done > out"
+            answers.append(await execute(cas, scheduler, script, lookup=False))
+
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(client)
+            while not begun.exists():
+                await trio.sleep(0.02)
+            assert site.scheduler.process is not None
+            site.scheduler.process.terminate()
+            while "finishing what is running" not in site.scheduler.log_text():
+                await trio.sleep(0.02)
+            gate.touch()
+        assert not answers[0].status.code, answers[0].status
+        assert answers[0].result.exit_code == 0
+        assert await trio.to_thread.run_sync(site.scheduler.process.wait, 30) == 0
 
 
 @pytest.mark.skipif(

@@ -304,7 +304,7 @@ def http(process, path, token=None):
 
 def test_every_route_has_a_rule_and_every_rule_a_route():
     parsed = load_text(config(1, "tokens"), source="x")
-    assert set(routes(parsed.servers[0], StatusPage(HealthRegistry(), None, [], None))) == set(HTTP_RULES)
+    assert set(routes(parsed.servers[0], StatusPage(HealthRegistry(), None, [], None, {}), None)) == set(HTTP_RULES)
 
 
 def test_the_status_page_tells_probes_that_it_serves_and_administrators_the_rest(server):

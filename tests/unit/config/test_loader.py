@@ -13,6 +13,7 @@ from nl.errors import ConfigError, PluginError
 from tests.unit.config.kinds import kinds
 
 DATA = Path(__file__).parents[2] / "data" / "configs"
+SCHEDULER_KINDS = "expected one of simple, cache_lookup, property_modifier, historical_resource"
 SERVER = {"listener": {"http": {"socket_address": "127.0.0.1:50051"}}, "services": {}}
 MEMORY = {"name": "M", "mem": {}}
 SCHEDULER = {"name": "S", "simple": {}}
@@ -206,13 +207,24 @@ def test_older_forms_are_refused_at_their_own_paths(raw, message):
      "bytestream, fetch, push, worker_api, experimental_bep, admin, health"),
     ({"servers": [SERVER], "experimental_origin_events": {"publisher": {"store": "X"}}},
      "experimental_origin_events: not supported: origin events are not published; expected this key to be left out"),
-    ({"servers": [SERVER], "schedulers": [{"name": "S", "cache_lookup": {"ac_store": "A"}}]},
-     "schedulers[0].cache_lookup: the scheduler kind cache_lookup of NativeLink is not part of this version; expected "
-     "one of simple"),
+    ({"servers": [SERVER], "schedulers": [{"name": "S", "grpc": {"endpoint": {"address": "grpc://x:1"}}}]},
+     f"schedulers[0].grpc: the scheduler kind grpc of NativeLink is not part of this version; {SCHEDULER_KINDS}"),
     ({"servers": [SERVER], "schedulers": [{"name": "S", "simpel": {}}]},
-     "schedulers[0].simpel: unknown scheduler kind (did you mean simple?); expected one of simple"),
+     f"schedulers[0].simpel: unknown scheduler kind (did you mean simple?); {SCHEDULER_KINDS}"),
     ({"servers": [SERVER], "schedulers": [{"name": "S"}]},
-     "schedulers[0]: a scheduler has exactly one kind, found none; expected one of simple"),
+     f"schedulers[0]: a scheduler has exactly one kind, found none; {SCHEDULER_KINDS}"),
+    ({"servers": [SERVER], "schedulers": [{"name": "S", "cache_lookup": {"ac_store": "A"}}]},
+     "schedulers[0].cache_lookup.scheduler: missing; expected { <kind>: {...} }"),
+    ({"servers": [SERVER], "schedulers": [
+        {"name": "S", "cache_lookup": {"ac_store": "X", "scheduler": {"simple": {}}}}]},
+     'schedulers[0].cache_lookup.ac_store: there is no store "X"; there are no stores'),
+    ({"servers": [SERVER], "schedulers": [{"name": "S", "property_modifier": {
+        "modifications": [{"add": {"name": "a", "value": "b"}, "remove": "c"}], "scheduler": {"simple": {}}}}]},
+     "schedulers[0].property_modifier.modifications[0]: expected exactly one of add, remove and replace"),
+    ({"servers": [SERVER], "schedulers": [{"name": "S", "property_modifier": {"scheduler": {
+        "historical_resource": {"hints_file": "h", "scheduler": {"simple": {"worker_timeout_s": "x"}}}}}}]},
+     "schedulers[0].property_modifier.scheduler.historical_resource.scheduler.simple.worker_timeout_s: \"x\" is not a "
+     "duration; expected a number of seconds or a duration such as \"90s\" or \"1h 30m\""),
     ({"schedulers": [{"name": "S", "simple": {"supported_platform_properties": {"cpu-count": "min"}}}]},
      'schedulers[0].simple.supported_platform_properties["cpu-count"]: "min" is none of the choices (did you mean '
      'minimum?); expected one of "minimum", "exact", "priority", "ignore"'),
@@ -271,10 +283,11 @@ def test_cas_and_ac_may_share_a_store_between_instances():
 
 def test_what_has_no_effect_is_warned_of_and_loads():
     warnings = []
-    load({**worker(directory_cache={}), "servers": [{**SERVER, "services": {"admin": {}}}]}, warnings=warnings)
+    server = {**SERVER, "services": {"health": {"timeout_seconds": 9}}}
+    load({**worker(directory_cache={}), "servers": [server]}, warnings=warnings)
     assert warnings == [
         "workers[0].local.directory_cache has no effect: inputs are hard-linked file by file",
-        "servers[0].services.admin has no effect: administration over HTTP is not served",
+        "servers[0].services.health.timeout_seconds has no effect: health is known, not tried out",
     ]
 
 

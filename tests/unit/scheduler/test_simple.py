@@ -775,6 +775,68 @@ async def test_a_shutdown_refuses_newcomers_and_lets_the_rest_finish():
         assert operation.state.outcome.response == b"done"
 
 
+async def test_a_shutdown_waits_for_what_runs_and_starts_nothing_else(autojump_clock):
+    async with running(shutdown_grace_s=30) as scheduler, trio.open_nursery() as nursery:
+        runs, waits = await scheduler.submit(request(1)), await scheduler.submit(request(2))
+        with scheduler.attach_worker([], max_inflight=1) as session:
+            start = await session.next_update()
+            scheduler.stop_admission()
+            began = trio.current_time()
+
+            async def complete_later():
+                await trio.sleep(20)
+                session.complete(start.operation_id, b"done")
+
+            nursery.start_soon(complete_later)
+            await scheduler.finish()
+            assert trio.current_time() - began == 20
+            assert runs.state.outcome.response == b"done"
+            assert session.next_update_nowait() is None
+            scheduler.shut_down()
+            assert waits.state.outcome.error.code is Code.UNAVAILABLE, "its client asks the next one"
+
+
+async def test_a_shutdown_does_not_wait_for_ever_nor_where_nothing_runs(autojump_clock):
+    async with running(shutdown_grace_s=30) as scheduler:
+        await scheduler.submit(request(1))
+        with scheduler.attach_worker([]):
+            scheduler.stop_admission()
+            began = trio.current_time()
+            await scheduler.finish()
+            assert trio.current_time() - began == 30
+    async with running() as idle:
+        idle.stop_admission()
+        began = trio.current_time()
+        await idle.finish()
+        assert trio.current_time() == began
+
+
+async def test_what_a_lost_worker_had_during_a_shutdown_is_waited_for_by_nobody(autojump_clock):
+    async with running(shutdown_grace_s=1000) as scheduler:
+        operation = await scheduler.submit(request(1))
+        with scheduler.attach_worker([]):
+            scheduler.stop_admission()
+        await scheduler.finish()
+        assert trio.current_time() < 100
+        scheduler.shut_down()
+        assert operation.state.outcome.error.code is Code.UNAVAILABLE
+
+
+async def test_a_drained_worker_gets_work_again_when_it_is_undrained():
+    async with running() as scheduler:
+        with scheduler.attach_worker([]) as session:
+            scheduler.drain(session.worker_id)
+            await scheduler.submit(request(1))
+            scheduler.undrain(session.worker_id)
+            assert session.next_update_nowait() is not None
+            session.going_away()
+            scheduler.undrain(session.worker_id)
+            await scheduler.submit(request(2))
+            assert session.next_update_nowait() is None, "it has said that it goes"
+        with pytest.raises(NotFoundError):
+            scheduler.undrain(session.worker_id)
+
+
 async def test_the_end_of_a_shutdown_answers_everybody():
     async with running() as scheduler:
         running_one, waiting = await scheduler.submit(request(1)), await scheduler.submit(request(2))

@@ -224,7 +224,7 @@ async def test_workers_need_the_right_for_the_instances_of_their_scheduler_on_al
                   checks=CompletenessChecks(config, graph))  # fmt: skip
     service = service_of(found, "ConnectWorker")
     assert service._instances == {"a", "c"}
-    assert service._scheduler is schedulers["MAIN"]
+    assert service._workers is schedulers["MAIN"]
 
 
 async def described(services, name=""):
