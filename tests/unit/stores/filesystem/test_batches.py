@@ -7,7 +7,7 @@ import pytest
 import trio
 
 from nl.blob.hashing import digest_of
-from nl.plugin import Digest, UnavailableError, UploadMismatchError
+from nl.plugin import SMALL, Digest, TooLargeError, UnavailableError, UploadMismatchError
 from nl.stores.filesystem import lock
 from nl.testing import make_blob
 
@@ -71,3 +71,19 @@ async def test_a_batch_of_many_blobs_lets_others_run(place):
         assert await store.put_many(blobs) == [None] * 100
         assert turns >= 5
         nursery.cancel_scope.cancel()
+
+
+async def test_among_blobs_of_all_sizes_each_outcome_is_that_of_its_own_blob(place):
+    large, too_large = make_blob(SMALL + 1), make_blob(2 * SMALL)
+    blobs = [
+        (digest_of(b"small"), b"small"), (digest_of(large), large), (Digest("0" * 64, 5), b"four"), ("name", b"value"),
+        (digest_of(too_large), too_large), (digest_of(b"more"), b"more"), (Digest("1" * 64, SMALL + 1), too_large),
+    ]  # fmt: skip
+    async with place.running(policy={"max_bytes": 2 * SMALL - 1}) as store:
+        failed = await store.put_many(blobs)
+        kinds = [None, None, UploadMismatchError, None, TooLargeError, None, UploadMismatchError]
+        assert [error and type(error) for error in failed] == kinds
+        assert str(blobs[2][0]) in failed[2].message and str(blobs[6][0]) in failed[6].message
+        sizes = [len(data) if kind is None else None for (_, data), kind in zip(blobs, kinds, strict=True)]
+        assert await store.has([key for key, _ in blobs]) == sizes
+        assert await store.put_many([]) == []

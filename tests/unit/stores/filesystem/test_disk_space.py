@@ -46,13 +46,18 @@ async def left(store, digests):
     return len(sizes) - sizes.count(None)
 
 
-async def test_other_errors_than_a_lack_of_room_evict_nothing(place, monkeypatch):
+@pytest.mark.parametrize("number", [errno.EIO, errno.EDQUOT])
+async def test_other_errors_than_a_lack_of_room_evict_nothing(place, monkeypatch, number):
+    error = OSError(number, os.strerror(number))
     async with place.running(min_free=BLOCK) as store:
         disk = Disk(monkeypatch, store, total=10)
         digests = await fill(store, 10)
-        assert not await store._space.make_room(OSError(errno.EIO, "broken"), 1)
-        assert not await store._space.make_room_for_name(OSError(errno.EIO, "broken"), attempt=0)
-        assert store._space.advice(OSError(errno.EIO, "broken"), 1) == ""
+        assert not await store._space.make_room(error, 1)
+        assert not await store._space.make_room_for_name(error, attempt=0)
+        assert store._space.advice(error, 1) == ""
+        disk.total = 1000
+        assert not await store._space.make_room(error, 1), "that there is room is no reason to try again"
+        disk.total = 10
         assert await left(store, digests) == 10
         assert disk.facts().f_bavail == 0
 
@@ -141,6 +146,14 @@ async def test_where_a_folder_is_full_of_names_each_attempt_evicts_twice_as_many
         assert await store._space.make_room_for_name(FULL, attempt=attempt)
         assert await left(store, digests) == 300 - evicted
         assert store.statistics()["made_room_on_disk"] == 1
+
+
+async def test_on_a_disk_that_others_fill_no_file_goes_for_a_name_either(place, monkeypatch):
+    async with place.running(min_free=0) as store:
+        digests = await fill(store, 5)
+        Disk(monkeypatch, store, total=100, others=95)
+        assert not await store._space.make_room_for_name(FULL, attempt=0)
+        assert await left(store, digests) == 5 and store.statistics()["made_room_on_disk"] == 0
 
 
 async def test_nothing_more_to_evict_is_no_room(place, monkeypatch):

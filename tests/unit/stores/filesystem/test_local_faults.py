@@ -13,6 +13,7 @@ from nl.blob.hashing import digest_of
 from nl.plugin import (
     BlobNotFoundError,
     Digest,
+    ExhaustedError,
     InternalError,
     InvalidRequestError,
     Link,
@@ -314,3 +315,64 @@ async def test_a_variant_that_can_only_be_copied_is_not_hashed_for_each_copy(pla
             links = [Link(digest, str(place.inputs / f"{number}"), True)]
             assert await store.capability(LocalFiles).link_files(links) == []
         assert store.statistics()["copied_files"] == 3 and store.statistics()["hashed_blobs"] == 0
+
+
+@pytest.mark.parametrize("size", [1000, 1001, 300_000])
+@pytest.mark.parametrize("why", ["another link", "another file system"])
+async def test_a_copy_of_an_output_that_is_not_what_was_copied_is_refused(place, monkeypatch, size, why):
+    """Whoever has the output open may write to it right then: its bytes are right again when they are looked at."""
+    monkeypatch.setattr(adopting, "HASHED_SIZE", 1000)
+    data, path = make_blob(size), place.inputs / "out"
+    copy, rename = os.copy_file_range, os.rename
+
+    def copy_wrong(source, target, count, **offsets):
+        copied = copy(source, target, count, **offsets)
+        os.pwrite(target, b"?", 500)
+        return copied
+
+    def refuse(source, *args, **options):
+        if source == str(path):
+            raise OSError(errno.EXDEV, os.strerror(errno.EXDEV))
+        rename(source, *args, **options)
+
+    async with place.running() as store:
+        path.write_bytes(data)
+        if why == "another link":
+            os.link(path, place.inputs / "second")
+        else:
+            monkeypatch.setattr(os, "rename", refuse)
+        before = descriptors()
+        with monkeypatch.context() as patched:
+            patched.setattr(os, "copy_file_range", copy_wrong)
+            with pytest.raises(UploadMismatchError, match=f"{path} is not {digest_of(data)}"):
+                await store.capability(LocalFiles).adopt_file(digest_of(data), str(path))
+        assert await find(store, digest_of(data)) is None and path.read_bytes() == data
+        assert place.temp_files() == [] and descriptors() == before
+        await store.capability(LocalFiles).adopt_file(digest_of(data), str(path))
+        assert await find(store, digest_of(data)) == data
+
+
+@pytest.mark.parametrize(("refusals", "fails"), [(1, False), (5, False), (6, True)])
+@pytest.mark.parametrize("size", [1000, 300_000])
+async def test_a_copy_that_finds_no_room_is_begun_again_a_few_times(place, monkeypatch, refusals, fails, size):
+    data, path, left, real = make_blob(size), place.inputs / "out", refusals, os.copy_file_range
+
+    def copy_some(source, target, count, **offsets):
+        nonlocal left
+        if left:
+            left -= 1
+            real(source, target, count // 2, **offsets)
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+        return real(source, target, count, **offsets)
+
+    async with place.running(min_free=0) as store:
+        path.write_bytes(data)
+        os.link(path, place.inputs / "second")
+        monkeypatch.setattr(os, "copy_file_range", copy_some)
+        if fails:
+            with pytest.raises(ExhaustedError, match=f"cannot take over {path}"):
+                await store.capability(LocalFiles).adopt_file(digest_of(data), str(path))
+        else:
+            await store.capability(LocalFiles).adopt_file(digest_of(data), str(path))
+        assert await find(store, digest_of(data)) == (None if fails else data)
+        assert path.read_bytes() == data and place.temp_files() == []

@@ -92,7 +92,10 @@ async def test_files_of_a_restarted_store_are_hashed_before_they_are_linked(plac
 @pytest.mark.parametrize("executable", [False, True])
 @pytest.mark.parametrize(
     ("number", "advice"),
-    [(errno.EMLINK, "as many hard links"), (errno.EXDEV, "one file system"), (errno.EPERM, "one file system")],
+    [
+        (errno.EMLINK, "as many hard links"), (errno.EXDEV, "one file system"), (errno.EPERM, "one file system"),
+        (errno.EOPNOTSUPP, "one file system"),
+    ],
 )
 async def test_what_cannot_be_linked_is_copied(place, monkeypatch, caplog, number, advice, executable):
     def link(*args, **kwargs):
