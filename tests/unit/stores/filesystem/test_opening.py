@@ -344,7 +344,7 @@ async def test_no_thread_but_the_stores_own_does_what_takes_long(place, monkeypa
         return await real(function, *args, **options)
 
     data = make_blob(3 << 20)
-    async with place.running() as store:
+    async with place.running(evict_page_cache=True) as store:
         monkeypatch.setattr(trio.to_thread, "run_sync", run_sync)
         store._uploader._pace.note(1.0)
         digest = await put(store, data)
@@ -353,7 +353,7 @@ async def test_no_thread_but_the_stores_own_does_what_takes_long(place, monkeypa
         store._access.nowait = 0
         assert await find(store, digest) == data
     own = {name for name, is_own in hops if is_own}
-    assert {"append", "_append", "_update", "preadv"} <= own
+    assert {"append", "_append", "flush_and_drop", "_update", "preadv"} <= own
     assert {name for name, is_own in hops if not is_own} <= {
         "_list_piece", "_write_atimes", "_close_all", "is_in_place", "reopen",
     }  # fmt: skip

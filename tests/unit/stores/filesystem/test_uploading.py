@@ -163,3 +163,37 @@ async def test_a_file_that_finds_no_room_is_begun_again_a_few_times(place, monke
             await store.put(digest_of(data), data)
             assert await store.get(digest_of(data)) == data
         assert place.temp_files() == []
+
+
+@pytest.mark.parametrize("refusals", [0, 1, 5])
+async def test_a_copy_of_what_went_is_hashed_before_it_is_served_however_often_its_name_found_no_room(
+    place, monkeypatch, refusals
+):
+    data, real, left = make_blob(5000), os.rename, refusals
+    async with place.running() as store:
+        digest = await put(store, data)
+        upload = BlockingReader([data])
+        evicted = store._space.make_room_for_name
+
+        def rename(source, target, **folders):
+            nonlocal left
+            if target == str(digest) and left:
+                left -= 1
+                raise OSError(errno.ENOSPC, "no space left")
+            real(source, target, **folders)
+
+        async def make_room_for_name(error, *, attempt):
+            await evicted(error, attempt=attempt)
+            return True
+
+        monkeypatch.setattr(store._space, "make_room_for_name", make_room_for_name)
+        monkeypatch.setattr(os, "rename", rename)
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(store.write, digest, upload)
+            await upload.blocked.wait()
+            place.file(digest).unlink()
+            upload.go_on.set()
+        hashed = store.statistics()["hashed_blobs"]
+        assert left == 0 and await store.get(digest) == data
+        assert store.statistics()["hashed_blobs"] == hashed + 1
+        assert place.temp_files() == []
