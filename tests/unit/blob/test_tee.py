@@ -1,4 +1,5 @@
 import os
+import weakref
 
 import pytest
 import trio
@@ -244,3 +245,28 @@ async def test_a_leader_that_waits_for_the_follower_goes_on_when_that_leaves():
         assert not got
         tee.follower.close()
     assert got == [data]
+
+
+async def test_a_tee_that_is_done_holds_neither_its_source_nor_what_that_has_raised():
+    """The sides and the tee know each other, and the collector is rare; the source may be a coder of many MiB."""
+
+    class Failure(Exception):
+        pass
+
+    class Broken(PartsReader):
+        async def receive_parts(self, max_bytes=CHUNK):
+            raise Failure
+
+    async def failed():
+        source = Broken([b"abc"])
+        tee = Tee(source)
+        tee.follower.close()
+        try:
+            await tee.leader.receive_parts()
+        except Failure as error:
+            return tee, weakref.ref(source), weakref.ref(error)
+
+    tee, source, error = await failed()
+    assert tee.error is error() and source() is not None
+    tee.forget()
+    assert tee.error is source() is error() is None

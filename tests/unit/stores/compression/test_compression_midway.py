@@ -7,7 +7,7 @@ from functools import partial
 import pytest
 import trio
 
-from nl.blob.zstd import compress
+from nl.blob.zstd import compress, library
 from nl.plugin import (
     MAX_WHOLE,
     ActionKey,
@@ -391,3 +391,11 @@ async def test_frames_that_decode_to_another_size_than_they_were_brought_for_are
         with pytest.raises(CorruptBlobError):
             await ask(digest)
         assert await store.has([digest]) == [None]
+
+
+async def test_a_streamed_frame_says_how_large_its_content_is_if_that_is_known():
+    store = make_store("zstd")
+    for size, told in ((LARGE.size, LARGE.size), (-1, None)):
+        await store.write(LARGE, PartsReader(split(LARGE_DATA, 9999), size=size))
+        stored = bytes(await store.backend.get(f"{LARGE}.zst"))
+        assert library().get_frame_info(stored).decompressed_size == told
