@@ -230,6 +230,51 @@ def test_a_cut_is_an_error(whole):
         decode(whole + b"x")
 
 
+@pytest.mark.parametrize("make", [by_hand, sealed_by_hand])
+@pytest.mark.parametrize("blocks", [0, 2])
+def test_nothing_may_follow_the_end_not_even_another(make, blocks):
+    whole = make(DATA[: 10 * blocks], 10)
+    end = whole[HEAD_BYTES + 16 * blocks :]
+    assert end[0] == whole[0], "a footer, or a seal"
+    for extra in (end, b"\x00" + struct.pack("<I", 3) + literal(b"zz") + end, bytes(5)):
+        decoder = Lz4Decoder(max_block_size=1 << 16)
+        decoder.feed([whole + extra])
+        with pytest.raises(CodingError, match="follows"):
+            while not decoder.needs_input:
+                decoder.decode(1 << 20)
+            decoder.finish()
+
+
+def test_a_seal_of_blocks_without_a_size_is_none():
+    with pytest.raises(CodingError, match="does not end with a seal"):
+        Blocks(SEALED[:-5] + bytes(4) + SEALED[-1:], head_bytes=HEAD_BYTES, stored_size=len(SEALED))
+
+
+def test_a_seal_tells_where_blocks_are_beyond_four_gibibytes():
+    count, size = 70, 64 << 20
+    entries, end = (struct.pack("<I", size) + bytes(16)) * count, struct.pack("<IQIB", count, count * size, size, 2)
+    content = entries + blake3(entries + end).digest(16) + end
+    seal = HEAD_BYTES + count * (5 + size)
+    blocks = Blocks(content, head_bytes=HEAD_BYTES, stored_size=seal + 5 + len(content))
+    assert blocks.start(count) == seal > 4 << 30
+
+
+def test_a_header_that_makes_no_sense_is_refused_at_once():
+    for wrong in (
+        b"\x01" + struct.pack("<IIQ", 0, 0, 26), b"\x01" + struct.pack("<IIQ", 10, 2, 26),
+        b"\x03" + struct.pack("<IIQ", 10, 0, 26),
+    ):  # fmt: skip
+        with pytest.raises(CodingError, match="does not begin like"):
+            decode(wrong + VECTOR[HEAD_BYTES:])
+
+
+def test_a_size_in_the_header_that_is_too_small_contradicts_the_end():
+    for kind, size in ((0, 25), (0, 27), (1, 25)):
+        with pytest.raises(CodingError, match="header contradicts"):
+            decode(by_hand(DATA, 10, kind=kind, size=size))
+    assert decode(by_hand(DATA, 10, kind=1, size=26)) == DATA
+
+
 def test_nothing_is_waited_for_that_no_object_can_have():
     """Lengths are checked when they are read, not when so many bytes have come."""
     header = b"\x01" + struct.pack("<IIQ", 1024, 1, 1 << 40)
