@@ -9,6 +9,7 @@ import trio
 
 from nl.blob.zstd import compress, library
 from nl.plugin import (
+    CHUNK,
     MAX_WHOLE,
     ActionKey,
     BlobNotFoundError,
@@ -25,6 +26,7 @@ from nl.plugin import (
     VerifyingReader,
     digest_of,
 )
+from nl.stores.compression.sealing import SEAL_BYTES, UnsealingReader, seal
 from nl.stores.memory import MemoryOptions, MemoryStore
 from nl.testing import BareContext, BlockingReader, PartsReader, drain, read, split
 from tests.unit.stores.compression.kinds import make_store
@@ -399,3 +401,36 @@ async def test_a_streamed_frame_says_how_large_its_content_is_if_that_is_known()
         await store.write(LARGE, PartsReader(split(LARGE_DATA, 9999), size=size))
         stored = bytes(await store.backend.get(f"{LARGE}.zst"))
         assert library().get_frame_info(stored).decompressed_size == told
+
+
+@pytest.mark.parametrize("most", [7, 1000, CHUNK])
+async def test_a_backend_is_told_how_much_comes_with_the_seal_and_takes_it_in_any_pieces(most):
+    class Careful(Backend):
+        async def write(self, key, reader):
+            data = await drain(reader, most)
+            assert reader.size in (-1, len(data))
+            sizes.append(reader.size)
+            await self.put(key, data)
+
+    sizes, frames = [], compress(LARGE_DATA)
+    store = make_store("zstd", backend=Careful())
+    for size in (len(frames), -1):
+        await store.write_encoded(LARGE, PartsReader(split(frames, 9999), size=size), Encoding.ZSTD)
+        assert await read(store, LARGE) == LARGE_DATA
+    assert sizes == [len(frames) + SEAL_BYTES, -1]
+
+
+async def test_an_object_of_another_length_than_was_said_is_never_given_to_its_end():
+    frames = compress(DATA)
+    whole = seal(frames, len(DATA))
+    for data, problem in (
+        (whole[: len(frames) - 5], "ends before"), (whole + b"x", "longer"), (whole[:-1], "seal"), (whole[:-9], "seal"),
+    ):
+        source = PartsReader([data], size=-1)
+        reader = UnsealingReader(
+            source, stored_size=len(whole), decoded_size=len(DATA), failure=CorruptBlobError
+        )
+        with pytest.raises(CorruptBlobError, match=problem):
+            await drain(reader)
+    with pytest.raises(CorruptBlobError, match="too short"):
+        UnsealingReader(source, stored_size=10, decoded_size=-1, failure=CorruptBlobError)
