@@ -466,3 +466,12 @@ def test_a_bomb_is_not_unpacked_either_where_a_blob_comes_whole(monkeypatch):
     with pytest.raises(CodingError, match="more than 1000 bytes"):
         decompress(compress(bytes(1 << 24)), 1000)
     assert sum(made) <= 1001
+
+
+def test_a_whole_blob_whose_frame_does_not_end_is_wrong_even_if_all_its_bytes_are_there():
+    encoder = RawEncoder(size=1000)
+    data = make_blob(1000)
+    *parts, end = encoder.encode([data]) + encoder.finish()
+    assert decompress(b"".join([*parts, end]), 1000) == data
+    with pytest.raises(CodingError, match="ends within a zstd frame"):
+        decompress(b"".join(parts), 1000)
