@@ -248,3 +248,19 @@ async def test_a_socket_file_is_an_address(tmp_path: Path) -> None:
             async with store_on(url) as store:
                 await store.put(digest, b"here")
                 assert await find(store, digest) == b"here"
+
+
+async def test_a_certificate_of_another_host_is_refused(tmp_path: Path, authority: trustme.CA) -> None:
+    """It is trusted, and says that this is somebody else."""
+    certificate = authority.issue_cert("elsewhere.example")
+    certificate.private_key_pem.write_to_path(str(tmp_path / "key.pem"))
+    certificate.cert_chain_pems[0].write_to_path(str(tmp_path / "cert.pem"))
+    authority.cert_pem.write_to_path(str(tmp_path / "ca.pem"))
+    with redis_server(
+        tmp_path / "redis", "--port", "0", "--tls-auth-clients", "no", "--tls-cert-file", str(tmp_path / "cert.pem"),
+        "--tls-key-file", str(tmp_path / "key.pem"), "--tls-ca-cert-file", str(tmp_path / "ca.pem"), tls=True,
+    ) as server:
+        options = options_for(f"rediss://127.0.0.1:{server.port}", root_certificates=str(tmp_path / "ca.pem"))
+        with pytest.raises(ConfigError, match="certificate") as caught, trio.fail_after(60):
+            await RedisStore(options, BareContext()).run()
+        assert caught.value.path == "root_certificates"
