@@ -29,6 +29,7 @@ def check(config: Config, references: Sequence[tuple[str, str]]) -> None:
     _cas_is_not_ac(config)
     _unique_addresses(config)
     _one_entry_per_instance(config)
+    _workers_have_a_scheduler_here(config)
     _certificates_are_asked_for(config)
     if not config.servers and not config.workers:
         raise ConfigError("", "the config has nothing to run; expected servers, workers or both")
@@ -110,6 +111,22 @@ def _unique_addresses(config: Config) -> None:
             raise ConfigError(f"servers[{i}].listener.http.socket_address",
                               f"servers[{first[address]}] listens there already; expected another address")
         first[address] = i
+
+
+def _workers_have_a_scheduler_here(config: Config) -> None:
+    """Workers of another server's scheduler connect there."""
+    schedulers = {entry.name: entry.spec for entry in config.schedulers}
+    for i, server in enumerate(config.servers):
+        service = server.services.worker_api
+        if service is None:
+            continue
+        spec = schedulers[service.scheduler]
+        while (behind := getattr(spec.options, "scheduler", None)) is not None:
+            spec = behind
+        if spec.kind == "grpc":
+            raise ConfigError(f"servers[{i}].services.worker_api.scheduler",
+                              f"{show(service.scheduler)} is the scheduler of another server, where its workers "
+                              "connect; expected one with a simple scheduler behind it")
 
 
 def _certificates_are_asked_for(config: Config) -> None:

@@ -8,7 +8,19 @@ from typing import Annotated, Literal
 
 from nl.config.convert import mapped, struct, suggest
 from nl.config.fields import Conversion, Ignored, Raw, ZeroMeansDefault, join
-from nl.config.types import Count, Duration, Options, SignedDuration, Size, StoreName, Tagged, Text
+from nl.config.types import (
+    Count,
+    Duration,
+    Options,
+    SecretText,
+    ServerAddress,
+    SignedDuration,
+    Size,
+    StoreName,
+    Tagged,
+    Text,
+)
+from nl.config.workers import ClientTlsOptions
 from nl.errors import ConfigError
 
 AllocationStrategy = Literal["least_recently_used", "most_recently_used", "round_robin", "least_loaded"]
@@ -173,13 +185,80 @@ class SchedulerSpec(Tagged):
             raise ConfigError(path, f"a scheduler has exactly one kind, found {found}; expected one of {supported}")
         ((kind, inner),) = given.items()
         at = join(path, kind)
-        if kind in _ABSENT:
-            raise ConfigError(at, f"the scheduler kind {kind} of NativeLink is not part of this version; expected one "
-                                  f"of {supported}")
         if kind not in SCHEDULER_KINDS:
             hint = suggest(kind, SCHEDULER_KINDS)
             raise ConfigError(at, f"unknown scheduler kind{hint}; expected one of {supported}")
         return cls(kind, struct(SCHEDULER_KINDS[kind], {} if inner is None else inner, at, conversion), path)
+
+
+class SchedulerEndpoint(Options):
+    """The server of a scheduler."""
+
+    address: ServerAddress
+    """`grpc://host:port`, `grpcs://host:port` for TLS, or `unix:/path`."""
+    tls_config: ClientTlsOptions | None = None
+    """TLS; for `grpcs` the system's authorities if not set."""
+    compression: Literal["none", "gzip"] = "none"
+    """Whether requests are packed. Replies may be, as the server likes."""
+    token: SecretText | None = None
+    """The token to come in with, `"${NL_TOKEN}"` say. All clients come in with this one there."""
+    token_file: Text | None = None
+    """A file with the token in its first line, read again when it changes."""
+    concurrency_limit: Annotated[Count | None, ZeroMeansDefault()] = None
+    """How many calls may be under way on one connection; others wait."""
+    connect_timeout_s: Annotated[Duration, ZeroMeansDefault()] = 30.0
+    """How long one attempt to connect may take."""
+    tcp_keepalive_s: Annotated[Duration, ZeroMeansDefault()] = 30.0
+    """After so much silence TCP itself asks whether the server's host is there."""
+    http2_keepalive_interval_s: Annotated[Duration, ZeroMeansDefault()] = 30.0
+    """After so much silence a connection with calls gets a PING."""
+    http2_keepalive_timeout_s: Annotated[Duration, ZeroMeansDefault()] = 20.0
+    """How long that PING may go unanswered."""
+
+
+class SchedulerRetry(Options):
+    """When the stream of an operation is taken up again."""
+
+    max_retries: Count = 5
+    """How often in a row; 0 means never. What has been told anew begins to count anew."""
+    delay: float = 0.1
+    """Seconds before the first time, doubled for each further one, up to 10."""
+    jitter: float = 0.5
+    """By which part the pauses vary at random, half of it up and half of it down."""
+
+    def check(self) -> None:
+        """Pauses are not negative."""
+        if self.delay < 0:
+            raise ConfigError("delay", f"{self.delay:g} is negative; expected 0 or more seconds")
+        if not 0 <= self.jitter <= 2:
+            raise ConfigError("jitter", f"{self.jitter:g} is not between 0 and 2")
+
+
+class GrpcSchedulerOptions(Options):
+    """The scheduler of another server: actions go there, and workers connect there.
+
+    That server needs the same blobs. It matches by what the action itself says: what a `property_modifier` or
+    `historical_resource` in front changes is not seen there.
+    """
+
+    EXAMPLE = '{ name: "MAIN", grpc: { endpoint: { address: "grpc://scheduler:50052" } } }'
+
+    endpoint: SchedulerEndpoint
+    """The other server."""
+    retry: SchedulerRetry = SchedulerRetry()
+    """When the stream of an operation is taken up again."""
+    max_concurrent_requests: Count = 0
+    """How many operations are followed at once, the others wait here; 0 means any number."""
+    connections_per_endpoint: Annotated[Count, ZeroMeansDefault()] = 1
+    """How many connections are kept."""
+    retain_completed_for_s: Annotated[Duration, ZeroMeansDefault()] = 60.0
+    """How long a finished operation can still be asked for."""
+    client_action_timeout_s: Annotated[Duration, ZeroMeansDefault()] = 60.0
+    """How long an action goes on without any client listening."""
+    max_operations: Annotated[Count, ZeroMeansDefault()] = 100_000
+    """How many operations may be unfinished at once; beyond that Execute is refused as RESOURCE_EXHAUSTED."""
+    max_retained_bytes: Annotated[Size, ZeroMeansDefault()] = 256 * 1024 * 1024
+    """How large the results that are kept for `retain_completed_for_s` may be together; the oldest go early."""
 
 
 SCHEDULER_KINDS: dict[str, type[Options]] = {
@@ -187,5 +266,5 @@ SCHEDULER_KINDS: dict[str, type[Options]] = {
     "cache_lookup": CacheLookupOptions,
     "property_modifier": PropertyModifierOptions,
     "historical_resource": HistoricalResourceOptions,
+    "grpc": GrpcSchedulerOptions,
 }
-_ABSENT = frozenset({"grpc"})

@@ -6,9 +6,11 @@ afterwards, so nobody has to be sorted again. The tag is the virtual time of the
 they have taken), or, if that is later, one share behind the last tag of the same invocation. So an invocation's 10,000
 actions stand one behind the other, and another's ten, which come later, stand between the next ten of them.
 
-An invocation of a user who has n of them waiting advances n times as fast: users have equal shares, however many
-builds they start. Who waits longer than `ageing_s` is moved to the most urgent level that waits then, where all that
-have been moved share as one invocation: so no priority makes anybody wait for ever, however many actions come with it.
+An invocation of a user who has n of them waiting advances n times as fast: users have equal shares, however many builds
+they start (and the earliest of a user's builds the most of his). Without users all invocations are equal.
+
+Who waits longer than `ageing_s` is moved to the most urgent level that waits then, where all that have been moved share
+as one invocation: so no priority makes anybody wait for ever, however many actions come with it.
 """
 
 from __future__ import annotations
@@ -118,7 +120,7 @@ class QueueOrder:
         user, invocation, _ = flow
         last = self._last.get(flow)
         known = self._invocations.get(user, ())
-        share = len(known) + (invocation not in known)
+        share = len(known) + (invocation not in known) if user else 1
         tag = virtual if last is None else max(virtual, last + share)
         if charge:
             self._last[flow] = tag

@@ -6,12 +6,11 @@ between two awaits, so each event is applied whole. Not here: rules (core.py), t
 
 from __future__ import annotations
 
-import itertools
 import logging
 import math
 import time
 import uuid
-from collections import Counter, deque
+from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 
@@ -25,13 +24,12 @@ from nl.errors import (
     InvalidRequestError,
     NlError,
     NotFoundError,
-    PreconditionError,
     UnavailableError,
 )
 from nl.model.execution import ActionRequest, Outcome
 from nl.scheduler.contract import Lookup
 from nl.scheduler.core import SchedulerCore
-from nl.scheduler.operation import Interest, Operation
+from nl.scheduler.operation import Operation, OperationBook
 from nl.scheduler.options import SimpleSchedulerOptions
 from nl.scheduler.session import WorkerSession, WorkerState
 from nl.scheduler.state import Execution
@@ -42,11 +40,6 @@ TICK_S = 1.0
 """How finely time-outs are looked at."""
 
 MAX_PREFIX_CHARS = 256
-
-_OPERATION_BYTES = 1024
-"""What a retained operation weighs besides its response, roughly."""
-
-_numbers = itertools.count(1)
 
 
 def _new_id() -> str:
@@ -72,11 +65,9 @@ class SimpleScheduler:
         self._lookup = lookup
         self._clock = clock
         self._core = SchedulerCore(options, new_id=_new_id)
-        self._interest = Interest(clock)
-        self._operations: dict[str, Operation] = {}
-        self._retained: deque[tuple[float, Operation, int]] = deque()
-        self._retained_bytes = 0
-        self._unfinished = 0
+        self._operations: OperationBook[Operation] = OperationBook(
+            retain_s=options.retain_completed_for_s, max_bytes=options.max_retained_bytes, clock=clock
+        )
         self._sessions: dict[str, WorkerSession] = {}
         self._nursery: trio.Nursery | None = None
         self._stopping = False
@@ -143,8 +134,9 @@ class SimpleScheduler:
             raise UnavailableError("the scheduler is shutting down")
         if nursery is None:
             raise InternalError(f"{self!r} is not running")
-        if self._unfinished >= self.options.max_operations:
-            raise ExhaustedError(f"the scheduler holds {self._unfinished} unfinished operations, its maximum")
+        unfinished = self._operations.unfinished
+        if unfinished >= self.options.max_operations:
+            raise ExhaustedError(f"the scheduler holds {unfinished} unfinished operations, its maximum")
         id = _new_id()
         name = f"{request.instance_name}/{id}" if request.instance_name else id
         execution = self._core.join(request, client=name, now=self._clock())
@@ -160,11 +152,8 @@ class SimpleScheduler:
         else:
             self._totals["merged"] += 1
         self._totals["submitted"] += 1
-        operation = self._operations[name] = Operation(
-            name, execution, number=next(_numbers), interest=self._interest, owner=owner
-        )
-        self._unfinished += 1
-        self._interest.lost(operation)
+        operation = Operation(name, execution, interest=self._operations.interest, owner=owner)
+        self._operations.add(operation)
         self._deliver()
         return operation
 
@@ -173,15 +162,11 @@ class SimpleScheduler:
 
         Asking counts as interest. Raises NotFoundError.
         """
-        operation = self._operations.get(name)
-        if operation is None or (owner is not None and operation.owner != owner):
-            raise NotFoundError(f"operation {name!r} not found: unknown, or finished too long ago")
-        operation.refresh_interest()
-        return operation
+        return self._operations.find(name, owner=owner)
 
     def operations(self) -> list[Operation]:
         """All that are known, the oldest first."""
-        return list(self._operations.values())
+        return list(self._operations)
 
     async def cancel(self, name: str) -> None:
         """Ends the operation as CANCELLED; kills the action unless others wait for it. Over already: no effect.
@@ -195,10 +180,7 @@ class SimpleScheduler:
 
     def forget(self, name: str) -> None:
         """Drops a finished operation before its time. Raises NotFoundError, or PreconditionError if it goes on."""
-        operation = self.operation(name)
-        if not operation.done:
-            raise PreconditionError(f"operation {name!r} is not finished; cancel it first")
-        del self._operations[name]
+        self._operations.forget(name)
 
     # --- workers ------------------------------------------------------------------------------------------------
 
@@ -267,8 +249,8 @@ class SimpleScheduler:
         return {
             **self._core.counts(),
             "operations": len(self._operations),
-            "unfinished_operations": self._unfinished,
-            "retained_bytes": self._retained_bytes,
+            "unfinished_operations": self._operations.unfinished,
+            "retained_bytes": self._operations.retained_bytes,
             **{f"{key}_total": count for key, count in sorted(self._totals.items())},
         }
 
@@ -322,28 +304,14 @@ class SimpleScheduler:
             if operation is not None:
                 operation.wake()
                 if outcome is not None:
-                    self._retain(operation, outcome)
-
-    def _retain(self, operation: Operation, outcome: Outcome) -> None:
-        self._unfinished -= 1
-        self._interest.found(operation)
-        size = len(outcome.response or b"") + _OPERATION_BYTES
-        self._retained.append((self._clock() + self.options.retain_completed_for_s, operation, size))
-        self._retained_bytes += size
-        while self._retained_bytes > self.options.max_retained_bytes:
-            self._drop_oldest()
-
-    def _drop_oldest(self) -> None:
-        _, operation, size = self._retained.popleft()
-        self._retained_bytes -= size
-        self._operations.pop(operation.name, None)
+                    self._operations.ended(operation, outcome)
 
     def _give_up(self, operation: Operation, error: NlError) -> None:
         outcome = Outcome(error=error)
         execution = operation.execution
         self._core.leave(execution, client=operation.name, error=error, now=self._clock())
         operation.give_up(outcome)
-        self._retain(operation, outcome)
+        self._operations.ended(operation, outcome)
         self._deliver()
 
     async def _keep_time(self) -> None:
@@ -360,9 +328,9 @@ class SimpleScheduler:
     def _tick(self) -> None:
         now = self._clock()
         options = self.options
-        while self._retained and self._retained[0][0] <= now:
-            self._drop_oldest()
-        for operation in self._interest.pop_abandoned(options.client_action_timeout_s):
+        self._operations.drop_old()
+        for name in self._operations.interest.pop_abandoned(options.client_action_timeout_s):
+            operation = self._operations.find(name)
             limit = options.client_action_timeout_s
             text = f"Operation timed out after {limit:g} seconds of having no more clients listening"
             self._totals["abandoned"] += 1

@@ -30,7 +30,7 @@ from nl.errors import (
     PreconditionError,
     Violation,
 )
-from nl.model.access import Right
+from nl.model.access import EVERYONE, Identity, Right
 from nl.model.digest import ActionKey, Digest, DigestFunction
 from nl.model.execution import ActionRequest, Properties
 from nl.pb import longrunning, reapi, wkt
@@ -81,7 +81,7 @@ class ExecutionService:
         request = await receive_request(stream)
         instance = self._instances.get(stream, request.instance_name, Right.EXECUTE)
         request.instance_name = instance.name  # from here on it is the name of the one that serves it
-        action = await _checked(instance, request, _requester(stream), user=stream.identity.name)
+        action = await _checked(instance, request, _requester(stream), user=_user(stream.identity))
         await self._follow(stream, await instance.scheduler.submit(action, owner=stream.identity.name))
 
     async def wait_execution(self, stream: WaitStream) -> None:
@@ -219,6 +219,11 @@ def _platform(action: reapi.Action, command: reapi.Command) -> Properties:
     if platform is None:
         return ()
     return tuple(sorted((each.name, each.value) for each in platform.properties))
+
+
+def _user(identity: Identity) -> str:
+    """Who has a share of his own; those without credentials have none but that of their build."""
+    return "" if identity is EVERYONE or identity.is_anonymous else identity.name
 
 
 def _requester(stream: ExecuteStream) -> dict[str, str]:

@@ -13,7 +13,7 @@ from nl.errors import ConfigError, PluginError
 from tests.unit.config.kinds import kinds
 
 DATA = Path(__file__).parents[2] / "data" / "configs"
-SCHEDULER_KINDS = "expected one of simple, cache_lookup, property_modifier, historical_resource"
+SCHEDULER_KINDS = "expected one of simple, cache_lookup, property_modifier, historical_resource, grpc"
 SERVER = {"listener": {"http": {"socket_address": "127.0.0.1:50051"}}, "services": {}}
 MEMORY = {"name": "M", "mem": {}}
 SCHEDULER = {"name": "S", "simple": {}}
@@ -207,8 +207,13 @@ def test_older_forms_are_refused_at_their_own_paths(raw, message):
      "bytestream, fetch, push, worker_api, experimental_bep, admin, health"),
     ({"servers": [SERVER], "experimental_origin_events": {"publisher": {"store": "X"}}},
      "experimental_origin_events: not supported: origin events are not published; expected this key to be left out"),
-    ({"servers": [SERVER], "schedulers": [{"name": "S", "grpc": {"endpoint": {"address": "grpc://x:1"}}}]},
-     f"schedulers[0].grpc: the scheduler kind grpc of NativeLink is not part of this version; {SCHEDULER_KINDS}"),
+    ({"servers": [SERVER], "schedulers": [{"name": "S", "grpc": {
+        "endpoint": {"address": "grpc://x:1"}, "retry": {"delay": -1}}}]},
+     "schedulers[0].grpc.retry.delay: -1 is negative; expected 0 or more seconds"),
+    ({"servers": [{**SERVER, "services": {"worker_api": {"scheduler": "S"}}}], "schedulers": [
+        {"name": "S", "property_modifier": {"scheduler": {"grpc": {"endpoint": {"address": "grpc://x:1"}}}}}]},
+     'servers[0].services.worker_api.scheduler: "S" is the scheduler of another server, where its workers connect; '
+     "expected one with a simple scheduler behind it"),
     ({"servers": [SERVER], "schedulers": [{"name": "S", "simpel": {}}]},
      f"schedulers[0].simpel: unknown scheduler kind (did you mean simple?); {SCHEDULER_KINDS}"),
     ({"servers": [SERVER], "schedulers": [{"name": "S"}]},

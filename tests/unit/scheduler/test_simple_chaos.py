@@ -115,7 +115,7 @@ async def test_everybody_is_answered_and_nothing_is_left(seed, autojump_clock):
             assert statistics[level] == 0, level
         assert not scheduler._core.executions
         assert len(scheduler._core._in_flight) == 0
-        assert len(scheduler._interest._alone_since) == 0
+        assert len(scheduler._operations.interest) == 0
     assert len(answers) == CLIENTS * ROUNDS
     endings = set()
     for asked, operation in answers:

@@ -276,7 +276,7 @@ async def test_who_asks_is_known_from_the_request_metadata(header):
             await stream.receive()
             asked = at.scheduler.operations()[0].execution.request
         assert (asked.tool, asked.target, asked.mnemonic, asked.invocation) == ("bazel 7", "//a:b", "Cpp", "build 1")
-        assert asked.user == "everyone"
+        assert asked.user == "", "without credentials"
         async with at.executing(await at.action(salt=b"2"), metadata=[(header, b"\xff\xff")]) as stream:
             await stream.receive()
             asked = at.scheduler.operations()[1].execution.request

@@ -118,10 +118,10 @@ async def test_asking_in_vain_is_no_interest():
     async with house(instance=NAMES) as at:
         await submitted(at, ONE)
         [operation] = at.scheduler.operations()
-        interest = dict(at.scheduler._interest._alone_since)
+        interest = dict(at.scheduler._operations.interest._alone_since)
         with pytest.raises(NotFoundError):
             await call(at.operations, "GetOperation", asking("GetOperation", operation.name), identity=TWO)
-        assert dict(at.scheduler._interest._alone_since) == interest
+        assert dict(at.scheduler._operations.interest._alone_since) == interest
 
 
 @pytest.mark.parametrize(
