@@ -74,7 +74,7 @@ def test_secrets_are_taken_out_the_longer_ones_first_and_short_ones_left() -> No
     secrets = ("token", "token-and-more", "abcd", "abc")
     error = said(Status.UNAVAILABLE, "token-and-more token abcd abc", what="", secrets=secrets)
     assert error.message.endswith(": *** *** *** abc")
-    cut = said(Status.UNAVAILABLE, "x" * 495 + "token-and-more", what="", secrets=secrets)
+    cut = said(Status.UNAVAILABLE, "x" * 493 + "token-and-more", what="", secrets=secrets)
     assert cut.message.endswith("x***"), "nor is a part of one left where the message is cut"
 
 
