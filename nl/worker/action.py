@@ -274,6 +274,7 @@ class ActionRunner:
         await self._check_precondition(attempt)
         attempt.metadata.input_fetch_start_timestamp = _now()
         task = await self._load(attempt)
+        running.do_not_cache = attempt.do_not_cache
         if self._runner.inputs_shared:
             ended = await self._run_watched(attempt, task, running)
         else:

@@ -3,17 +3,17 @@
 It connects, introduces itself, runs what it is told to at the same time, reports, and connects again for ever when the
 scheduler goes away. Not here: what an action is (action.py), how the stream comes about (`Connect`, connection.py).
 
-When the stream breaks, all running actions are killed: the scheduler forgets a worker with its stream and gives its
-actions to others, and a result could not be delivered under the new worker id. So work is never done twice for long,
-and a reconnected worker begins with all its resources free, as the scheduler believes.
+What becomes of running actions when a stream breaks is told in actions.py.
 """
 
 from __future__ import annotations
 
 import logging
 import random
+from collections import deque
 from collections.abc import Callable
 from contextlib import AbstractAsyncContextManager
+from functools import partial
 from typing import Protocol
 
 import trio
@@ -24,9 +24,9 @@ from nl.errors import Code, ExhaustedError, NlError, UnavailableError
 from nl.pb import reapi, wkt, worker_api
 from nl.pb.codec import encode
 from nl.rpc.status import status_of
-from nl.worker.action import ActionRunner
+from nl.worker.actions import Actions
 from nl.worker.environment import query_properties
-from nl.worker.orders import NotNowError, Report, Running
+from nl.worker.orders import NotNowError, Report
 from nl.worker.runner import Runner
 
 log = logging.getLogger("nl.worker.agent")
@@ -56,48 +56,78 @@ Connect = Callable[[], AbstractAsyncContextManager[WorkerStream]]
 
 
 class _Session:
-    """One stream, from registration to its end."""
+    """One stream, from registration to its end: what is to be said waits in line, so that nobody waits for the peer."""
 
-    def __init__(self, stream: WorkerStream, *, worker_id: str, nursery: trio.Nursery) -> None:
+    def __init__(self, stream: WorkerStream, *, worker_id: str) -> None:
         self.worker_id = worker_id
-        self.running: dict[str, Running] = {}
-        self.nursery = nursery
         self.failure: NlError | None = None
-        self.over = trio.Event()
-        """Nothing more is received."""
         self._stream = stream
-        self._turn = trio.Lock()
+        self._unsent: deque[worker_api.UpdateForScheduler] = deque()
+        self._news = trio.Event()
+        self._is_leaving = False
+        self._scope = trio.CancelScope()
+        self._over = trio.Event()
 
-    async def send(self, update: worker_api.UpdateForScheduler) -> None:
-        """Sends; a failure ends the session."""
-        try:
-            async with self._turn:
-                await self._stream.send_message(update)
-        except NlError as exc:
-            self.end(exc)
+    def send(self, update: worker_api.UpdateForScheduler) -> None:
+        """Puts an update in line. There are two for each action that runs, and keepalives only in an empty line."""
+        self._unsent.append(update)
+        self._news.set()
+
+    def executed(self, start: worker_api.StartExecute) -> None:
+        """See `Listener`."""
+        done = worker_api.ExecuteComplete(operation_id=start.operation_id)
+        self.send(worker_api.UpdateForScheduler(execute_complete=done))
+
+    def ended(self, start: worker_api.StartExecute, report: Report) -> None:
+        """See `Listener`."""
+        self.send(_result(start, report))
 
     async def say_goodbye(self) -> None:
         """The last words, and then the scheduler's turn to end the stream: so that all before them has arrived."""
-        await self.send(worker_api.UpdateForScheduler(going_away_request=worker_api.GoingAwayRequest()))
-        try:
-            async with self._turn:
-                await self._stream.end()
-        except NlError as exc:
-            self.end(exc)
-        await self.over.wait()
+        self.send(worker_api.UpdateForScheduler(going_away_request=worker_api.GoingAwayRequest()))
+        self._is_leaving = True
+        await self._over.wait()
 
-    async def receive(self) -> worker_api.UpdateForWorker | None:
-        """The next order; None when the session is over."""
+    async def run(self, obey: Callable[[worker_api.UpdateForWorker], bool], *, keep_alive_s: float) -> None:
+        """Sends what is in line and obeys what comes, until the stream ends or `obey` says that it is over."""
         try:
-            return await self._stream.recv_message()
-        except NlError as exc:
-            self.end(exc)
-            return None
+            with self._scope:
+                async with trio.open_nursery() as nursery:
+                    nursery.start_soon(self._write)
+                    nursery.start_soon(self._keep_alive, keep_alive_s)
+                    try:
+                        while (update := await self._stream.recv_message()) is not None and obey(update):
+                            pass
+                        self.end(None)
+                    except NlError as exc:
+                        self.end(exc)
+        finally:
+            self._over.set()
 
     def end(self, failure: NlError | None) -> None:
-        """Kills what runs and ends all tasks of the session."""
+        """Ends `run`."""
         self.failure = self.failure or failure
-        self.nursery.cancel_scope.cancel()
+        self._scope.cancel()
+
+    async def _write(self) -> None:
+        try:
+            while True:
+                while self._unsent:
+                    await self._stream.send_message(self._unsent.popleft())
+                if self._is_leaving:
+                    await self._stream.end()
+                    return
+                self._news = trio.Event()
+                await self._news.wait()
+        except NlError as exc:
+            self.end(exc)
+
+    async def _keep_alive(self, seconds: float) -> None:
+        while True:
+            await trio.sleep(seconds)
+            if not self._unsent:
+                self.send(worker_api.UpdateForScheduler(keep_alive_request=worker_api.KeepAliveRequest()))
+                log.debug("Sent KeepAlive")
 
 
 class Worker:
@@ -109,7 +139,7 @@ class Worker:
         *,
         name: str,
         connect: Connect,
-        actions: ActionRunner,
+        actions: Actions,
         runner: Runner,
     ) -> None:
         self._options = options
@@ -119,24 +149,16 @@ class Worker:
         self._runner = runner
         self._session: _Session | None = None
         self._stopping = False
-        self._idle = trio.Event()
         self._connecting = trio.CancelScope()
-        self._completed = 0
 
     def __repr__(self) -> str:
         session = self._session
-        state = f"{session.worker_id} running={len(session.running)}" if session else "not connected"
-        return f"<Worker {self._name} {state}>"
+        state = session.worker_id if session else "not connected"
+        return f"<Worker {self._name} {state} running={len(self._actions)}>"
 
     def statistics(self) -> dict[str, int]:
         """Counters and levels for logs and metrics."""
-        session = self._session
-        return {
-            "running": len(session.running) if session else 0,
-            "connected": int(session is not None),
-            "completed": self._completed,
-            **self._actions.statistics(),
-        }
+        return {"connected": int(self._session is not None), **self._actions.statistics()}
 
     async def run(self, *, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> None:
         """Works until cancelled or stopped; `started()` when actions could be run, connected or not."""
@@ -148,7 +170,7 @@ class Worker:
         async with trio.open_nursery() as nursery:
             await nursery.start(self._runner.serve)
             with self._runner.held():
-                async with self._actions.prepared():
+                async with self._actions.opened():
                     task_status.started()
                     with self._connecting:
                         await self._stay_connected()
@@ -157,11 +179,10 @@ class Worker:
     async def shutdown(self, grace_s: float) -> None:
         """Takes no more actions, waits for those that run at most `grace_s`, says goodbye and ends `run`."""
         self._stopping = True
-        session = self._session
-        if session is not None and session.running:
-            log.info("Worker '%s' finishes %d actions", self._name, len(session.running))
+        if self._session is not None and len(self._actions):
+            log.info("Worker '%s' finishes %d actions", self._name, len(self._actions))
             with trio.move_on_after(grace_s):
-                await self._idle.wait()
+                await self._actions.wait_idle()
         session = self._session
         if session is not None:
             with trio.move_on_after(GOODBYE_S):
@@ -187,15 +208,14 @@ class Worker:
             worker_id = await self._register(stream, properties)
             log.info("Worker registered with scheduler: worker_id=%s", worker_id)
             log.info("Connected to scheduler: worker '%s', platform_properties=%s", self._name, properties)
-            async with trio.open_nursery() as nursery:
-                session = self._session = _Session(stream, worker_id=worker_id, nursery=nursery)
-                try:
-                    nursery.start_soon(self._keep_alive, session)
-                    await self._obey(session)
-                    session.end(None)
-                finally:
-                    session.over.set()
-                    self._session = None
+            session = self._session = _Session(stream, worker_id=worker_id)
+            self._actions.welcome()
+            keep_alive_s = self._options.worker_api_endpoint.timeout / 2
+            try:
+                await session.run(partial(self._obey, session), keep_alive_s=keep_alive_s)
+            finally:
+                self._session = None
+                self._actions.lose(session)
             if not self._stopping:
                 why = session.failure.message if session.failure else "the scheduler ended the stream"
                 log.warning("Worker disconnected from scheduler, reconnecting: worker_id=%s: %s", worker_id, why)
@@ -218,74 +238,42 @@ class Worker:
             raise UnavailableError("the scheduler did not answer with a ConnectionResult")
         return first.connection_result.worker_id
 
-    async def _keep_alive(self, session: _Session) -> None:
-        log.debug("Started KeepAlive")
-        while True:
-            await trio.sleep(self._options.worker_api_endpoint.timeout / 2)
-            await session.send(worker_api.UpdateForScheduler(keep_alive_request=worker_api.KeepAliveRequest()))
-            log.debug("Sent KeepAlive")
+    def _obey(self, session: _Session, update: worker_api.UpdateForWorker) -> bool:
+        """Does what it is told to. False if that is to leave."""
+        if update.start_action is not None:
+            self._start(session, update.start_action)
+        elif update.kill_operation_request is not None:
+            operation_id = update.kill_operation_request.operation_id
+            is_here = self._actions.kill(operation_id)
+            log.info("Kill operation %s%s", operation_id, "" if is_here else ": not running here")
+        elif update.disconnect is not None:
+            log.warning("Worker '%s' was removed by the scheduler", self._name)
+            return False
+        elif update.keep_alive is None:
+            log.warning("Worker '%s' got an update that it does not know", self._name)
+        return True
 
-    async def _obey(self, session: _Session) -> None:
-        """Takes orders until the stream ends."""
-        while (update := await session.receive()) is not None:
-            if update.start_action is not None:
-                await self._start(session, update.start_action)
-            elif update.kill_operation_request is not None:
-                operation_id = update.kill_operation_request.operation_id
-                running = session.running.get(operation_id)
-                log.info("Kill operation %s%s", operation_id, "" if running else ": not running here")
-                if running is not None:
-                    running.kill()
-            elif update.disconnect is not None:
-                log.warning("Worker '%s' was removed by the scheduler", self._name)
-                return
-            elif update.keep_alive is None:
-                log.warning("Worker '%s' got an update that it does not know", self._name)
-
-    async def _start(self, session: _Session, start: worker_api.StartExecute) -> None:
+    def _start(self, session: _Session, start: worker_api.StartExecute) -> None:
         """Starts an action, or says why not: a refusal is not the action's fault and costs it no attempt."""
         refusal: NlError | None = None
         limit = self._options.max_inflight_tasks
         if self._stopping:
             refusal = NotNowError("Worker shutting down")
-        elif start.operation_id in session.running:
+        elif start.operation_id in self._actions:
             refusal = NlError(f"operation {start.operation_id} runs here already", code=Code.ALREADY_EXISTS)
-        elif limit and len(session.running) >= limit:
+        elif limit and len(self._actions) >= limit:
             refusal = NotNowError(f"Worker runs {limit} actions already, its max_inflight_tasks")
         if refusal is not None:
-            await session.send(_result(start, Report(None, status_of(refusal))))
+            session.ended(start, Report(None, status_of(refusal)))
             return
-        running = session.running[start.operation_id] = Running()
-        session.nursery.start_soon(self._run_action, session, start, running)
-
-    async def _run_action(self, session: _Session, start: worker_api.StartExecute, running: Running) -> None:
-        operation_id = start.operation_id
         request = start.execute_request
         digest = request.action_digest if request is not None else None
         log.info(
-            "Executing action %s: operation_id=%s worker_id=%s",
+            "%s action %s: operation_id=%s worker_id=%s",
+            "Executing" if self._actions.start(start, session) else "Going on with",
             f"{digest.hash}-{digest.size_bytes}" if digest is not None else "without digest",
-            operation_id,
-            session.worker_id,
-        )
-
-        async def executed() -> None:
-            done = worker_api.ExecuteComplete(operation_id=operation_id)
-            await session.send(worker_api.UpdateForScheduler(execute_complete=done))
-
-        async def report(made: Report) -> None:
-            del session.running[operation_id]
-            self._completed += 1
-            await session.send(_result(start, made))
-
-        try:
-            await self._actions.run(
-                start, worker_id=session.worker_id, running=running, executed=executed, report=report
-            )
-        finally:
-            session.running.pop(operation_id, None)
-            if self._stopping and not session.running:
-                self._idle.set()
+            start.operation_id, session.worker_id,
+        )  # fmt: skip
 
 
 def _result(start: worker_api.StartExecute, report: Report) -> worker_api.UpdateForScheduler:

@@ -8,6 +8,7 @@ from collections.abc import Callable
 from nl.config.workers import LocalWorkerOptions
 from nl.storage.contract import Store
 from nl.worker.action import ActionRunner
+from nl.worker.actions import Actions
 from nl.worker.agent import Connect, Worker
 from nl.worker.connection import connector
 from nl.worker.processes import Supervisor
@@ -43,6 +44,6 @@ def local_worker(
         options,
         name=name,
         connect=connect or connector(options.worker_api_endpoint),
-        actions=ActionRunner(options, store=store, keeper=keeper, runner=runner),
+        actions=Actions(ActionRunner(options, store=store, keeper=keeper, runner=runner)),
         runner=runner,
     )

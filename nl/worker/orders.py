@@ -72,12 +72,14 @@ def properties_of(platform: reapi.Platform | None) -> Properties:
 class Running:
     """The handle of a running action: how it is killed from outside, with what it printed kept."""
 
-    __slots__ = ("_executing", "killed", "scope", "switch")
+    __slots__ = ("_executing", "do_not_cache", "killed", "scope", "switch")
 
     def __init__(self) -> None:
         self.scope = trio.CancelScope()
         self.switch = KillSwitch()
         self.killed = False
+        self.do_not_cache = False
+        """The action says that it is to be run for each who asks."""
         self._executing = False
 
     def kill(self) -> None:

@@ -12,7 +12,7 @@ import pytest
 import trio
 
 from nl.config.workers import LocalWorkerOptions, PropertySource, UploadActionResult, WorkerApiEndpoint
-from nl.errors import ConfigError
+from nl.errors import ConfigError, UnavailableError
 from nl.model.execution import ActionRequest
 from nl.pb import reapi
 from nl.pb.codec import decode, encode
@@ -22,6 +22,8 @@ from nl.scheduler.simple import SimpleScheduler
 from nl.services.worker_api import WorkerApiService
 from nl.stores.memory import MemoryOptions, MemoryStore
 from nl.testing import BareContext
+from nl.worker import actions
+from nl.worker.connection import connector
 from nl.worker.local import local_worker
 from tests.integration.worker_site import SHA256, Site, alive, message, site_with, until
 
@@ -58,7 +60,7 @@ class House:
         self._scope.cancel()
         await self._gone.wait()
 
-    def worker(self, **options: object):
+    def worker(self, connect=None, **options: object):
         configured = {
             "name": "w-",
             "cas_fast_slow_store": "CAS",
@@ -68,7 +70,7 @@ class House:
             **options,
         }
         stores = {"CAS": self.site.store, "AC": self.site.ac}
-        return local_worker(LocalWorkerOptions(**configured), index=0, store_named=stores.__getitem__)
+        return local_worker(LocalWorkerOptions(**configured), index=0, store_named=stores.__getitem__, connect=connect)
 
     async def connected(self, count: int = 1) -> None:
         await until(lambda: self.scheduler.statistics()["workers"] == count)
@@ -161,7 +163,8 @@ async def test_a_worker_comes_back_when_its_scheduler_does(house: House, caplog)
     assert (await house.execute(["/bin/true"])).result.exit_code == 0
 
 
-async def test_what_runs_when_the_scheduler_goes_away_is_killed(house: House):
+async def test_what_runs_when_the_scheduler_goes_away_for_good_is_killed(house: House, monkeypatch):
+    monkeypatch.setattr(actions, "KEEP_S", 0.1)
     await house.nursery.start(house.worker().run)
     path = house.site.path / "pid"
     await house.submit(["sh", "-c", f"setsid sleep 1000 & echo $! > {path}; wait"])
@@ -169,6 +172,126 @@ async def test_what_runs_when_the_scheduler_goes_away_is_killed(house: House):
     await house.close()
     await until(lambda: not alive(int(path.read_text())))
     await until(lambda: os.listdir(house.site.path / "agents") == [])
+
+
+class Waiting:
+    """An action that counts how often it is run, and waits for a flag."""
+
+    def __init__(self, house: House, **how: object) -> None:
+        self.house = house
+        self.how = how
+        self.runs, self.flag = house.site.path / "runs", house.site.path / "flag"
+        self.argv = ["sh", "-c", f"echo run >> {self.runs}; while [ ! -e {self.flag} ]; do sleep 0.02; done; echo done"]
+
+    async def submit(self):
+        return await self.house.submit(self.argv, **self.how)
+
+    async def started(self, times: int = 1) -> None:
+        await until(lambda: self.runs.exists() and len(self.runs.read_text().split()) == times)
+
+    async def ended_once(self, operation) -> None:
+        response = await self.house.response(operation)
+        assert await self.house.site.text(response.result.stdout_digest) == b"done\n"
+        assert self.runs.read_text().split() == ["run"]
+
+
+async def test_what_runs_goes_on_over_a_restart_of_the_scheduler_and_is_not_run_again(house: House):
+    worker = house.worker()
+    await house.nursery.start(worker.run)
+    waiting = Waiting(house)
+    await waiting.submit()
+    await waiting.started()
+    await house.close()
+    await until(lambda: worker.statistics()["unclaimed"] == 1)
+    await house.open()
+    operation = await waiting.submit()  # as a client does who hears that the scheduler has gone
+    await until(lambda: worker.statistics()["taken_up"] == 1)
+    waiting.flag.touch()
+    await waiting.ended_once(operation)
+
+
+async def test_what_has_ended_meanwhile_is_told_when_it_is_asked_for_again(house: House):
+    worker = house.worker()
+    await house.nursery.start(worker.run)
+    waiting = Waiting(house)
+    await waiting.submit()
+    await waiting.started()
+    await house.close()
+    await until(lambda: worker.statistics()["unclaimed"] == 1)
+    waiting.flag.touch()
+    await until(lambda: worker.statistics()["completed"] == 1)
+    await house.open()
+    await waiting.ended_once(await waiting.submit())
+
+
+class Cuttable:
+    """A stream that a test can cut, and the way to get one."""
+
+    def __init__(self, endpoint: WorkerApiEndpoint) -> None:
+        self._connect = connector(endpoint)
+        self._stream = None
+        self._scope = trio.CancelScope()
+
+    @asynccontextmanager
+    async def connect(self):
+        async with self._connect() as self._stream:
+            self.send_message, self.end = self._stream.send_message, self._stream.end
+            yield self
+
+    async def recv_message(self):
+        with trio.CancelScope() as self._scope:
+            return await self._stream.recv_message()
+        raise UnavailableError("cut")
+
+    def cut(self) -> None:
+        self._scope.cancel()
+
+
+async def test_a_cut_costs_an_action_nothing_and_its_client_hears_nothing_of_it(house: House):
+    way = Cuttable(WorkerApiEndpoint(uri=f"grpc://127.0.0.1:{house.port}"))
+    worker = house.worker(connect=way.connect)
+    await house.nursery.start(worker.run)
+    waiting = Waiting(house)
+    operation = await waiting.submit()
+    await waiting.started()
+    way.cut()
+    await until(lambda: worker.statistics()["taken_up"] == 1)
+    waiting.flag.touch()
+    await waiting.ended_once(operation)
+
+
+async def test_what_nobody_asks_for_again_is_killed_when_the_scheduler_is_back(house: House, monkeypatch):
+    monkeypatch.setattr(actions, "CLAIM_S", 0.1)
+    worker = house.worker()
+    await house.nursery.start(worker.run)
+    waiting = Waiting(house)
+    await waiting.submit()
+    await waiting.started()
+    await house.close()
+    await until(lambda: worker.statistics()["unclaimed"] == 1)
+    await house.open()
+    await until(lambda: worker.statistics()["unclaimed"] == 0)
+    await until(lambda: os.listdir(house.site.path / "agents") == [])
+    operation = await waiting.submit()
+    await waiting.started(2)
+    waiting.flag.touch()
+    assert (await house.response(operation)).result.exit_code == 0
+
+
+async def test_an_action_that_is_to_be_run_for_each_who_asks_is_run_again(house: House):
+    worker = house.worker()
+    await house.nursery.start(worker.run)
+    waiting = Waiting(house, do_not_cache=True)
+    await waiting.submit()
+    await waiting.started()
+    await house.close()
+    await until(lambda: worker.statistics()["unclaimed"] == 1)
+    await house.open()
+    operation = await waiting.submit()
+    await waiting.started(2)
+    waiting.flag.touch()
+    assert (await house.response(operation)).result.exit_code == 0
+    assert worker.statistics()["taken_up"] == 0
 
 
 async def test_a_worker_waits_for_a_scheduler_that_is_not_there_yet(tmp_path, caplog):
