@@ -30,6 +30,7 @@ from nl.errors import (
     Violation,
 )
 from nl.model.execution import ActionRequest, Outcome, Stage
+from nl.scheduler.history import History
 from nl.scheduler.matching import Offer, PropertyRules
 from nl.scheduler.options import SimpleSchedulerOptions
 from nl.scheduler.order import QueueOrder
@@ -42,6 +43,8 @@ from nl.scheduler.worker import TROUBLED_AFTER, Worker
 
 LOOKS_PER_TICK = 500
 """So many shapes are looked at in each tick whether any worker could still take them."""
+LOOKS_PER_LINE = 100
+"""So many workers, and leases of each, are looked at to tell in the log how long a wait may take."""
 
 
 class Order(enum.Enum):
@@ -80,6 +83,7 @@ class SchedulerCore:
         self._waiting = WaitingIndex()
         self._order = QueueOrder(ageing_s=options.priority_ageing_s)
         self._reservations = Reservations()
+        self._history = History()
         self._running: OrderedDict[Lease, None] = OrderedDict()
         self._revoked: OrderedDict[Lease, None] = OrderedDict()
         self._paused: dict[Worker, None] = {}
@@ -200,6 +204,7 @@ class SchedulerCore:
         self._end_pause(worker)
         live = lease.revoked_at is None
         if live:
+            self._history.ran(lease.execution.request, now - lease.started_at)
             self._end(lease.execution, Event.RESPOND, Outcome(response=response))
         self._return(worker, lease, now=now)
         return live
@@ -284,10 +289,23 @@ class SchedulerCore:
         parts = []
         for shape in sorted(self._waiting, key=lambda shape: -len(shape.queue))[:5]:
             oldest = now - min(execution.waiting_since for execution in shape.queue)
-            parts.append(f"{len(shape.queue)} queued, oldest {oldest:.0f} s: {self.pool.why_not(shape)}")
+            soon_s = self._next_place_s(shape, now=now)
+            soon = "" if soon_s is None else f"; the next place is expected in about {soon_s:.0f} s"
+            parts.append(f"{len(shape.queue)} queued, oldest {oldest:.0f} s: {self.pool.why_not(shape)}{soon}")
         if len(self._waiting) > len(parts):
             parts.append(f"and {len(self._waiting) - len(parts)} more kinds of requirements")
         return "; ".join(parts)
+
+    def _next_place_s(self, shape: Shape, *, now: float) -> float | None:
+        """When one of the actions that hold the places for this shape should have ended, by what such have taken."""
+        soonest: float | None = None
+        for worker in islice(self.pool.able(shape.needs, shape.avoided), LOOKS_PER_LINE):
+            for lease in islice(worker.leases.values(), LOOKS_PER_LINE):
+                expected_s = self._history.expected_s(lease.execution.request)
+                if expected_s is not None:
+                    left_s = max(0.0, lease.started_at + expected_s - now)
+                    soonest = left_s if soonest is None else min(soonest, left_s)
+        return soonest
 
     @property
     def is_executing(self) -> bool:
@@ -428,10 +446,11 @@ class SchedulerCore:
         if _is_for_the_client(error):
             return
         execution.failed_on |= {worker.id}
-        worker.failed.add(execution.id)
+        if len(worker.failed) < TROUBLED_AFTER:
+            worker.failed.add(execution.id)
         if len(worker.failed) >= TROUBLED_AFTER:
             pause = self._pause(worker, now=now)
-            text = f"worker {worker.id} has failed {len(worker.failed)} actions in a row and gets none for {pause:g} s"
+            text = f"worker {worker.id} has failed {TROUBLED_AFTER} actions in a row and gets none for {pause:g} s"
             self.outbox.warnings.append(f"{text}; the last failure: {error.message}")
 
     def _pause(self, worker: Worker, *, now: float) -> float:

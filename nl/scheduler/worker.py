@@ -54,7 +54,7 @@ class Worker:
     refusals: int = 0
     """How often in a row it has been paused."""
     failed: set[str] = field(default_factory=set)
-    """Executions that it has failed since it last completed one."""
+    """Executions that it has failed since it last completed one; the first few."""
     declared: frozenset[Requirement] = field(init=False)
     """The requirements that it meets, one by one."""
 

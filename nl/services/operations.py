@@ -18,6 +18,7 @@ from nl.pb.codec import encode
 from nl.rpc.contract import ServerStream
 from nl.scheduler.contract import Scheduler
 from nl.services.limits import REPLY_BYTES
+from nl.services.operation_filter import parse_filter
 from nl.services.operation_finder import OperationFinder
 from nl.services.operation_message import operation_message, operation_parts
 from nl.services.requests import Instances, receive_request
@@ -60,15 +61,15 @@ class OperationsService:
     ) -> None:
         """Operations of the instance `name` (empty: of all) that the caller may know of, the oldest first, in pages.
 
-        The name may be that of the instance or of its collection, `{instance}/operations`.
+        The name may be that of the instance or of its collection, `{instance}/operations`; what a filter is stands in
+        operation_filter.py.
         """
         await stream.send_parts([await self._page(stream)])
 
     async def _page(self, stream: ServerStream[longrunning.ListOperationsRequest, Any]) -> bytes:
         """The reply; what it is made of is gone when the client takes it."""
         request = await receive_request(stream)
-        if request.filter:
-            raise InvalidRequestError("filters are not supported by ListOperations")
+        is_wanted = parse_filter(request.filter)
         if request.page_size < 0:
             raise InvalidRequestError(f"page_size is negative: {request.page_size}")
         after = _parse_token(request.page_token)
@@ -80,7 +81,7 @@ class OperationsService:
             wanted = self._instances.resolve(_instance_of(request.name))
             self._instances.get(stream, wanted, ANY_RIGHT)
         for operation in self._finder.listed(stream.identity, wanted):
-            if operation.number <= after:
+            if operation.number <= after or not is_wanted(operation):
                 continue
             message = operation_message(operation.state)
             size += len(encode(message)) + 16

@@ -738,6 +738,21 @@ async def test_reasons_for_waiting_are_logged(autojump_clock, caplog):
                 assert "1 queued, oldest 9 s: all 1 matching workers are full, paused or draining" in caplog.text
 
 
+async def test_the_log_says_when_a_place_is_expected_by_what_such_actions_have_taken(autojump_clock, caplog):
+    caplog.set_level(logging.INFO, logger="nl.scheduler")
+    async with running(worker_match_logging_interval_s=10) as scheduler:
+        with scheduler.attach_worker([], max_inflight=1) as session:
+            await scheduler.submit(request(1, mnemonic="Test"))
+            start = await session.next_update()
+            await trio.sleep(45)
+            session.complete(start.operation_id, b"")
+            await scheduler.submit(request(2, mnemonic="Test"))
+            waits = await scheduler.submit(request(3, mnemonic="Cpp"))
+            with waits.watched():
+                await trio.sleep(10)
+        assert "the next place is expected in about 40 s" in caplog.text
+
+
 async def test_the_queue_is_bounded():
     async with running(max_operations=3) as scheduler:
         for number in (1, 2, 2):

@@ -57,6 +57,26 @@ async def test_cancel_kills_what_runs():
         assert response_of(operation).status.code == Code.CANCELLED
 
 
+async def matching(at, text, **more):
+    request = longrunning.ListOperationsRequest(name="main", filter=text, **more)
+    [reply] = await call(at.operations, "ListOperations", request)
+    return [operation.name for operation in reply.operations], reply.next_page_token
+
+
+async def test_a_list_has_what_the_filter_says_in_pages_of_that():
+    async with house() as at:
+        names = [await submitted(at, salt=b"%d" % number) for number in range(6)]
+        for name in names[::2]:
+            await call(at.operations, "CancelOperation", longrunning.CancelOperationRequest(name=name))
+        assert (await matching(at, "done=true"))[0] == names[::2]
+        assert (await matching(at, ' stage = "QUEUED" AND done=false '))[0] == names[1::2]
+        assert (await matching(at, "done=true AND stage=QUEUED"))[0] == []
+        assert (await matching(at, ""))[0] == names
+        first, token = await matching(at, "done=true", page_size=2)
+        rest, end = await matching(at, "done=true", page_size=2, page_token=token)
+        assert (first + rest, end) == (names[::2], "")
+
+
 async def test_delete_forgets_what_is_over_and_refuses_what_is_not():
     async with house() as at:
         name = await submitted(at)
@@ -159,7 +179,7 @@ async def test_list_stays_below_the_message_limit():
 
 
 @pytest.mark.parametrize(
-    "bad", [{"filter": "done=true"}, {"page_size": -1}, {"page_token": "x"}, {"page_token": "9" * 30}]
+    "bad", [{"filter": "done"}, {"filter": "shoe=1"}, {"page_size": -1}, {"page_token": "x"}, {"page_token": "9" * 30}]
 )
 async def test_list_refuses_what_it_does_not_understand(bad):
     async with house() as at:
