@@ -21,7 +21,7 @@ from nl.rpc.errors import translated
 from nl.rpc.options import ChannelOptions
 from nl.rpc.tls import client_context
 from nl.worker.agent import Connect, WorkerStream
-from nl.worker.crew import one_error
+from nl.worker.tasks import one_error
 
 METHOD = "/com.github.trace_machina.nativelink.remote_execution.WorkerApi/ConnectWorker"
 MAX_MESSAGE_BYTES = 64 * 1024 * 1024

@@ -41,12 +41,12 @@ class Inside:
         self._real = os.path.realpath(root)
         self._checked = {""}
 
-    def parent(self, path: str) -> bool:
-        """True if the directory of `path` (relative, normalised) exists inside of the root, False if it is absent.
+    def has_directory_of(self, path: str) -> bool:
+        """Whether the directory that `path` (relative, normalised) is in exists. Raises as `require`."""
+        return self.require(os.path.dirname(path))
 
-        Raises InvalidRequestError if a link leads out.
-        """
-        directory = os.path.dirname(path)
+    def require(self, directory: str) -> bool:
+        """Whether a directory (relative, normalised) exists. Raises InvalidRequestError if a link leads out."""
         if directory in self._checked:
             return True
         done, linked = "", False
@@ -62,7 +62,7 @@ class Inside:
                 linked = True
                 real = os.path.realpath(f"{self._root}/{done}")
                 if real != self._real and not real.startswith(self._real + "/"):
-                    raise InvalidRequestError(f"{path!r} leads outside of the input root, by the link {done!r}")
+                    raise InvalidRequestError(f"{directory!r} leads outside of the input root, by the link {done!r}")
             elif not stat.S_ISDIR(status.st_mode):
                 return False
             if not linked:
@@ -94,7 +94,7 @@ def _make_inside(root: str, directory: str, inside: Inside) -> None:
     done = ""
     for segment in directory.split("/"):
         done = f"{done}/{segment}" if done else segment
-        inside.parent(f"{done}/.")  # raises if `done` leads outside
+        inside.require(done)
         try:
             os.mkdir(f"{root}/{done}", 0o755)
         except FileExistsError:

@@ -23,7 +23,7 @@ from nl.errors import BlobNotFoundError, CorruptBlobError
 from nl.model.digest import EMPTY, Digest, DigestFunction
 from nl.storage.capabilities import Link, LocalFiles
 from nl.storage.contract import SMALL, Store
-from nl.worker.crew import run_crew
+from nl.worker.tasks import run_tasks
 
 CONCURRENT = 16
 """Blobs on their way to or from a store at a time, per action."""
@@ -91,7 +91,7 @@ class CopiedFiles:
                 except (BlobNotFoundError, CorruptBlobError):
                     missing[link.digest] = None
 
-        await run_crew(min(CONCURRENT, len(links)), fetch)
+        await run_tasks(min(CONCURRENT, len(links)), fetch)
         return [digest for digest in dict.fromkeys(link.digest for link in links) if digest in missing]
 
     async def _fetch(self, link: Link) -> None:

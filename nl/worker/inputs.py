@@ -28,9 +28,9 @@ from nl.model.digest import EMPTY_DIGESTS, Digest, DigestFunction
 from nl.pb import reapi
 from nl.storage.capabilities import BlobSizeLimit, Link, LocalFiles
 from nl.storage.contract import MAX_WHOLE, Store
-from nl.worker.crew import run_crew
 from nl.worker.failures import missing_blobs, os_errors
 from nl.worker.files import CONCURRENT
+from nl.worker.tasks import run_tasks
 
 MAX_ENTRIES = 1_000_000
 """Files, directories and links of one input root, shared ones counted as often as they appear."""
@@ -197,23 +197,22 @@ class Listings:
             for at in order:
                 results[at] = await self.load(digests[at])
 
-        await run_crew(min(CONCURRENT, len(absent)), fetch)
+        await run_tasks(min(CONCURRENT, len(absent)), fetch)
         return results
 
 
 class Layout:
     """Where everything of an input root goes: absolute paths, parents first."""
 
-    __slots__ = ("directories", "dressed", "links", "private", "symlinks")
+    __slots__ = ("directories", "directories_with_properties", "files_with_properties", "links", "symlinks")
 
     def __init__(self) -> None:
         self.directories: list[str] = []
         self.links: list[Link] = []
         self.symlinks: list[tuple[str, str, Attributes | None]] = []
-        self.private: list[tuple[str, Attributes]] = []
-        """Files with node properties."""
-        self.dressed: list[tuple[str, Attributes]] = []
-        """Directories with node properties."""
+        self.files_with_properties: list[tuple[str, Attributes]] = []
+        """They get copies of their own."""
+        self.directories_with_properties: list[tuple[str, Attributes]] = []
 
     @property
     def entries(self) -> int:
@@ -234,12 +233,12 @@ def lay_out(root: Digest, path: str, listings: dict[Digest, Listing]) -> Layout:
         if depth > MAX_DEPTH:
             raise InvalidRequestError(f"the input root {root} is deeper than {MAX_DEPTH} directories")
         if listing.attributes is not None:
-            layout.dressed.append((here, listing.attributes))
+            layout.directories_with_properties.append((here, listing.attributes))
         for file in listing.files:
             target = f"{here}/{file.name}"
             layout.links.append(Link(file.digest, target, file.executable))
             if file.attributes is not None:
-                layout.private.append((target, file.attributes))
+                layout.files_with_properties.append((target, file.attributes))
         for name, target, attributes in listing.symlinks:
             layout.symlinks.append((f"{here}/{name}", target, attributes))
         for name, child in listing.directories:
@@ -260,9 +259,10 @@ def finish(layout: Layout) -> None:
         os.symlink(target, path)
         if attributes is not None and attributes.mtime_ns is not None:
             os.utime(path, ns=(attributes.mtime_ns, attributes.mtime_ns), follow_symlinks=False)
-    for path, attributes in layout.private:
+    for path, attributes in layout.files_with_properties:
         _make_private(path, attributes)
-    for path, attributes in reversed(layout.dressed):  # children first: making them changed the parent's mtime
+    # Children first: making them has changed the parent's mtime.
+    for path, attributes in reversed(layout.directories_with_properties):
         if attributes.mode is not None:
             os.chmod(path, attributes.mode | stat.S_IRWXU)
         if attributes.mtime_ns is not None:
@@ -334,7 +334,7 @@ async def materialise(
         if layout.links and (absent := await files.link_files(layout.links)):
             _refuse_too_large(root, found, store)
             raise missing_blobs(absent, function)
-        if large or layout.private:
+        if large or layout.files_with_properties:
             await trio.to_thread.run_sync(finish, layout)
         else:
             finish(layout)

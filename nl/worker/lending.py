@@ -104,6 +104,7 @@ class Lender:
         self._prefix = os.urandom(4).hex()
         self._threads = trio.CapacityLimiter(_THREADS)
         self._made = self._spoiled = 0
+        self.compared = 0
         self._has_folders = False
 
     def statistics(self) -> dict[str, int]:
@@ -112,6 +113,7 @@ class Lender:
             "input_files": len(self._files),
             "input_bytes": self._bytes,
             "input_files_made": self._made,
+            "input_files_compared": self.compared,
             "input_files_changed_by_actions": self._spoiled,
         }
 
@@ -298,9 +300,10 @@ class Borrowed:
 
     async def changed(self) -> list[Digest]:
         """The inputs that are no longer what they were, by this action or another that had them. Raises OSError."""
-        verdicts = await self._lender.in_batches(_check_all, self._loans)
+        checked = await self._lender.in_batches(_check_all, self._loans)
+        self._lender.compared += sum(each.was_compared for each in checked)
         spoiled = []
-        for loan, is_right in zip(self._loans, verdicts, strict=True):
+        for loan, (is_right, _was_compared) in zip(self._loans, checked, strict=True):
             if not is_right:
                 self._lender.spoil(loan.file)
                 spoiled.append(loan.file.key.digest)
@@ -345,28 +348,32 @@ class Borrowed:
                 os.unlink(path)
             return outcome
         exact = now.st_ctime_ns % 1_000_000_000 != 0  # a file system that keeps seconds only could hide a change
-        alone = exact and not file.unsure and file.users == 1 and now.st_nlink == 1 + made
+        alone = exact and not file.unsure and file.users == 1
         self._loans.append(_Loan(file, now.st_ctime_ns, alone))
         return outcome
 
 
-def _check_all(loans: Sequence[_Loan]) -> list[bool]:
+class _Checked(NamedTuple):
+    is_right: bool
+    was_compared: bool
+    """Its bytes were read for that."""
+
+
+def _check_all(loans: Sequence[_Loan]) -> list[_Checked]:
     """Whether each file is what it was. May run in a thread."""
-    return [_is_unchanged(loan) for loan in loans]
+    return [_check(loan) for loan in loans]
 
 
-def _is_unchanged(loan: _Loan) -> bool:
+def _check(loan: _Loan) -> _Checked:
     file = loan.file
-    if file.spoiled:
-        return False
     try:
         verdict = judge(file.identity, loan.ctime_ns, os.lstat(file.path), alone=loan.alone)
         if verdict is not Verdict.UNSURE:
-            return verdict is Verdict.SAME
+            return _Checked(verdict is Verdict.SAME, was_compared=False)
         found = hash_file(file.path, file.key.digest.function)
-    except OSError:  # gone, or nobody may read it: the action's doing, whichever action it was
-        return False
-    return found.digest == file.key.digest and identity_of(found.status) == file.identity
+    except OSError:  # found changed by another and dropped, or an action's doing, whichever it was
+        return _Checked(is_right=False, was_compared=False)
+    return _Checked(found.digest == file.key.digest and identity_of(found.status) == file.identity, was_compared=True)
 
 
 def _make_own(pairs: Sequence[tuple[str, Link]]) -> None:

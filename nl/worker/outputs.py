@@ -32,9 +32,9 @@ from nl.storage.capabilities import LocalFiles
 from nl.storage.contract import SMALL, Store
 from nl.worker.command import CommandPlan, Output
 from nl.worker.containment import Inside, unlock
-from nl.worker.crew import run_crew
 from nl.worker.failures import os_errors
 from nl.worker.files import CONCURRENT, Hashed, copy_file, hash_file
+from nl.worker.tasks import run_tasks
 from nl.worker.trees import DirectoryScanner, link_target, message_of, node_properties, tree_bytes
 
 INLINE_BYTES = 128 * 1024
@@ -136,7 +136,7 @@ class Scanner:
         return found
 
     def _look_at(self, output: Output, inside: Inside) -> os.stat_result | None:
-        if not inside.parent(output.path):
+        if not inside.has_directory_of(output.path):
             return None
         try:
             return os.lstat(f"{self._root}/{output.path}")
@@ -293,7 +293,7 @@ async def upload(outputs: Outputs, *, scratch: str, store: Store, files: LocalFi
                 await files.adopt_file(digest, path)
 
     count = len(outputs.local) + len(outputs.made)
-    await run_crew(1 if count <= 2 else min(CONCURRENT, count), feed)
+    await run_tasks(1 if count <= 2 else min(CONCURRENT, count), feed)
     return refused
 
 

@@ -75,9 +75,9 @@ class House:
     async def connected(self, count: int = 1) -> None:
         await until(lambda: self.scheduler.statistics()["workers"] == count)
 
-    async def submit(self, argv, **how: object):
+    async def submit(self, argv, *, anew: bool = False, **how: object):
         action = await self.site.action(argv, **how)
-        request = reapi.ExecuteRequest(action_digest=message(action))
+        request = reapi.ExecuteRequest(action_digest=message(action), skip_cache_lookup=anew)
         return await self.scheduler.submit(
             ActionRequest(
                 instance_name="",
@@ -228,6 +228,7 @@ class Cuttable:
     """A stream that a test can cut, and the way to get one."""
 
     def __init__(self, endpoint: WorkerApiEndpoint) -> None:
+        self.loses_results = False
         self._connect = connector(endpoint)
         self._stream = None
         self._scope = trio.CancelScope()
@@ -235,8 +236,14 @@ class Cuttable:
     @asynccontextmanager
     async def connect(self):
         async with self._connect() as self._stream:
-            self.send_message, self.end = self._stream.send_message, self._stream.end
+            self.end = self._stream.end
             yield self
+
+    async def send_message(self, update) -> None:
+        if self.loses_results and update.execute_result is not None:
+            self.loses_results = False
+            raise UnavailableError("cut, and the result is lost on its way")
+        await self._stream.send_message(update)
 
     async def recv_message(self):
         with trio.CancelScope() as self._scope:
@@ -258,6 +265,32 @@ async def test_a_cut_costs_an_action_nothing_and_its_client_hears_nothing_of_it(
     await until(lambda: worker.statistics()["taken_up"] == 1)
     waiting.flag.touch()
     await waiting.ended_once(operation)
+
+
+async def test_a_report_that_was_lost_on_its_way_is_told_again(house: House):
+    way = Cuttable(WorkerApiEndpoint(uri=f"grpc://127.0.0.1:{house.port}"))
+    way.loses_results = True
+    worker = house.worker(connect=way.connect)
+    await house.nursery.start(worker.run)
+    waiting = Waiting(house)
+    waiting.flag.touch()
+    await waiting.ended_once(await waiting.submit())
+    assert worker.statistics()["taken_up"] == 1
+
+
+async def test_who_wants_no_cached_result_gets_none_that_has_ended_before(house: House):
+    worker = house.worker()
+    await house.nursery.start(worker.run)
+    waiting = Waiting(house)
+    await waiting.submit()
+    await waiting.started()
+    await house.close()
+    await until(lambda: worker.statistics()["unclaimed"] == 1)
+    waiting.flag.touch()
+    await until(lambda: worker.statistics()["completed"] == 1)
+    await house.open()
+    assert (await house.response(await house.submit(waiting.argv, anew=True))).result.exit_code == 0
+    await waiting.started(2)
 
 
 async def test_what_nobody_asks_for_again_is_killed_when_the_scheduler_is_back(house: House, monkeypatch):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import mmap
 import os
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
@@ -174,6 +175,7 @@ async def test_a_cancelled_action_that_did_nothing_makes_nothing_anew(tmp_path):
         for name in "bc":
             assert await at.ended((await at.borrow(name))[0]) == []
         assert at.lender.statistics()["input_files_made"] == 1
+        assert at.lender.statistics()["input_files_compared"] == 1  # what the first of them had found is known
 
 
 async def test_a_changed_file_is_seen_before_it_is_lent_again_if_a_stat_shows_it(tmp_path):
@@ -183,6 +185,25 @@ async def test_a_changed_file_is_seen_before_it_is_lent_again_if_a_stat_shows_it
         borrowed, path = await at.borrow("b")
         assert path.read_bytes() == GOOD
         assert await at.ended(borrowed) == []
+        assert await at.ended(guilty) == [digest_of(GOOD)]
+        assert at.lender.statistics()["input_files_made"] == 2
+        assert at.lender.statistics()["input_files"] == 1  # the new one, for who comes next
+
+
+async def test_a_write_by_an_earlier_mapping_which_no_time_shows_is_found_by_whoever_began_after_it(tmp_path):
+    async with bench(tmp_path) as at:
+        guilty, path = await at.borrow("a")
+        before = path.stat()
+        path.chmod(0o644)
+        with path.open("r+b") as file, mmap.mmap(file.fileno(), 4) as mapped:
+            mapped[:4] = GOOD  # from here on, the page is writable without a fault
+            path.chmod(0o444)
+            os.utime(path, ns=(before.st_atime_ns, before.st_mtime_ns))
+            path.unlink()
+            borrowed, other = await at.borrow("b")
+            mapped[:4] = b"EVIL"
+            assert other.read_bytes() == b"EVIL"
+            assert await at.ended(borrowed) == [digest_of(GOOD)]
         assert await at.ended(guilty) == [digest_of(GOOD)]
 
 
@@ -229,6 +250,15 @@ async def test_what_is_kept_for_later_has_a_bound_and_what_is_lent_stays(tmp_pat
         assert await at.ended(second) == []
         assert at.lender.statistics()["input_files"] == 1
         assert path.read_bytes() == LARGE
+
+
+async def test_a_file_that_is_lent_once_more_is_not_among_those_that_may_go(tmp_path):
+    async with bench(tmp_path, max_bytes=10) as at:
+        await at.ended((await at.borrow("a"))[0])
+        again, _path = await at.borrow("b")
+        await at.ended((await at.borrow("c", digest=digest_of(LARGE)))[0])
+        assert at.lender.statistics()["input_files"] == 1
+        assert await at.ended(again) == []
 
 
 async def test_a_file_that_has_as_many_links_as_can_be_is_copied(tmp_path, monkeypatch):

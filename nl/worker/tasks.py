@@ -22,7 +22,7 @@ def one_error() -> Iterator[None]:
         raise _first(failures) from None
 
 
-async def run_crew(count: int, work: Callable[[], Awaitable[None]]) -> None:
+async def run_tasks(count: int, work: Callable[[], Awaitable[None]]) -> None:
     """Runs `work` in `count` tasks at once; they divide the work among them, by an iterator that they share.
 
     The first failure cancels the rest and is raised by itself.
