@@ -13,6 +13,7 @@ from typing import Protocol
 import trio
 
 from nl.model.execution import ActionRequest, OperationState
+from nl.scheduler.claims import ActionId
 from nl.scheduler.session import WorkerSession, WorkerState
 
 Lookup = Callable[[ActionRequest], Awaitable[bytes | None]]
@@ -66,9 +67,11 @@ class WorkerPool(Protocol):
         prefix: str = "",
         max_inflight: int = 0,
         max_timeout_s: float = ...,
+        running: Sequence[ActionId] = (),
     ) -> AbstractContextManager[WorkerSession]:
         """A worker is connected for the length of the block; what it has not finished at the end is tried elsewhere.
-        `max_timeout_s` is the longest time limit that it lets an action have.
+        `max_timeout_s` is the longest time limit that it lets an action have; `running` are actions that go on there
+        since an earlier connection, and are given to it first.
 
         Raises InvalidRequestError for a `minimum` property that is not a number and for a prefix that is no name,
         UnavailableError during a shutdown.

@@ -16,7 +16,7 @@ from __future__ import annotations
 
 import enum
 from collections import OrderedDict
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from dataclasses import dataclass, field
 from itertools import islice
 
@@ -30,6 +30,7 @@ from nl.errors import (
     Violation,
 )
 from nl.model.execution import ActionRequest, Outcome, Stage
+from nl.scheduler.claims import ActionId, Claims
 from nl.scheduler.history import History
 from nl.scheduler.matching import Offer, PropertyRules
 from nl.scheduler.options import SimpleSchedulerOptions
@@ -84,6 +85,7 @@ class SchedulerCore:
         self._order = QueueOrder(ageing_s=options.priority_ageing_s)
         self._reservations = Reservations()
         self._history = History()
+        self._claims = Claims()
         self._running: OrderedDict[Lease, None] = OrderedDict()
         self._revoked: OrderedDict[Lease, None] = OrderedDict()
         self._paused: dict[Worker, None] = {}
@@ -158,10 +160,20 @@ class SchedulerCore:
 
     # --- workers ------------------------------------------------------------------------------------------------
 
-    def attach(self, worker_id: str, *, offer: Offer, max_inflight: int, now: float) -> Worker:
+    def attach(
+        self, worker_id: str, *, offer: Offer, max_inflight: int, running: Collection[ActionId] = (), now: float
+    ) -> Worker:
+        """A worker is there. `running`: what goes on there since before, and is to come to it again."""
         worker = Worker(worker_id, offer, max_inflight, last_seen=now)
         worker.virtual = max((each.virtual for each in self._some_workers()), default=0.0)
         self.pool.add(worker)
+        if running:
+            self._claims.add(worker, running, now=now)
+            wanted = frozenset(running)
+            for execution in [each for each in self.executions.values() if _action_id(each) in wanted]:
+                if execution.stage is Stage.QUEUED:
+                    self._dequeue(execution)
+                    self._start_or_wait(execution, self._shape(execution), now=now)
         self._due[worker] = None
         self._settle(now=now)
         return worker
@@ -173,6 +185,7 @@ class SchedulerCore:
         self.pool.remove(worker, now=now)
         self._reservations.let_go(worker)
         self._paused.pop(worker, None)
+        self._claims.drop(worker)
         leases = list(worker.leases.values())
         worker.leases.clear()
         live = [lease for lease in leases if lease.revoked_at is None]
@@ -258,6 +271,7 @@ class SchedulerCore:
             self._move(execution, rank, now=now)
         for shape in self._waiting.some(LOOKS_PER_TICK):
             self._look_after(shape, now=now)
+        self._claims.drop_old(now=now)
         self.pool.forget_departures(before=now - self.options.unmatched_grace_s)
         self._settle(now=now)
 
@@ -343,6 +357,15 @@ class SchedulerCore:
         self._start_or_wait(execution, shape, now=now)
 
     def _start_or_wait(self, execution: Execution, shape: Shape, *, now: float) -> None:
+        """The worker that runs it already comes first, whatever the order. A newcomer behind one that asks for the same
+        need not look for another.
+        """
+        claimed = self._claims.take(_action_id(execution), now=now)
+        if claimed is not None and not self.closing and claimed.has_slot:
+            room = claimed.room_for(execution.rank)
+            if room is not None and shape.fits(claimed, room):
+                self._assign(execution, claimed, now=now)
+                return
         if not self.closing and (shape.head is None or execution.rank < shape.head):
             while (worker := self.pool.pick(shape, rank=execution.rank)) is not None:
                 if not self._keep(worker, upto=execution.rank, now=now):
@@ -543,6 +566,11 @@ class SchedulerCore:
 
     def _some_workers(self) -> list[Worker]:
         return list(islice(self.pool.workers.values(), 8))
+
+
+def _action_id(execution: Execution) -> ActionId:
+    digest = execution.request.action_digest
+    return (digest.hash, digest.size)
 
 
 def _is_for_the_client(error: NlError) -> bool:

@@ -11,7 +11,7 @@ import math
 import time
 import uuid
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 
 import trio
@@ -27,6 +27,7 @@ from nl.errors import (
     UnavailableError,
 )
 from nl.model.execution import ActionRequest, Outcome
+from nl.scheduler.claims import ActionId
 from nl.scheduler.contract import Lookup
 from nl.scheduler.core import SchedulerCore
 from nl.scheduler.operation import Operation, OperationBook
@@ -192,9 +193,11 @@ class SimpleScheduler:
         prefix: str = "",
         max_inflight: int = 0,
         max_timeout_s: float = math.inf,
+        running: Sequence[ActionId] = (),
     ) -> Iterator[WorkerSession]:
         """A worker is connected for the length of the block; what it has not finished at the end is tried elsewhere.
-        `max_timeout_s` is the longest time limit that it lets an action have.
+        `max_timeout_s` is the longest time limit that it lets an action have; `running` are actions that go on there
+        since an earlier connection, and are given to it first.
 
         Raises InvalidRequestError for a `minimum` property that is not a number and for a prefix that is no name,
         UnavailableError during a shutdown.
@@ -205,7 +208,9 @@ class SimpleScheduler:
             raise UnavailableError("the scheduler is shutting down")
         offer = self._core.rules.offer(properties, max_timeout_s=max_timeout_s)
         worker_id = f"{prefix}-{_new_id()}" if prefix[-1:].isalnum() else prefix + _new_id()
-        worker = self._core.attach(worker_id, offer=offer, max_inflight=max_inflight, now=self._clock())
+        worker = self._core.attach(
+            worker_id, offer=offer, max_inflight=max_inflight, running=running, now=self._clock()
+        )
         session = WorkerSession(worker, core=self._core, deliver=self._deliver, clock=self._clock)
         self._sessions[worker_id] = session
         self._totals["workers_connected"] += 1

@@ -81,6 +81,7 @@ class WorkerApiService:
             prefix=hello.worker_id_prefix,
             max_inflight=hello.max_inflight_tasks,
             max_timeout_s=_longest_timeout_s(hello),
+            running=[(each.hash, each.size_bytes) for each in hello.running_actions],
         ) as session:
             async with trio.open_nursery() as nursery:
                 nursery.start_soon(_write, stream, session, nursery.cancel_scope)

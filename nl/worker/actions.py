@@ -18,7 +18,7 @@ from typing import NamedTuple, Protocol
 
 import trio
 
-from nl.pb import worker_api
+from nl.pb import reapi, worker_api
 from nl.worker.action import ActionRunner
 from nl.worker.orders import Report, Running
 
@@ -165,6 +165,10 @@ class Actions:
         """There is a stream again: what is not asked for soon will not be."""
         if self._unclaimed:
             self._give_up_after(CLAIM_S)
+
+    def unclaimed(self) -> list[reapi.Digest]:
+        """The digests of those that go on though nobody is told of them: a scheduler that knows gives them to us."""
+        return [reapi.Digest(hash=key.hash, size_bytes=key.size) for key in self._unclaimed]
 
     async def wait_idle(self) -> None:
         """Returns when none runs for the listener."""

@@ -226,6 +226,7 @@ class Worker:
             worker_id_prefix=self._options.name,
             max_inflight_tasks=self._options.max_inflight_tasks,
             max_action_timeout=wkt.duration_from_ns(round(self._options.max_action_timeout_s * 1e9)),
+            running_actions=self._actions.unclaimed(),
         )
         limit_s = self._options.worker_api_endpoint.timeout
         try:

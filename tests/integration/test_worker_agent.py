@@ -210,6 +210,24 @@ async def test_what_runs_goes_on_over_a_restart_of_the_scheduler_and_is_not_run_
     await waiting.ended_once(operation)
 
 
+async def test_what_runs_comes_to_the_worker_that_runs_it_though_another_would_be_next(house: House):
+    worker = house.worker()
+    await house.nursery.start(worker.run)
+    waiting = Waiting(house)
+    await waiting.submit()
+    await waiting.started()
+    await house.close()
+    await until(lambda: worker.statistics()["unclaimed"] == 1)
+    await house.open(allocation_strategy="most_recently_used")
+    await house.connected()
+    await house.nursery.start(house.worker(name="idle-", work_directory=str(house.site.path / "idle")).run)
+    await house.connected(2)
+    operation = await waiting.submit()
+    await until(lambda: worker.statistics()["taken_up"] == 1)
+    waiting.flag.touch()
+    await waiting.ended_once(operation)
+
+
 async def test_what_has_ended_meanwhile_is_told_when_it_is_asked_for_again(house: House):
     worker = house.worker()
     await house.nursery.start(worker.run)

@@ -76,6 +76,7 @@ class CoreMachine(RuleBasedStateMachine):
         self.ended = {}  # execution -> number of times it was seen to end
         self.everything = []
         self.most_workers = 0
+        self.claimed = set()
 
     # What the shell does after each event, with checks of what the workers see.
     def deliver(self, in_order=True):
@@ -94,7 +95,8 @@ class CoreMachine(RuleBasedStateMachine):
                 worker = self.core.pool.workers[lease.worker_id]
                 assert worker.id not in lease.execution.failed_on, "went back to the worker that failed it"
                 free = {name: worker.free[name] + dict(lease.reserved).get(name, 0) for name in worker.free}
-                for waiting in best_first if in_order else ():
+                is_claimed = lease.execution.request.action_digest.hash in self.claimed
+                for waiting in best_first if in_order and not is_claimed else ():
                     if waiting.rank < lease.execution.rank:
                         assert not could_start(worker, waiting, free), f"{waiting} was passed over"
             elif held is not None:
@@ -173,16 +175,31 @@ class CoreMachine(RuleBasedStateMachine):
             self.core.cache_miss(execution, now=self.now)
         self.deliver()
 
-    @rule(target=workers, offer=OFFERS, max_inflight=st.integers(0, 3))
-    def attach(self, offer, max_inflight):
+    @rule(
+        target=workers,
+        offer=OFFERS,
+        max_inflight=st.integers(0, 3),
+        running=st.frozensets(st.integers(0, 7), max_size=3),
+    )
+    def attach(self, offer, max_inflight, running):
         self.most_workers = max(self.most_workers, len(self.held) + 1)
         worker_id = f"worker{next(self.ids)}"
         self.held[worker_id] = {}
         worker = self.core.attach(
-            worker_id, offer=self.core.rules.offer(offer), max_inflight=max_inflight, now=self.now
+            worker_id,
+            offer=self.core.rules.offer(offer),
+            max_inflight=max_inflight,
+            running=self.claim(running),
+            now=self.now,
         )
         self.deliver()
         return worker
+
+    def claim(self, actions):
+        """What such a worker says of them. From now on they may go out of their order."""
+        ids = [(f"{action:064x}", 1) for action in actions]
+        self.claimed.update(hash for hash, _ in ids)
+        return ids
 
     @rule(worker=consumes(workers))
     def detach(self, worker):

@@ -659,6 +659,49 @@ async def test_a_worker_that_goes_away_finishes_its_work_and_what_it_leaves_cost
         assert late.state.stage is Stage.QUEUED
 
 
+async def test_what_a_worker_runs_since_before_comes_to_it_again():
+    digest = request(1).action_digest
+    running_there = [(digest.hash, digest.size), ("f" * 64, 1)]
+    async with running() as scheduler:
+        with scheduler.attach_worker([]) as idle, scheduler.attach_worker([], running=running_there) as back:
+            await scheduler.submit(request(1, priority=9))
+            assert back.next_update_nowait().request.action_digest == digest
+            await scheduler.submit(request(1, skip_cache_lookup=True, do_not_cache=True))
+            assert idle.next_update_nowait() is not None, "once"
+
+
+async def test_what_waits_is_given_to_the_worker_that_runs_it_when_that_is_back():
+    digest = request(1).action_digest
+    async with running() as scheduler:
+        with scheduler.attach_worker([], max_inflight=1) as busy:
+            await scheduler.submit(request(0))
+            await busy.next_update()
+            for number in (5, 6, 1):
+                await scheduler.submit(request(number))
+            with scheduler.attach_worker([], max_inflight=1, running=[(digest.hash, digest.size)]) as back:
+                assert back.next_update_nowait().request == request(1)
+
+
+async def test_nobody_waits_for_an_action_that_was_not_asked_for_again_in_time(autojump_clock):
+    digest = request(1).action_digest
+    async with running() as scheduler:
+        with scheduler.attach_worker([]) as idle, scheduler.attach_worker([], running=[(digest.hash, digest.size)]):
+            await trio.sleep(16)
+            await scheduler.submit(request(1))
+            assert idle.next_update_nowait() is not None
+            assert len(scheduler._core._claims) == 0
+
+
+async def test_what_a_worker_ran_that_has_gone_again_is_forgotten():
+    digest = request(1).action_digest
+    async with running() as scheduler:
+        with scheduler.attach_worker([]) as idle:
+            with scheduler.attach_worker([], running=[(digest.hash, digest.size)]):
+                pass
+            await scheduler.submit(request(1))
+            assert idle.next_update_nowait() is not None
+
+
 async def test_a_drained_worker_gets_nothing_new():
     async with running() as scheduler:
         with scheduler.attach_worker([]) as session:

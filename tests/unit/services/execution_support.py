@@ -65,11 +65,12 @@ class House:
         return calling(self.execution, "Execute", request, **more)
 
     @asynccontextmanager
-    async def worker(self, *properties, prefix="", max_inflight=0, max_timeout_s=None):
+    async def worker(self, *properties, prefix="", max_inflight=0, max_timeout_s=None, running=()):
         hello = worker_api.ConnectWorkerRequest(
             properties=[reapi.PlatformProperty(name=n, value=v) for n, v in properties],
             worker_id_prefix=prefix,
             max_inflight_tasks=max_inflight,
+            running_actions=list(running),
             max_action_timeout=None if max_timeout_s is None else wkt.Duration(seconds=max_timeout_s),
         )
         first = worker_api.UpdateForScheduler(connect_worker_request=hello)

@@ -150,6 +150,14 @@ async def test_keep_alives_keep_a_worker_and_silence_disconnects_it(autojump_clo
         assert at.scheduler.statistics()["workers"] == 0
 
 
+async def test_a_worker_that_is_back_gets_what_it_runs_already():
+    async with house() as at, at.worker():
+        request = await at.action()
+        async with at.worker(running=[request.action_digest]) as back, at.executing(request):
+            start = (await back.receive()).start_action
+            assert start.execute_request.action_digest == request.action_digest
+
+
 async def test_a_worker_that_speaks_seldom_is_kept_while_its_connection_answers(autojump_clock):
     async with house(worker_timeout_s=5) as at, at.worker() as worker:
         worker.stream.peer_answers = True

@@ -91,6 +91,13 @@ class ConnectWorkerRequest(betterproto2.Message):
     ours: the longest that an action may run; absent: no word
     """
 
+    running_actions: "list[_____build__bazel__remote__execution__v2__.Digest]" = betterproto2.field(
+        1002, betterproto2.TYPE_MESSAGE, repeated=True
+    )
+    """
+    ours: ordered over a stream before, go on
+    """
+
 
 default_message_pool.register_message(
     "com.github.trace_machina.nativelink.remote_execution", "ConnectWorkerRequest", ConnectWorkerRequest
