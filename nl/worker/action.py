@@ -172,7 +172,10 @@ class ActionRunner:
                 raise ConfigError("work_directory", f"{where} cannot be locked and emptied: {exc.strerror}") from exc
             for path in stale:
                 await self._runner.remove_tree(path)
-            yield
+            async with trio.open_nursery() as nursery:
+                nursery.start_soon(self._lender.run)
+                yield
+                nursery.cancel_scope.cancel()
         finally:
             os.close(fd)
 

@@ -40,6 +40,9 @@ _INLINE = 8
 _FOLDERS = 64
 """Many files made in one folder of ext4 are slow: see the filesystem store."""
 _THREADS = 4
+RESERVED_SHARE = 20
+"""One part in so many of the disk is left to others: stores refuse uploads on a full disk rather than evict."""
+LOOK_S = 10.0
 _ATTEMPTS = 2
 _FULL = frozenset({errno.ENOSPC, errno.EDQUOT})
 _CLOCK_REALTIME_COARSE = 5
@@ -117,6 +120,22 @@ class Lender:
             "input_files_changed_by_actions": self._spoiled,
         }
 
+    async def run(self) -> None:
+        """Leaves room on the disk, whoever fills it, until cancelled."""
+        while True:
+            await trio.sleep(LOOK_S)
+            self.shrink()
+
+    def shrink(self) -> None:
+        """Drops what is too much, or has no place on the disk, of what no action has."""
+        limit = self._max_bytes
+        if self._has_folders:
+            facts = os.statvfs(self._folder)
+            missing = facts.f_blocks * facts.f_frsize // RESERVED_SHARE - facts.f_bavail * facts.f_frsize
+            if missing > 0:
+                limit = min(limit, self._bytes - missing)
+        self._drop_idle(limit)
+
     def borrow(self) -> Borrowed:
         """What one action borrows; to be given back by `release`."""
         return Borrowed(self)
@@ -157,7 +176,6 @@ class Lender:
             file.unsure = True
         if not file.users and not file.spoiled:
             self._idle[file.key] = file
-            self._shrink(self._max_bytes)
 
     def spoil(self, file: _File) -> None:
         """A file was found changed: it is lent no more."""
@@ -208,7 +226,7 @@ class Lender:
             except (OSError, ExhaustedError) as exc:
                 if (isinstance(exc, OSError) and exc.errno not in _FULL) or not self._idle:
                     raise
-                self._shrink(0)  # what fills the disk is ours, or some of it
+                self._drop_idle(0)  # what fills the disk is ours, or some of it
                 missing = set(await self.copy_out(links))
             for key, link in zip(keys, links, strict=True):
                 if key.digest not in missing:
@@ -230,7 +248,7 @@ class Lender:
         file.users += 1
         self._idle.pop(file.key, None)
 
-    def _shrink(self, limit: int) -> None:
+    def _drop_idle(self, limit: int) -> None:
         while self._bytes > limit and self._idle:
             self._forget(self._idle.popitem(last=False)[1])
 
@@ -317,6 +335,7 @@ class Borrowed:
         self._loans.clear()
         while self._held:
             self._lender.give_back(self._held.popitem()[1], checked=self._checked)
+        self._lender.shrink()
 
     def _drop(self, file: _File) -> None:
         del self._held[file.key]

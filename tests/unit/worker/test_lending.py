@@ -15,11 +15,18 @@ import trio
 from nl.blob.hashing import digest_of
 from nl.storage.capabilities import Link, LocalFiles
 from nl.storage.contract import Store
+from nl.worker import lending
 from nl.worker.lending import Copies, Lender
 from tests.support.stores import filesystem_store
 
 GOOD, LARGE = b"good", b"x" * 300_000
 """One that is read whole, and one that is copied in pieces."""
+
+
+@pytest.fixture(autouse=True)
+def _a_disk_with_room(monkeypatch):
+    """How full the disk is under the tests is nobody's business here."""
+    monkeypatch.setattr(lending, "RESERVED_SHARE", 1 << 62)
 
 
 @dataclass
@@ -250,6 +257,24 @@ async def test_what_is_kept_for_later_has_a_bound_and_what_is_lent_stays(tmp_pat
         assert await at.ended(second) == []
         assert at.lender.statistics()["input_files"] == 1
         assert path.read_bytes() == LARGE
+
+
+async def test_what_is_kept_for_later_makes_room_for_others_on_the_disk(tmp_path, monkeypatch):
+    async with bench(tmp_path) as at:
+        await at.ended((await at.borrow("a"))[0])
+        lent, _path = await at.borrow("b", digest=digest_of(LARGE))
+        assert at.lender.statistics()["input_files"] == 2
+        monkeypatch.setattr(lending, "RESERVED_SHARE", 1)  # all of it is to be free
+        monkeypatch.setattr(lending, "LOOK_S", 0.001)
+        with trio.move_on_after(60) as scope:
+            async with trio.open_nursery() as nursery:
+                nursery.start_soon(at.lender.run)
+                while at.lender.statistics()["input_files"] > 1:
+                    await trio.sleep(0.001)
+                nursery.cancel_scope.cancel()
+        assert not scope.cancelled_caught
+        assert await at.ended(lent) == []
+        assert at.lender.statistics()["input_bytes"] == 0
 
 
 async def test_a_file_that_is_lent_once_more_is_not_among_those_that_may_go(tmp_path):
