@@ -225,6 +225,8 @@ class SchedulerRetry(Options):
     """Seconds before the first time, doubled for each further one, up to 10."""
     jitter: float = 0.5
     """By which part the pauses vary at random, half of it up and half of it down."""
+    retry_on_errors: Annotated[tuple[Text, ...], Ignored("it is known what may go away by itself")] = ()
+    """After which statuses."""
 
     def check(self) -> None:
         """Pauses are not negative."""

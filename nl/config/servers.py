@@ -179,7 +179,8 @@ class BepService(Options):
 
 class AdminService(Options):
     """Administration over HTTP/1.1: `POST {path}/scheduler/{scheduler}/set_drain_worker/{worker_id}/{0|1}` takes a
-    worker out of service once it has finished what it runs, and back. Ids of workers are in the status page.
+    worker out of service once it has finished what it runs, and back; `.../set_drain_property/{name}/{value}/{0|1}` all
+    workers that declare it. Ids of workers are in the status page.
     """
 
     path: str = "/admin"

@@ -88,8 +88,8 @@ class Call(Stream):
     def probe(self) -> float:
         """See ServerStream."""
         connection = self.connection
-        if connection.ping_sent is None:
-            connection.ping_sent = connection.h2.now = trio.current_time()
+        if connection.ping_sent is None and not connection.lost:
+            connection.ping_sent = trio.current_time()
             connection.outbox.add(fr.ping(b"nl-alive"))
             connection.outbox.flush()
         return connection.heard

@@ -86,6 +86,11 @@ class WorkerPool(Protocol):
     def undrain(self, worker_id: str) -> None:
         """It gets work again, unless it has said itself that it goes. Raises NotFoundError."""
 
+    def drain_offering(self, name: str, value: str, *, drained: bool) -> Sequence[str]:
+        """No new work for the workers that declare this value of a property, now or later; or again. The ids of those
+        that are connected.
+        """
+
 
 class Scheduler(Protocol):
     """Takes actions and knows what becomes of them. *Concurrency*: all methods, from any task of the loop."""

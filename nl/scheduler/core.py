@@ -44,6 +44,8 @@ from nl.scheduler.worker import TROUBLED_AFTER, Worker
 
 LOOKS_PER_TICK = 500
 """So many shapes are looked at in each tick whether any worker could still take them."""
+MAX_WHY_CHARS = 500
+"""As much of a worker's reasons is kept."""
 LOOKS_PER_LINE = 100
 """So many workers, and leases of each, are looked at to tell in the log how long a wait may take."""
 
@@ -161,10 +163,19 @@ class SchedulerCore:
     # --- workers ------------------------------------------------------------------------------------------------
 
     def attach(
-        self, worker_id: str, *, offer: Offer, max_inflight: int, running: Collection[ActionId] = (), now: float
+        self,
+        worker_id: str,
+        *,
+        offer: Offer,
+        max_inflight: int,
+        running: Collection[ActionId] = (),
+        draining: bool = False,
+        now: float,
     ) -> Worker:
-        """A worker is there. `running`: what goes on there since before, and is to come to it again."""
-        worker = Worker(worker_id, offer, max_inflight, last_seen=now)
+        """A worker is there. `running`: what goes on there since before, and is to come to it again. `draining`: it
+        gets nothing until it is undrained.
+        """
+        worker = Worker(worker_id, offer, max_inflight, last_seen=now, draining=draining)
         worker.virtual = max((each.virtual for each in self._some_workers()), default=0.0)
         self.pool.add(worker)
         if running:
@@ -464,7 +475,7 @@ class SchedulerCore:
     def _note_failure(self, worker: Worker, execution: Execution, error: NlError, *, now: float) -> None:
         """What a failure says about the worker."""
         if error.code is Code.RESOURCE_EXHAUSTED:
-            self._pause(worker, now=now)
+            self._pause(worker, error.message, now=now)
             return
         if _is_for_the_client(error):
             return
@@ -472,12 +483,12 @@ class SchedulerCore:
         if len(worker.failed) < TROUBLED_AFTER:
             worker.failed.add(execution.id)
         if len(worker.failed) >= TROUBLED_AFTER:
-            pause = self._pause(worker, now=now)
+            pause = self._pause(worker, error.message, now=now)
             text = f"worker {worker.id} has failed {TROUBLED_AFTER} actions in a row and gets none for {pause:g} s"
             self.outbox.warnings.append(f"{text}; the last failure: {error.message}")
 
-    def _pause(self, worker: Worker, *, now: float) -> float:
-        pause = worker.pause(now=now)
+    def _pause(self, worker: Worker, why: str, *, now: float) -> float:
+        pause = worker.pause(why[:MAX_WHY_CHARS], now=now)
         self._paused[worker] = None
         self._reservations.let_go(worker)
         self.pool.refresh(worker)

@@ -62,6 +62,10 @@ class WorkerState:
     properties: Mapping[str, frozenset[str]]
     silent_s: float
     """How long ago it was last heard of."""
+    why_paused: str = ""
+    """If it is paused."""
+    kept_for: str = ""
+    """The execution that it gets nothing less urgent for, if there is one."""
 
 
 class WorkerSession:
@@ -146,8 +150,11 @@ class WorkerSession:
         state = "draining" if worker.draining else "paused" if worker.paused_until is not None else state
         silent_s = self._clock() - worker.last_seen
         running = len(worker.leases)
+        held_for = worker.held_for
         return WorkerState(
-            worker.id, state, running, worker.max_inflight, dict(worker.free), worker.offer.values, silent_s
+            worker.id, state, running, worker.max_inflight, dict(worker.free), worker.offer.values, silent_s,
+            why_paused=worker.why_paused if worker.paused_until is not None else "",
+            kept_for=held_for.id if held_for is not None else "",
         )
 
     def push(self, order: Order, lease: Lease) -> None:

@@ -30,6 +30,7 @@ from nl.model.execution import ActionRequest, Outcome
 from nl.scheduler.claims import ActionId
 from nl.scheduler.contract import Lookup
 from nl.scheduler.core import SchedulerCore
+from nl.scheduler.matching import Requirement
 from nl.scheduler.operation import Operation, OperationBook
 from nl.scheduler.options import SimpleSchedulerOptions
 from nl.scheduler.session import WorkerSession, WorkerState
@@ -41,6 +42,8 @@ TICK_S = 1.0
 """How finely time-outs are looked at."""
 
 MAX_PREFIX_CHARS = 256
+MAX_DRAINED = 1000
+"""How many properties are remembered whose workers are out of service."""
 
 
 def _new_id() -> str:
@@ -75,6 +78,8 @@ class SimpleScheduler:
         self._idle = trio.Event()
         """Set when nothing runs any more after `stop_admission`."""
         self._totals: Counter[str] = Counter()
+        self._drained: dict[Requirement, None] = {}
+        """Properties whose workers are out of service."""
 
     @property
     def worker_pool(self) -> SimpleScheduler:
@@ -209,7 +214,12 @@ class SimpleScheduler:
         offer = self._core.rules.offer(properties, max_timeout_s=max_timeout_s)
         worker_id = f"{prefix}-{_new_id()}" if prefix[-1:].isalnum() else prefix + _new_id()
         worker = self._core.attach(
-            worker_id, offer=offer, max_inflight=max_inflight, running=running, now=self._clock()
+            worker_id,
+            offer=offer,
+            max_inflight=max_inflight,
+            running=running,
+            draining=not offer.declared().isdisjoint(self._drained),
+            now=self._clock(),
         )
         session = WorkerSession(worker, core=self._core, deliver=self._deliver, clock=self._clock)
         self._sessions[worker_id] = session
@@ -238,6 +248,22 @@ class SimpleScheduler:
         """It gets work again, unless it has said itself that it goes. Raises NotFoundError."""
         self._core.undrain(self._session(worker_id).worker, now=self._clock())
         self._deliver()
+
+    def drain_offering(self, name: str, value: str, *, drained: bool) -> list[str]:
+        """No new work for the workers that declare this value of a property, now or later; or again. Their ids."""
+        if drained:
+            self._drained[name, value] = None
+            if len(self._drained) > MAX_DRAINED:
+                del self._drained[next(iter(self._drained))]
+        else:
+            self._drained.pop((name, value), None)
+        found = [id for id, session in self._sessions.items() if (name, value) in session.worker.declared]
+        for worker_id in found:
+            if drained:
+                self.drain(worker_id)
+            elif self._sessions[worker_id].worker.declared.isdisjoint(self._drained):
+                self.undrain(worker_id)
+        return found
 
     def _session(self, worker_id: str) -> WorkerSession:
         session = self._sessions.get(worker_id)

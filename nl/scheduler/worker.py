@@ -51,6 +51,8 @@ class Worker:
     held_for: Execution | None = None
     """It gets nothing that is less urgent than this one, which needs more room than there is now."""
     paused_until: float | None = None
+    why_paused: str = ""
+    """What it said last, for pages."""
     refusals: int = 0
     """How often in a row it has been paused."""
     failed: set[str] = field(default_factory=set)
@@ -109,8 +111,9 @@ class Worker:
             self.free[name] += amount
         lease.reserved = ()
 
-    def pause(self, *, now: float) -> float:
+    def pause(self, why: str, *, now: float) -> float:
         """It gets nothing for a while, longer each time. Returns the seconds."""
+        self.why_paused = why
         pause = min(LONGEST_PAUSE_S, FIRST_PAUSE_S * float(1 << min(self.refusals, 10)))
         self.refusals += 1
         self.paused_until = now + pause

@@ -1,7 +1,8 @@
 """The administration of a listener that has `admin`: taking workers out of service and back, as NativeLink has it.
 
-`POST {path}/scheduler/{scheduler}/set_drain_worker/{worker_id}/{0|1}`. Whoever asks must be allowed to administer every
-instance: a worker gets actions of any.
+`POST {path}/scheduler/{scheduler}/set_drain_worker/{worker_id}/{0|1}`, and of our own
+`.../set_drain_property/{name}/{value}/{0|1}` for all workers that declare it, also those that connect later. Whoever
+asks must be allowed to administer every instance: a worker gets actions of any.
 """
 
 from __future__ import annotations
@@ -16,7 +17,10 @@ from nl.scheduler.contract import Scheduler, WorkerPool
 from nl.server.doors import Doors
 from nl.web.server import HttpError, Request, Response, Route
 
-_USAGE = "expected POST .../scheduler/{scheduler}/set_drain_worker/{worker_id}/{0|1}"
+_USAGE = (
+    "expected POST .../scheduler/{scheduler}/set_drain_worker/{worker_id}/{0|1} or "
+    ".../set_drain_property/{name}/{value}/{0|1}"
+)
 
 
 class Administration:
@@ -34,15 +38,12 @@ class Administration:
         """Does it, and says so in a line of text."""
         for name in self._doors.instances:
             request.identity.require(Right.ADMINISTER, name)
-        *_, scheduler, action, worker_id, flag = ("", "", "", *(unquote(each) for each in request.path.split("/")))
-        if action != "set_drain_worker" or flag not in ("0", "1"):
-            raise HttpError(HTTPStatus.NOT_FOUND, _USAGE)
-        pool = self._pool(scheduler)
-        try:
-            (pool.drain if flag == "1" else pool.undrain)(worker_id)
-        except NotFoundError as exc:
-            raise HttpError(HTTPStatus.NOT_FOUND, exc.message) from exc
-        return Response(body=f"{'Draining' if flag == '1' else 'Undraining'} worker {worker_id}".encode())
+        match [unquote(each) for each in request.path.split("/")]:
+            case [*_, "scheduler", scheduler, "set_drain_worker", worker_id, "0" | "1" as flag]:
+                return Response(body=_drain_worker(self._pool(scheduler), worker_id, drained=flag == "1").encode())
+            case [*_, "scheduler", scheduler, "set_drain_property", name, value, "0" | "1" as flag]:
+                return Response(body=_drain_property(self._pool(scheduler), name, value, drained=flag == "1").encode())
+        raise HttpError(HTTPStatus.NOT_FOUND, _USAGE)
 
     def _pool(self, name: str) -> WorkerPool:
         scheduler = self._schedulers.get(name)
@@ -51,3 +52,17 @@ class Administration:
             known = ", ".join(repr(each) for each, one in self._schedulers.items() if one.worker_pool is not None)
             raise HttpError(HTTPStatus.NOT_FOUND, f"there is no scheduler {name!r} with workers; there are: {known}")
         return pool
+
+
+def _drain_worker(pool: WorkerPool, worker_id: str, *, drained: bool) -> str:
+    try:
+        (pool.drain if drained else pool.undrain)(worker_id)
+    except NotFoundError as exc:
+        raise HttpError(HTTPStatus.NOT_FOUND, exc.message) from exc
+    return f"{'Draining' if drained else 'Undraining'} worker {worker_id}"
+
+
+def _drain_property(pool: WorkerPool, name: str, value: str, *, drained: bool) -> str:
+    found = pool.drain_offering(name, value, drained=drained)
+    verb = "Draining" if drained else "Undraining"
+    return f"{verb} workers with {name}={value}: {', '.join(found) or 'none is connected'}"

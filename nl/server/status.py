@@ -93,6 +93,8 @@ def _scheduler(scheduler: Scheduler) -> dict[str, object]:
                 "max_inflight": each.max_inflight,
                 "free": dict(each.free),
                 "silent_s": round(each.silent_s, 1),
+                **({"why_paused": each.why_paused} if each.why_paused else {}),
+                **({"kept_for": each.kept_for} if each.kept_for else {}),
             }
             for each in workers
         },

@@ -380,7 +380,7 @@ async def test_a_worker_that_fails_everything_is_paused_and_that_is_logged(autoj
                 bad.fail(bad_start.operation_id, InternalError("no space on /tmp"))
                 good.complete((await good.next_update()).operation_id, b"")
             paused, _ = scheduler.workers()
-            assert paused.state == "paused"
+            assert (paused.state, paused.why_paused) == ("paused", "no space on /tmp")
             text = f"worker {bad.worker_id} has failed 3 actions in a row and gets none for 1 s"
             assert f"{text}; the last failure: no space on /tmp" in caplog.text
             await trio.sleep(3)
@@ -408,6 +408,7 @@ async def test_a_wide_action_is_not_passed_by_narrow_ones_for_ever():
                 await scheduler.submit(request(number, ("cpu", "1")))
             session.complete(first.operation_id, b"")
             assert session.next_update_nowait() is None, "the worker is kept for the wide one"
+            assert scheduler.workers()[0].kept_for == wide.name.rpartition("/")[2]
             urgent = await scheduler.submit(request(60, ("cpu", "1"), priority=-1))
             assert urgent.state.stage is Stage.EXECUTING, "but not from what is more urgent"
             session.complete((await session.next_update()).operation_id, b"")

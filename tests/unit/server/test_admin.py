@@ -41,6 +41,30 @@ async def test_a_worker_is_drained_and_undrained():
             assert session.next_update_nowait() is not None
 
 
+async def test_all_workers_with_a_property_are_drained_and_those_that_come():
+    async with running() as scheduler:
+        it = administration_of(scheduler)
+        path = "/admin/scheduler/MAIN%2FONE/set_drain_property/rack/a%2F1"
+        old, new = [("rack", "a/1")], [("rack", "a/1"), ("rack", "b")]
+        with scheduler.attach_worker(old) as first:
+            response = await post(it, f"{path}/1")
+            assert response.body == f"Draining workers with rack=a/1: {first.worker_id}".encode()
+            with (
+                scheduler.attach_worker(new) as second,
+                scheduler.attach_worker([("rack", "b")], max_inflight=1) as other,
+            ):
+                await scheduler.submit(request(1))
+                await scheduler.submit(request(2))
+                assert other.next_update_nowait() is not None
+                assert first.next_update_nowait() is None and second.next_update_nowait() is None
+                scheduler.drain_offering("rack", "b", drained=True)
+                await post(it, f"{path}/0")
+                assert first.next_update_nowait() is not None
+                assert second.worker.draining, "by its other rack"
+                scheduler.drain_offering("rack", "b", drained=False)
+                assert not second.worker.draining
+
+
 @pytest.mark.parametrize(("path", "text"), [
     ("/admin/scheduler/MAIN%2FONE/set_drain_worker/nobody/1", "worker 'nobody' is not connected"),
     ("/admin/scheduler/NO/set_drain_worker/w/1", "there is no scheduler 'NO' with workers; there are: 'MAIN/ONE'"),
