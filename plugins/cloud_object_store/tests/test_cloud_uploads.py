@@ -422,6 +422,8 @@ MEMORY = '''
 import sys, os, resource, trio
 sys.path.insert(0, sys.argv[1])
 from cloud_support import options_for
+from nl.plugin import Reader
+from nl.testing import BareContext, started
 from nl_cloud_object_store import CloudObjectStore
 
 PIECE = os.urandom(1 << 18)
