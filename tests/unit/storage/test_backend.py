@@ -101,6 +101,7 @@ async def test_a_backend_that_refuses_at_first_ends_the_start(autojump_clock):
 
 
 async def test_one_that_refuses_later_is_an_error_in_the_log_and_asked_no_more(caplog, autojump_clock):
+    caplog.set_level(logging.INFO)
     probe = Probe(TransientError("down"), RefusedError("no such user", option="secret"))
     async with trio.open_nursery() as nursery:
         await reach(probe, nursery)
