@@ -11,7 +11,6 @@ import hashlib
 import hmac
 import logging
 import os
-import threading
 import time
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
@@ -21,6 +20,7 @@ from urllib.parse import parse_qsl, quote, urlsplit
 
 from nl.plugin import RefusedError, TransientError
 from nl_cloud_object_store.http import one_line
+from nl_cloud_object_store.turns import Turns
 
 _SIGNED = ("Content-Encoding", "Content-Language", "Content-Length", "Content-MD5", "Content-Type", "Date",
            "If-Modified-Since", "If-Match", "If-None-Match", "If-Unmodified-Since", "Range")
@@ -81,12 +81,12 @@ class Token(Authorization):
     def __init__(self, credential: Any) -> None:
         """`credential` is one of azure-identity's."""
         self._credential = credential
-        self._lock = threading.Lock()
+        self._turns = Turns()
         self._token = ""
         self._until = 0.0
 
     def sign(self, method: str, url: str, headers: dict[str, str]) -> str:
-        with self._lock:  # whoever comes while it is being renewed needs the new one
+        with self._turns.turn():
             if time.time() >= self._until:
                 self._renew()
             headers["Authorization"] = f"Bearer {self._token}"

@@ -5,12 +5,12 @@ from __future__ import annotations
 import json
 import logging
 import os
-import threading
 from collections.abc import Mapping
 from typing import Any
 
 from nl.plugin import RefusedError, TransientError
 from nl_cloud_object_store.http import one_line
+from nl_cloud_object_store.turns import Turns
 
 log = logging.getLogger("nl.stores.cloud_object_store")
 _SCOPES = ["https://www.googleapis.com/auth/devstorage.read_write"]
@@ -22,7 +22,7 @@ class Credentials:
     def __init__(self, found: Any) -> None:
         """`found` is google-auth's, or None for nobody's."""
         self._found = found
-        self._lock = threading.Lock()
+        self._turns = Turns()
         self._request: Any = None
         if found is not None:
             import urllib3
@@ -33,13 +33,15 @@ class Credentials:
 
     def sign(self, method: str, url: str, headers: dict[str, str]) -> None:
         """Adds to `headers` what makes a request ours. May block."""
-        if self._found is None:
-            return
+        if self._found is not None:
+            with self._turns.turn():
+                self._sign(method, url, headers)
+
+    def _sign(self, method: str, url: str, headers: dict[str, str]) -> None:
         from google.auth import exceptions as google
 
         try:
-            with self._lock:  # whoever comes while a token is being renewed needs the new one
-                self._found.before_request(self._request, method, url, headers)
+            self._found.before_request(self._request, method, url, headers)
         except google.TransportError as error:
             raise TransientError(f"no token: {one_line(error)}") from error
         except google.GoogleAuthError as error:
