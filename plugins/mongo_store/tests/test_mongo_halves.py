@@ -6,6 +6,7 @@ from __future__ import annotations
 
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
+from pathlib import Path
 from types import SimpleNamespace
 
 import pymongo
@@ -14,7 +15,16 @@ import trio
 from mongo_support import MongoServer, mongo, new_collection, options_for  # noqa: F401
 from pymongo.errors import BulkWriteError, DuplicateKeyError, OperationFailure
 
-from nl.plugin import InternalError, RefusedError, RetryOptions, TransientError, UnavailableError, digest_of, key_text
+from nl.plugin import (
+    BlobNotFoundError,
+    InternalError,
+    RefusedError,
+    RetryOptions,
+    TransientError,
+    UnavailableError,
+    digest_of,
+    key_text,
+)
 from nl.testing import BareContext, CancellingReader, PartsReader, make_blob, split, started
 from nl_mongo_store import MongoStore
 from nl_mongo_store.connection import Connection
@@ -162,6 +172,36 @@ def test_chunks_of_a_value_that_is_taken_out_as_broken_have_a_record(collection)
     documents.remove_broken("name", "upload")
     assert names(collection, "!upload:") == ["!upload:upload"]
     assert collection.find_one({"_id": "!upload:upload"})["key"] == "name"
+
+
+def test_a_chunk_that_is_written_again_is_no_error_and_stays_what_it_was(collection) -> None:
+    documents = Documents(collection, Names(""), ttl_s=0)
+    for _ in range(2):  # the answer to the first was lost
+        documents.add("upload", 0, b"data")
+    assert documents.chunks("upload", 0, 2) == [b"data", None]
+
+
+@pytest.mark.parametrize("document", [
+    {"size": 4, "upload": "u", "chunk": 0}, {"size": 4, "upload": "u", "chunk": -4},
+    {"size": -4, "upload": "u", "chunk": 4}, {"size": 4, "upload": "u"}, {"size": 4, "chunk": 4}, {"size": 4},
+])  # fmt: skip
+async def test_what_others_have_written_under_a_name_is_no_value_unless_all_of_it_makes_sense(
+    mongo: MongoServer, collection, document: dict[str, object]  # noqa: F811
+) -> None:
+    digest = digest_of(b"data")
+    collection.insert_one({"_id": key_text(digest), **document})
+    async with running(mongo, collection) as store:
+        with pytest.raises(BlobNotFoundError):
+            await store.get(digest)
+
+
+def test_a_file_that_tls_needs_and_that_went_after_the_config_was_read_is_a_fault_of_the_config(tmp_path: Path) -> None:
+    (file := tmp_path / "key").write_text("")
+    options = options_for(f"mongodb://127.0.0.1:1/?tls=true&tlsCertificateKeyFile={file}")
+    file.unlink()
+    with pytest.raises(RefusedError) as caught:
+        Connection(options, "CAS")._connect()
+    assert caught.value.option == "connection_string"
 
 
 @pytest.mark.parametrize("codes", [(11000, 121), (121, 11000), (121,)])
