@@ -12,6 +12,7 @@ from types import SimpleNamespace
 import pymongo
 import pytest
 import trio
+import trio.testing
 from mongo_support import MongoServer, mongo, new_collection, options_for  # noqa: F401
 from pymongo.errors import BulkWriteError, DuplicateKeyError, OperationFailure
 
@@ -28,7 +29,7 @@ from nl.plugin import (
 from nl.testing import BareContext, CancellingReader, PartsReader, make_blob, split, started
 from nl_mongo_store import MongoStore
 from nl_mongo_store.connection import Connection
-from nl_mongo_store.documents import Documents
+from nl_mongo_store.documents import TRIES, Documents
 from nl_mongo_store.keys import Names
 from nl_mongo_store.store import TRIP_BYTES, TRIP_COUNT, _trips
 
@@ -193,6 +194,42 @@ async def test_what_others_have_written_under_a_name_is_no_value_unless_all_of_i
     async with running(mongo, collection) as store:
         with pytest.raises(BlobNotFoundError):
             await store.get(digest)
+
+
+def test_a_value_that_others_replace_all_the_time_is_tried_again_later() -> None:
+    records, others = list[str](), iter(range(1000))
+
+    def conflict(*arguments: object, **more: object) -> None:
+        raise DuplicateKeyError("another one")
+
+    class Busy:
+        """A collection in which somebody else is always first."""
+
+        insert_one = replace_one = staticmethod(conflict)
+
+        def find_one(self, condition: object, fields: object) -> dict[str, str]:
+            return {"upload": f"other-{next(others)}"}
+
+        def update_one(self, condition: dict[str, str], change: object, *, upsert: bool) -> None:
+            records.append(condition["_id"])
+
+    with pytest.raises(TransientError, match="all the time") as caught:
+        Documents(Busy(), Names(""), ttl_s=0).put("name", b"data", new=True)  # type: ignore[arg-type]
+    assert caught.value.code == "Aborted"
+    assert records == [f"!upload:other-{number}" for number in range(TRIES)], "each might have been replaced"
+
+
+@pytest.mark.parametrize("ttl_s", [0, 3600])
+async def test_there_is_an_index_of_use_where_values_expire(
+    mongo: MongoServer, collection, ttl_s: int  # noqa: F811
+) -> None:
+    async with running(mongo, collection, key_ttl_s=ttl_s) as store:
+        await store.put("name", b"data")
+        await trio.testing.wait_all_tasks_blocked()
+        with trio.fail_after(120):
+            while ttl_s and "used_1" not in await trio.to_thread.run_sync(collection.index_information):  # noqa: ASYNC110
+                await trio.sleep(0.01)
+    assert ("used_1" in collection.index_information()) is bool(ttl_s)
 
 
 def test_a_file_that_tls_needs_and_that_went_after_the_config_was_read_is_a_fault_of_the_config(tmp_path: Path) -> None:
