@@ -6,6 +6,7 @@ What is not known to be right is hashed first (verify.py); what is wrong is set 
 from __future__ import annotations
 
 import os
+import stat
 import time
 from types import TracebackType
 
@@ -75,6 +76,9 @@ class Opener:
             raise self._translated(error, folder, name, "open") from error
         try:
             facts = os.fstat(fd)
+            if type(key) is not Digest and not stat.S_ISREG(facts.st_mode):  # no hash tells that a pipe is no value
+                self._mirror.removed(folder, name)
+                raise self._missing(key)
             slot = self._index.slots.get(index_key)
             if slot is None or self._index.sizes[slot] != facts.st_size:
                 slot = self._mirror.add(folder, index_key, facts.st_size)

@@ -4,12 +4,15 @@ file system are made up, the files that are evicted are real.
 
 import errno
 import os
+from contextlib import contextmanager
 from types import SimpleNamespace
 
 import pytest
+import trio
 
 from nl.blob.hashing import digest_of
-from nl.plugin import ExhaustedError
+from nl.plugin import ExhaustedError, Link, LocalFiles
+from nl.stores.filesystem import evicting
 from nl.stores.filesystem.disk_space import Lacking
 from nl.testing import make_blob
 
@@ -25,14 +28,14 @@ class Disk:
     def __init__(self, monkeypatch, store, *, total, others=0):
         self.store, self.total, self.others = store, total, others
         self.inodes = self.free_inodes = 0
-        self.reserved_for_root = 0
+        self.reserved_for_root = self.inodes_for_root = 0
         monkeypatch.setattr(os, "fstatvfs", lambda fd: self.facts())
 
     def facts(self):
         free = self.total - self.others - self.store._index.bytes // BLOCK
         return SimpleNamespace(
             f_frsize=BLOCK, f_blocks=self.total, f_bfree=free, f_bavail=max(free - self.reserved_for_root, 0),
-            f_files=self.inodes, f_ffree=self.free_inodes, f_favail=self.free_inodes,
+            f_files=self.inodes, f_ffree=self.free_inodes, f_favail=self.free_inodes - self.inodes_for_root,
         )  # fmt: skip
 
 
@@ -92,6 +95,24 @@ async def test_what_root_alone_may_use_is_not_free(place, monkeypatch):
         assert await left(store, digests) == 13
 
 
+async def test_nor_is_it_room_for_an_upload(place, monkeypatch):
+    async with place.running(min_free=0) as store:
+        Disk(monkeypatch, store, total=20).reserved_for_root = 5
+        digests = await fill(store, 18)
+        assert await store._space.make_room(FULL, BLOCK)
+        assert await left(store, digests) == 14
+        assert store.statistics()["made_room_on_disk"] == 1
+
+
+@pytest.mark.parametrize(("others", "kept"), [(8, 7), (9, 8)])
+async def test_nor_is_it_what_others_have_taken(place, monkeypatch, others, kept):
+    async with place.running(min_free=15 * BLOCK) as store:
+        Disk(monkeypatch, store, total=20, others=others).reserved_for_root = 4
+        digests = await fill(store, 8)
+        assert await store._space.make_room(FULL, 0) is (others == 8)
+        assert await left(store, digests) == kept
+
+
 @pytest.mark.parametrize(("free", "kept"), [(4, 16), (5, 15), (6, 14)])
 async def test_the_reserve_is_kept_to_the_byte(place, monkeypatch, free, kept):
     async with place.running(min_free=free * BLOCK) as store:
@@ -109,6 +130,8 @@ async def test_the_usual_reserve_is_a_hundredth_and_at_most_a_gibibyte(place, mo
     async with place.running() as store:
         disk = Disk(monkeypatch, store, total=total)
         assert store._space._reserve(disk.facts()) // BLOCK == reserve
+        disk.others = total - total // 100
+        assert store._space._reserve(disk.facts()) // BLOCK == reserve, "however full it is"
     async with place.running(min_free=0) as store:
         assert store._space._reserve(disk.facts()) == 0, "none is wanted"
 
@@ -138,6 +161,43 @@ async def test_inodes_are_made_free_if_half_of_those_used_are_ours(place, monkey
         assert await left(store, digests) == (100 - 64 if evicts else 100)
 
 
+async def test_inodes_that_root_alone_may_use_are_not_free_and_not_used(place, monkeypatch):
+    async with place.running(min_free=0) as store:
+        digests = await fill(store, 100)
+        disk = Disk(monkeypatch, store, total=10_000)
+        disk.inodes, disk.free_inodes, disk.inodes_for_root = 2 * (100 + 64) + 50, 50, 50
+        assert await store._space.make_room(FULL, 1)
+        assert await left(store, digests) == 100 - 64
+
+
+async def test_inodes_of_executable_variants_are_ours(place, monkeypatch):
+    async with place.running(min_free=0) as store:
+        digests = await fill(store, 100)
+        links = [Link(digest, str(place.inputs / digest.hash), True) for digest in digests[:20]]
+        assert await store.capability(LocalFiles).link_files(links) == []
+        disk = Disk(monkeypatch, store, total=10_000)
+        disk.inodes, disk.free_inodes = 2 * (100 + 20 + 64), 0
+        assert await store._space.make_room(FULL, 1)
+        assert await left(store, digests) == 100 - 64
+
+
+@contextmanager
+def turns_of_others():
+    """As many as the times that others have had their turn."""
+    turns = []
+
+    class Others(trio.abc.Instrument):
+        def before_io_wait(self, timeout):
+            turns.append(timeout)
+
+    instrument = Others()
+    trio.lowlevel.add_instrument(instrument)
+    try:
+        yield turns
+    finally:
+        trio.lowlevel.remove_instrument(instrument)
+
+
 @pytest.mark.parametrize(("attempt", "evicted"), [(0, 64), (1, 128), (2, 256)])
 async def test_where_a_folder_is_full_of_names_each_attempt_evicts_twice_as_many(place, monkeypatch, attempt, evicted):
     async with place.running(min_free=0) as store:
@@ -146,6 +206,27 @@ async def test_where_a_folder_is_full_of_names_each_attempt_evicts_twice_as_many
         assert await store._space.make_room_for_name(FULL, attempt=attempt)
         assert await left(store, digests) == 300 - evicted
         assert store.statistics()["made_room_on_disk"] == 1
+
+
+async def test_where_much_is_evicted_others_have_their_turn_after_each_slice(place, monkeypatch):
+    async with place.running(min_free=0) as store:
+        await fill(store, 300)
+        Disk(monkeypatch, store, total=10_000)
+        with turns_of_others() as turns:
+            assert await store._space.make_room_for_name(FULL, attempt=2)
+        assert len(turns) >= 256 // 64
+
+
+async def test_what_was_evicted_is_freed_before_it_is_looked_what_is_missing(place, monkeypatch):
+    """Or as much again would be evicted, of which the blocks are not free yet either."""
+    monkeypatch.setattr(evicting, "_LARGE", BLOCK)
+    async with place.running(min_free=0) as store:
+        Disk(monkeypatch, store, total=20)
+        digests = await fill(store, 20)
+        before = len(os.listdir("/proc/self/fd"))
+        assert await store._space.make_room(FULL, 3 * BLOCK)
+        assert len(os.listdir("/proc/self/fd")) == before
+        assert await left(store, digests) == 17
 
 
 async def test_on_a_disk_that_others_fill_no_file_goes_for_a_name_either(place, monkeypatch):

@@ -1,7 +1,10 @@
 """When what happens by itself happens: on a clock that nobody moves but the test."""
 
+import fcntl
 import os
+import threading
 import time
+from functools import partial
 
 import pytest
 import trio
@@ -9,9 +12,11 @@ import trio.testing
 
 from nl.blob.hashing import digest_of
 from nl.plugin import Digest
-from nl.stores.filesystem import mirror
+from nl.stores.filesystem import FilesystemStore, clock, mirror, scanning
 from nl.stores.filesystem.journal import Change, Journal
+from nl.stores.filesystem.layout import Layout
 from nl.stores.filesystem.uses import CELLS
+from nl.testing import BareContext, started
 
 from .conftest import put
 from .test_scanning import held_scan
@@ -227,3 +232,149 @@ async def test_access_times_of_fifty_thousand_files_at_most_are_written_at_once_
         await store._recency.flush()
         assert store._recency.flushed_blobs == 50_000
         assert first.stat().st_atime == 1 < last.stat().st_atime
+
+
+async def test_an_upload_waits_for_the_first_that_a_listing_finds_and_not_for_its_end(place, mock_clock, monkeypatch):
+    monkeypatch.setattr(scanning, "_PIECE", 10)
+    policy = {"max_bytes": 20 * BLOCK}
+    async with place.running() as store:
+        for number in range(20):
+            await put(store, b"old %d" % number)
+    real, pieces, go_on = scanning._list_piece, [], threading.Event()
+
+    def list_piece(folder, items):
+        pieces.append(folder)
+        if len(pieces) > 1:
+            go_on.wait(120)
+        return real(folder, items)
+
+    monkeypatch.setattr(scanning, "_list_piece", list_piece)
+    async with place.running(scanned=False, policy=policy) as store, trio.open_nursery() as nursery:
+        try:
+            nursery.start_soon(put, store, b"new")
+            await really(lambda: store.statistics()["written_blobs"] == 1)
+            assert place.used() == 20 * BLOCK and not store._mirror.scanned.is_set()
+        finally:
+            go_on.set()
+
+
+async def test_the_sum_is_told_every_five_seconds_to_whoever_comes_if_this_process_is_killed(place, mock_clock):
+    async with place.running() as store:
+        await passes(0, store, mock_clock)
+        await put(store, b"x")
+        journal = Journal(store._layout)
+        await passes(4.5, store, mock_clock)
+        journal.read()
+        assert journal.sum == 0
+        await passes(0.75, store, mock_clock)
+        journal.read()
+        assert journal.sum == BLOCK
+
+
+async def test_after_the_wall_clock_was_set_for_good_access_times_are_its_own(place, mock_clock, monkeypatch):
+    monkeypatch.setattr(clock, "_LASTING_S", 0.0)
+    real = time.time
+    async with place.running() as store:
+        digest = await put(store, b"used")
+        monkeypatch.setattr(time, "time", lambda: real() + 7200)
+        for _ in range(3):
+            await passes(0.25, store, mock_clock)
+        await store.has([digest])
+        await passes(5.25, store, mock_clock)
+        assert abs(place.file(digest).stat().st_atime - time.time()) < 600
+
+
+async def test_where_a_process_stands_still_with_the_lock_a_store_ends_after_five_seconds(place, mock_clock):
+    runs, may_end, ended = trio.Event(), trio.Event(), trio.Event()
+
+    async def run():
+        async with place.running():
+            runs.set()
+            await may_end.wait()
+        ended.set()
+
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(run)
+        await runs.wait()
+        lock = os.open(place.content / ".lock", os.O_RDWR)
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX)
+            may_end.set()
+            await trio.testing.wait_all_tasks_blocked()
+            mock_clock.jump(4.9)
+            await trio.testing.wait_all_tasks_blocked()
+            assert not ended.is_set()
+            mock_clock.jump(0.2)
+            await really(ended.is_set)
+        finally:
+            os.close(lock)
+            mock_clock.jump(60)
+
+
+async def test_where_a_process_stands_still_with_the_lock_a_store_begins_all_the_same_and_serves(place, mock_clock):
+    digest = digest_of(b"blob")
+    async with place.running() as store:
+        await put(store, b"blob")
+    lock = os.open(place.content / ".lock", os.O_RDWR)
+    fcntl.flock(lock, fcntl.LOCK_EX)
+    store = FilesystemStore(place.options(), BareContext("CAS"))
+
+    async def serve():
+        async with started(store):
+            assert await store.get(digest) == b"blob"
+            os.close(lock)
+            await put(store, b"new")
+            served.set()
+
+    served = trio.Event()
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(serve)
+        await really(lambda: store._committer.lock.waits == 1)
+        mock_clock.jump(61)
+        await really(served.is_set)
+
+
+async def test_whoever_needs_a_listing_has_it_begin_at_once(place, mock_clock):
+    async with place.running() as store, trio.open_nursery() as nursery:
+        await passes(0, store, mock_clock)
+        nursery.start_soon(partial(store._scanner.progress, patience_s=1000.0))
+        await really(lambda: store._scanner.scans == 2)
+
+
+async def test_without_inotify_what_comes_to_a_new_folder_while_it_is_first_listed_is_known(
+    place, unwatched, mock_clock, monkeypatch
+):
+    real, go_on = scanning._list_piece, threading.Event()
+
+    def list_piece(folder, items):
+        if folder is one._layout.actions:
+            go_on.wait(120)
+        return real(folder, items)
+
+    one, serves = FilesystemStore(place.options(), BareContext("CAS")), trio.Event()
+    monkeypatch.setattr(scanning, "_list_piece", list_piece)
+
+    async def serve():
+        async with started(one):
+            await one._mirror.scanned.wait()
+            await passes(0.25, one, mock_clock)
+            assert one.statistics()["blobs"] == 1
+            serves.set()
+
+    try:
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(serve)
+            await really(lambda: one._scanner.has_sample)
+            layout = Layout(content_path=str(place.content), temp_path=str(place.temp), name="OTHER")
+            await trio.to_thread.run_sync(layout.open)
+            try:
+                journal = Journal(layout)
+                journal.read()
+                journal.write(Change(layout.blobs, place.lay(digest_of(b"x"), b"x").name, 1))
+                journal.tell(BLOCK)
+            finally:
+                layout.close()
+            go_on.set()
+            await serves.wait()
+    finally:
+        go_on.set()

@@ -21,7 +21,7 @@ from nl.plugin import (
     UnavailableError,
     UploadMismatchError,
 )
-from nl.stores.filesystem import adopting
+from nl.stores.filesystem import adopting, executables
 from nl.stores.filesystem.leases import nobody_writes_to
 from nl.testing import find, make_blob
 
@@ -167,6 +167,16 @@ async def test_a_variant_of_a_blob_that_is_changed_while_it_is_copied_is_not_han
         with pytest.raises(UnavailableError, match="I/O error"):
             await store.capability(LocalFiles).link_files([Link(digest, str(place.inputs / "tool"), True)])
         assert os.listdir(place.executables) == [] and place.temp_files() == [] and descriptors() == before
+
+
+async def test_a_variant_of_which_the_kernel_copies_less_than_all_is_not_handed_out(place, monkeypatch):
+    async with place.running() as store:
+        digest = await put(store, make_blob(5000))
+        real = executables.copy_bytes
+        monkeypatch.setattr(executables, "copy_bytes", lambda source, target, size: real(source, target, size - 1))
+        with pytest.raises(UnavailableError, match="I/O error"):
+            await store.capability(LocalFiles).link_files([Link(digest, str(place.inputs / "tool"), True)])
+        assert os.listdir(place.executables) == [] == place.temp_files() == os.listdir(place.inputs)
 
 
 async def test_variants_found_when_the_store_starts_are_hashed_once_and_then_known(place, watched):

@@ -7,6 +7,7 @@ import signal
 import stat
 import subprocess
 import sys
+import threading
 
 import pytest
 import trio
@@ -14,6 +15,7 @@ import trio
 from nl.blob.hashing import digest_of
 from nl.plugin import (
     EMPTY_DIGESTS,
+    SMALL,
     BlobNotFoundError,
     ExhaustedError,
     InvalidRequestError,
@@ -154,6 +156,36 @@ async def test_no_room_for_a_variant_ends_in_a_copy_and_evicts_nobody(place, siz
         assert place.used() <= 4 * 4096
         assert await store.has([digest, *others]) == [size, *[7 for _ in others]]
         assert store.statistics()["executables"] == 0
+
+
+async def test_a_large_file_that_cannot_be_linked_is_copied_in_a_thread_and_a_small_one_where_it_is(
+    place, monkeypatch
+):
+    def link(*args, **kwargs):
+        raise OSError(errno.EXDEV, os.strerror(errno.EXDEV))
+
+    def copy(fd, path, *, size, mode):
+        on_the_loop[size] = threading.current_thread() is loop
+        copy_to_path(fd, path, size=size, mode=mode)
+
+    on_the_loop, loop = {}, threading.current_thread()
+    async with place.running() as store:
+        wanted = [linked(place, await put(store, make_blob(size)), str(size)) for size in (SMALL, SMALL + 1)]
+        monkeypatch.setattr(os, "link", link)
+        monkeypatch.setattr(links, "copy_to_path", copy)
+        assert await store.capability(LocalFiles).link_files(wanted) == []
+        assert on_the_loop == {SMALL: True, SMALL + 1: False}
+
+
+async def test_a_blob_whose_variant_is_linked_is_in_use(place):
+    async with place.running(policy={"max_count": 2}) as store:
+        tool, other = await put(store, b"tool"), await put(store, b"other")
+        for number in range(3):
+            assert await store.get(other) == b"other"
+            wanted = linked(place, tool, str(number), executable=True)
+            assert await store.capability(LocalFiles).link_files([wanted]) == []
+        await put(store, b"new")
+        assert place.file(tool).exists() and not place.file(other).exists()
 
 
 # Files taken over

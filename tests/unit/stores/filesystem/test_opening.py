@@ -22,12 +22,18 @@ from nl.plugin import (
     RangeError,
     TooLargeError,
     UnavailableError,
+    key_text,
 )
 from nl.stores.filesystem import mirror, quarantine, verify
 from nl.testing import PartsReader, find, make_blob, read, split
 
 from .conftest import put
-from .test_verification import flip, overwrite
+from .test_verification import flip, overwrite, replace
+
+
+@pytest.fixture
+def unwatched(monkeypatch):
+    monkeypatch.setattr(mirror, "remote_file_system", lambda path: "nfs")
 
 
 def descriptors():
@@ -207,6 +213,56 @@ async def test_without_inotify_links_and_pipes_among_the_files_are_followed_and_
         await missing(store.get(digest))
         await store.put(digest, b"secret")
         assert await store.get(digest) == b"secret"
+
+
+@pytest.mark.parametrize("make", [os.mkfifo, os.mkdir])
+@pytest.mark.parametrize(("key", "folder"), [("name", "s"), (ActionKey("ab" * 32, 3), "a")], ids=["text", "action"])
+async def test_without_inotify_what_is_no_file_is_no_value(place, unwatched, make, key, folder):
+    async with place.running() as store:
+        path = place.content / folder / (key if folder == "s" else key_text(key))
+        make(path)
+        await missing(store.get(key))
+        await missing(read(store, key))
+        assert await store.has([key]) == [None]
+        assert seen(store) == (0, 2) and (store.statistics()["blobs"], store.statistics()["bytes"]) == (0, 0)
+        if make is os.mkfifo:
+            await store.put(key, b"value")
+            assert await store.get(key) == b"value"
+
+
+async def test_without_inotify_a_blob_is_read_that_another_process_has_placed_since(place, unwatched):
+    async with place.running() as store:
+        digest = digest_of(b"of another process")
+        place.lay(digest, b"of another process")
+        assert await store.get(digest) == b"of another process"
+
+
+async def test_without_inotify_a_blob_of_a_wrong_size_that_another_process_has_mended_is_read_and_stays(
+    place, unwatched
+):
+    digest = digest_of(b"whole")
+    place.lay(digest, b"who")
+    async with place.running() as store:
+        replace(place.file(digest), b"whole")
+        assert await store.get(digest) == b"whole"
+        assert await store.has([digest]) == [5] and place.file(digest).exists()
+        assert store.statistics()["corrupt_blobs"] == 0
+
+
+async def test_without_inotify_a_blob_of_a_wrong_size_that_another_process_has_deleted_is_missing(place, unwatched):
+    digest = digest_of(b"whole")
+    place.lay(digest, b"who")
+    async with place.running() as store:
+        place.file(digest).unlink()
+        await missing(store.get(digest))
+        assert store.statistics()["blobs"] == 0
+
+
+async def test_without_inotify_what_nobody_has_used_for_too_long_is_not_read(place, unwatched):
+    async with place.running(policy={"max_seconds": 0.01}) as store:
+        await store.put("name", b"value")
+        await trio.sleep(0.1)  # its access time is as coarse as the kernel's ticks
+        await missing(store.get("name"))
 
 
 # Hashing

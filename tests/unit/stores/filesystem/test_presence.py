@@ -213,3 +213,12 @@ async def test_an_answer_is_a_use_however_many_are_asked_for(place, watched):
             await store.has(keys)
             used = [store._index.used[store._index.blob(digest)] for digest in keys[:3]]
             assert all(before <= each <= time.monotonic() for each in used)
+
+
+async def test_without_inotify_nothing_is_too_old_because_the_wall_clock_was_set(place, monkeypatch):
+    monkeypatch.setattr(mirror, "remote_file_system", lambda path: "nfs")
+    real = time.time
+    async with place.running(policy={"max_seconds": 1800}) as store:
+        digest = await put(store, b"young")
+        monkeypatch.setattr(time, "time", lambda: real() + 3600)
+        assert await store.has([digest]) == [5]

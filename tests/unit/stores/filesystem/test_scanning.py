@@ -235,3 +235,27 @@ async def test_without_inotify_a_listing_that_takes_longer_than_the_journal_last
             with two._committer.locked():
                 assert two._mirror.is_complete and two._scanner.scans == 1
                 assert two.statistics()["blobs"] == 100
+
+
+async def test_after_a_listing_that_proves_nothing_no_variant_is_taken_for_one_whose_blob_has_gone(place, monkeypatch):
+    """Its blob came meanwhile, and the kernel has lost the event that said so."""
+    real, is_there = scanning._list_piece, threading.Event()
+    digest = digest_of(b"tool")
+    variant = place.executables / str(digest)
+
+    def list_piece(folder, items):
+        assert is_there.wait(60)
+        if folder is store._layout.executables and not variant.exists():
+            place.lay(digest, b"tool")
+            variant.write_bytes(b"tool")
+            variant.chmod(0o555)
+            store._mirror._watch.read()
+            trio.from_thread.run_sync(store._mirror.lose_track)
+        return real(folder, items)
+
+    monkeypatch.setattr(scanning, "_list_piece", list_piece)
+    async with place.running(scanned=False) as store:
+        is_there.set()
+        await store._mirror.scanned.wait()
+        await until(lambda: store.statistics()["state"] == "exact")
+        assert variant.exists() and store.statistics()["executables"] == 1

@@ -8,7 +8,8 @@ import trio
 
 from nl.blob.hashing import digest_of
 from nl.plugin import ActionKey, BlobNotFoundError, EvictionPolicy, Link, LocalFiles, UnavailableError
-from nl.stores.filesystem import FilesystemOptions, FilesystemStore, lock
+from nl.stores.filesystem import FilesystemOptions, FilesystemStore, lock, mirror
+from nl.stores.filesystem.journal import Journal
 from nl.stores.filesystem.layout import SPREAD
 from nl.testing import BareContext, find, make_blob, started
 
@@ -305,3 +306,23 @@ async def test_two_stores_may_share_a_temp_folder_and_clean_only_after_the_dead(
         assert place.temp_files().count("dead0-1") == 0
         assert not (place.temp / "dead0.session").exists()
     assert [name for name in os.listdir(place.temp) if name.endswith(".session")] == []
+
+
+@pytest.mark.parametrize("blind", [False, True])
+async def test_who_has_inotify_writes_down_its_changes_if_somebody_has_none(place, monkeypatch, blind):
+    async with place.running() as one:
+        if blind:
+            monkeypatch.setattr(mirror, "remote_file_system", lambda path: "nfs")
+        async with place.running() as two:
+            await until(lambda: not one._uses.is_alone and not two._uses.is_alone)
+            await put(one, b"first")
+            journal = Journal(one._layout)
+            journal.read()
+            journal.follow()
+            digest = await put(one, b"second")
+            journal.read()
+            changes = [] if not blind else [(one._layout.blobs, place.file(digest).name, 6)]
+            assert journal.changes() == changes
+            await two._committer.follow()
+            assert two.statistics()["blobs"] == 2 or not blind
+            assert await two.has([digest]) == [6]

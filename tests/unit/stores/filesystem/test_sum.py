@@ -332,3 +332,17 @@ async def test_a_file_that_was_replaced_while_it_was_hashed_does_not_hand_its_na
                 path.write_bytes(b"y")
             await store._committer.rename(file.fileno(), other, digest, key="b" + digest.hash)
         assert os.listdir(place.content / "d") == ([path.name] if instead == "another" else [])
+
+
+async def test_what_is_set_aside_while_the_folder_is_listed_is_taken_off_as_it_was_counted(place, monkeypatch):
+    async with place.running() as store:
+        short, whole = await put(store, b"x" * 10 * BLOCK), await put(store, b"y" * 10 * BLOCK)
+        os.truncate(place.file(short), 1)
+        assert await store.has([short, whole]) == [None, 10 * BLOCK]
+    with held_scan(monkeypatch) as go_on:
+        async with place.running(scanned=False) as store:
+            assert told(store) == 11
+            with pytest.raises(BlobNotFoundError):
+                await store.get(short)
+            assert told(store) == 10 == place.used() // BLOCK
+            go_on()

@@ -1,5 +1,6 @@
 """Never a wrong byte: whatever happens to the files, what is served has the digest asked for, or nothing is served."""
 
+import errno
 import logging
 import os
 import threading
@@ -398,4 +399,42 @@ async def test_two_who_ask_for_an_unknown_file_at_once_take_no_place_for_good(pl
                 async with trio.open_nursery() as nursery:
                     nursery.start_soon(store.get, digest)
                     nursery.start_soon(store.get, digest)
+        assert store.statistics()["hashed_blobs"] == 5
+
+
+async def test_a_small_file_of_which_only_a_part_is_in_memory_is_hashed_whole(place, monkeypatch):
+    data = make_blob(9000)
+    async with place.running() as store:
+        digest = await put(store, data)
+    real = os.preadv
+
+    def preadv(fd, buffers, offset, flags=0):
+        return real(fd, [memoryview(buffers[0])[:4096]] if flags else buffers, offset)
+
+    async with place.running() as store:
+        monkeypatch.setattr(os, "preadv", preadv)
+        assert await store.get(digest) == data
+        assert store.statistics()["corrupt_blobs"] == 0
+
+
+@pytest.mark.parametrize(("number", "goes_on"), [(errno.EAGAIN, True), (errno.EOPNOTSUPP, False)])
+async def test_after_a_file_that_is_not_in_memory_the_next_is_looked_for_there_unless_nobody_can_tell(
+    place, monkeypatch, number, goes_on
+):
+    async with place.running() as store:
+        digests = [await put(store, b"%d" % at) for at in range(5)]
+    real, asked = os.preadv, []
+
+    def preadv(fd, buffers, offset, flags=0):
+        if flags:
+            asked.append(fd)
+            raise OSError(number, os.strerror(number))
+        return real(fd, buffers, offset)
+
+    async with place.running() as store:
+        store._access.nowait = 0  # reading has its own idea of it
+        monkeypatch.setattr(os, "preadv", preadv)
+        for at, digest in enumerate(digests):
+            assert await store.get(digest) == b"%d" % at
+        assert len(asked) == (5 if goes_on else 1)
         assert store.statistics()["hashed_blobs"] == 5

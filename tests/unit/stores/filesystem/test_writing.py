@@ -21,7 +21,7 @@ from nl.plugin import (
     UnavailableError,
     UploadMismatchError,
 )
-from nl.stores.filesystem import lock, reserving
+from nl.stores.filesystem import lock, reserving, writing
 from nl.stores.filesystem.layout import Layout
 from nl.stores.filesystem.reserving import reserve
 from nl.stores.filesystem.writing import DiskPace, Gatherer, TempFile, seconds_waited
@@ -57,6 +57,23 @@ def test_a_large_file_has_room_ahead_of_its_bytes_but_no_more_than_it_needs(layo
             file.append([bytes(MIB)] if file.size + MIB <= 20 * MIB else [bytes(20 * MIB - file.size)])
         assert 20 * MIB <= blocks(file) <= 21 * MIB
         assert file.finish().st_size == 20 * MIB
+
+
+@pytest.mark.parametrize("can", [True, False])
+def test_room_is_reserved_in_a_row_each_time_before_what_there_is_would_not_do(layout, monkeypatch, can):
+    asked = []
+
+    def reserve(fd, *, offset, count):
+        asked.append((os.fstat(fd).st_size, offset, count))
+        return can
+
+    monkeypatch.setattr(writing, "reserve", reserve)
+    with TempFile(layout, expected=20 * MIB) as file:
+        for size in (3, 3, 3, 3, 3, 3, 2):
+            file.append([bytes(size * MIB)])
+    assert asked == [(at * MIB, offset * MIB, count * MIB) for at, offset, count in (
+        [(0, 0, 8), (6, 8, 6), (12, 14, 6)] if can else [(0, 0, 8)]
+    )]  # fmt: skip
 
 
 @pytest.mark.parametrize("expected", [-1, 0, 1, MIB - 1])
@@ -159,6 +176,44 @@ async def test_what_is_gathered_is_written_whole_at_either_pace_and_when_it_chan
         file.committed = True
     with open(f"{layout.temp.path}/{file.name}", "rb") as written:
         assert written.read() == data
+
+
+@pytest.mark.parametrize("slow", [False, True])
+async def test_what_comes_in_small_and_large_parts_is_written_in_order(layout, slow):
+    sizes = [1000, 3 * MIB, 10, MIB // 2, 300, 70_000, 2 * MIB, 1]
+    data, pace = make_blob(sum(sizes)), DiskPace()
+    with TempFile(layout) as file:
+        gatherer = Gatherer(file, pace=pace, threads=trio.CapacityLimiter(1), make_room=no_room)
+        at = 0
+        for size in sizes:
+            pace.is_fast = not slow
+            await gatherer.add([data[at : at + size]])
+            at += size
+        await gatherer.flush()
+        file.finish()
+        file.committed = True
+    with open(f"{layout.temp.path}/{file.name}", "rb") as written:
+        assert written.read() == data
+
+
+async def test_writes_are_measured_on_the_spot_and_in_threads(layout, monkeypatch):
+    takes = [0.1]
+
+    def measured(write, parts):
+        write(parts)
+        return takes[0]
+
+    monkeypatch.setattr(writing, "seconds_waited", measured)
+    pace = DiskPace()
+    with TempFile(layout) as file:
+        gatherer = Gatherer(file, pace=pace, threads=trio.CapacityLimiter(1), make_room=no_room)
+        await gatherer.add([bytes(MIB // 2)])
+        assert not pace.is_fast
+        takes[0] = 0.0
+        for _ in range(32):
+            assert not pace.is_fast
+            await gatherer.add([bytes(MIB // 2)])
+        assert pace.is_fast
 
 
 async def test_stalled_uploads_keep_little_together_whatever_the_disk_and_nothing_once_they_are_gone(layout):
@@ -332,6 +387,22 @@ async def test_after_a_full_disk_it_goes_on_with_the_byte_that_was_next(layout, 
         assert written.read() == data
 
 
+@pytest.mark.parametrize("takes", [0, 300])
+async def test_after_a_full_disk_the_little_that_is_left_is_written_too(layout, monkeypatch, takes):
+    data = make_blob(MIB + 700)
+    with TempFile(layout) as file:
+        gatherer = Gatherer(file, pace=DiskPace(), threads=trio.CapacityLimiter(1), make_room=Room(1))
+        await gatherer.add([data[:MIB]])
+        assert file.size == MIB
+        FullDisk(monkeypatch, takes=takes, refusals=1)
+        await gatherer.add([data[MIB:]])
+        await gatherer.flush()
+        file.finish()
+        file.committed = True
+    with open(f"{layout.temp.path}/{file.name}", "rb") as written:
+        assert written.read() == data
+
+
 async def test_room_is_made_a_few_times_and_then_the_error_is_the_last(layout, monkeypatch):
     room = Room(100)
     FullDisk(monkeypatch, takes=0, refusals=100)
@@ -393,7 +464,7 @@ def test_a_temporary_file_that_somebody_has_deleted_is_no_second_error(layout):
 
 
 def test_what_is_still_expected_is_known_for_large_files_only(layout):
-    for expected, missing in ((-1, 0), (MIB - 1, 0), (MIB, MIB - 10), (2 * MIB, 2 * MIB - 10)):
+    for expected, missing in ((-1, 0), (MIB - 1, 0), (MIB, MIB - 10), (20 * MIB, 20 * MIB - 10)):
         with TempFile(layout, expected=expected) as file:
             file.append([bytes(10)])
             assert file.missing == missing
@@ -443,10 +514,11 @@ async def test_what_cannot_change_is_kept_as_it_is_and_what_can_is_copied(layout
     lasting, passing = bytes(1000), bytearray(1000)
     with TempFile(layout) as file:
         gatherer = Gatherer(file, pace=DiskPace(), threads=trio.CapacityLimiter(1), make_room=no_room)
-        await gatherer.add([lasting, memoryview(lasting)[5:], passing, memoryview(passing)])
+        views = [memoryview(passing), memoryview(passing).toreadonly()]
+        await gatherer.add([lasting, memoryview(lasting)[5:], passing, *views])
         kept = gatherer._parts
         assert kept[0] is lasting and kept[1].obj is lasting
-        assert [type(part) for part in kept[2:]] == [bytes, bytes]
+        assert [type(part) for part in kept[2:]] == [bytes] * 3
         gatherer.forget()
 
 
