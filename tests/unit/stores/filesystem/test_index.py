@@ -323,3 +323,14 @@ def test_what_is_cleared_is_as_new():
     assert index.executable(Digest("a" * 64, 10)) is index.blob(Digest("b" * 64, 10)) is None
     assert index.add("c" * 64, 3, used=1.0) == 0
     assert index.bytes == 3
+
+
+def test_what_is_cleared_leaves_nothing_in_the_order_however_it_was_learned_of():
+    index = Index(1, UseTable())
+    index.add("a" * 64, 10, used=1.0)
+    index.add_late("b" * 64, 10, used=0.5)
+    index.order.add_found([(0.75, index.add_found("c" * 64, 10, used=0.75))])
+    index.clear()
+    assert index.is_empty and index.oldest() is None
+    slot = index.add("d" * 64, 3, used=2.0)
+    assert index.oldest() == slot and list(index.order.used_since(0.0)) == [[slot]]

@@ -158,3 +158,22 @@ async def test_a_stopped_holder_is_named_after_seconds_and_uploads_fail_after_a_
     for text in (record.getMessage(), caught.value.message):
         assert f"process {os.getpid()}" in text and layout.lock_path in text and "CAS" in text
     assert "for 60 s" in caught.value.message
+
+
+async def test_who_waits_reads_meanwhile_what_the_kernel_has_to_tell(lock, layout, other, autojump_clock):
+    """Or its queue would run over, and the folder be listed anew."""
+    mirror = lock._mirror
+    mirror.start()
+    try:
+        fcntl.flock(other, fcntl.LOCK_EX)
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(lock.acquire)
+            await trio.sleep(0.1)
+            with open(f"{layout.blobs.path}/{'a' * 64}-1", "wb") as file:
+                file.write(b"x")
+            await trio.sleep(0.1)
+            assert len(mirror.index) == 1
+            fcntl.flock(other, fcntl.LOCK_UN)
+        lock.unlock()
+    finally:
+        mirror.stop()

@@ -402,14 +402,16 @@ async def test_two_who_ask_for_an_unknown_file_at_once_take_no_place_for_good(pl
         assert store.statistics()["hashed_blobs"] == 5
 
 
-async def test_a_small_file_of_which_only_a_part_is_in_memory_is_hashed_whole(place, monkeypatch):
-    data = make_blob(9000)
+@pytest.mark.parametrize("size", [9000, SMALL + 9000])
+@pytest.mark.parametrize("in_memory", [True, False])
+async def test_a_file_that_the_kernel_reads_in_parts_is_hashed_whole(place, monkeypatch, size, in_memory):
+    data = make_blob(size)
     async with place.running() as store:
         digest = await put(store, data)
     real = os.preadv
 
     def preadv(fd, buffers, offset, flags=0):
-        return real(fd, [memoryview(buffers[0])[:4096]] if flags else buffers, offset)
+        return real(fd, [memoryview(buffers[0])[:4096]] if flags or not in_memory else buffers, offset)
 
     async with place.running() as store:
         monkeypatch.setattr(os, "preadv", preadv)

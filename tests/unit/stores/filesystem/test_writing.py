@@ -458,6 +458,13 @@ def test_a_temporary_file_is_closed_and_gone_unless_it_was_committed(layout, com
     assert os.path.exists(f"{layout.temp.path}/{file.name}") is committed
 
 
+@pytest.mark.parametrize("expected", [-1, 0, 1, MIB])
+def test_a_temporary_file_that_is_not_committed_is_gone_whatever_was_expected(layout, expected):
+    with TempFile(layout, expected=expected) as file:
+        assert os.path.exists(f"{layout.temp.path}/{file.name}")
+    assert not os.path.exists(f"{layout.temp.path}/{file.name}")
+
+
 def test_a_temporary_file_that_somebody_has_deleted_is_no_second_error(layout):
     with TempFile(layout) as file:
         os.unlink(f"{layout.temp.path}/{file.name}")
