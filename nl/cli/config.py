@@ -70,12 +70,23 @@ def reference(*, installed: bool) -> int:
 
 @command.command("default")
 @all_in_one_options
-def default(*, listen: tuple[str, ...], port: int, data_dir: str | None, max_bytes: int, tokens: str | None) -> int:
+def default(
+    *,
+    listen: tuple[str, ...],
+    port: int,
+    data_dir: str | None,
+    max_bytes: int,
+    tokens: str | None,
+    isolation: str | None,
+) -> int:
     """Print the config that `nl serve` runs without a file, to start one's own from."""
     from pathlib import Path
 
     from nl.server.defaults import default_config, default_data_directory
 
     directory = Path(data_dir) if data_dir else default_data_directory()
-    click.echo(default_config(listen=listen, port=port, data_dir=directory, max_bytes=max_bytes, tokens=tokens))
+    text = default_config(
+        listen=listen, port=port, data_dir=directory, max_bytes=max_bytes, tokens=tokens, isolation=isolation
+    )
+    click.echo(text)
     return 0

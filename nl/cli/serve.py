@@ -33,6 +33,8 @@ def all_in_one_options(function: Callable[..., int]) -> Callable[..., int]:
                      help="How much is kept there."),
         click.option("--tokens", default=None, type=click.Path(), metavar="FILE",
                      help="Ask for a token of FILE (see nl token create).  [default: everybody may do everything]"),
+        click.option("--isolation", default=None, type=click.Choice(["sandbox", "uid", "plain"]),
+                     help="How actions are kept apart.  [default: as well as this machine allows]"),
     )):
         function = option(function)
     return function
@@ -51,6 +53,7 @@ def command(
     data_dir: str | None,
     max_bytes: int,
     tokens: str | None,
+    isolation: str | None,
 ) -> int:
     """Run a server until SIGINT or SIGTERM.
 
@@ -58,7 +61,8 @@ def command(
     scheduler and one worker in one process, for this machine only; the Bazel flags for it are printed.
     """
     if file is not None:
-        given = [f"--{name.replace('_', '-')}" for name in ("listen", "port", "data_dir", "max_bytes", "tokens")
+        names = ("listen", "port", "data_dir", "max_bytes", "tokens", "isolation")
+        given = [f"--{name.replace('_', '-')}" for name in names
                  if ctx.get_parameter_source(name) is click.core.ParameterSource.COMMANDLINE]
         if given:
             raise click.UsageError(f"{' and '.join(given)} cannot be used together with a config file")
@@ -68,4 +72,6 @@ def command(
     if file is not None:
         return serve_file(file)
     directory = data_dir or str(default_data_directory())
-    return serve_default(listen=listen, port=port, data_dir=directory, max_bytes=max_bytes, tokens=tokens)
+    return serve_default(
+        listen=listen, port=port, data_dir=directory, max_bytes=max_bytes, tokens=tokens, isolation=isolation
+    )

@@ -215,7 +215,8 @@ def format_size(value: int) -> str:
         for power in range(len(_PREFIXES), 0, -1):
             unit = step**power
             if value >= unit and value * 10 % unit == 0:
-                shown = value // unit if value % unit == 0 else value * 10 // unit / 10
+                whole, tenth = divmod(value * 10 // unit, 10)
+                shown = f"{whole}.{tenth}" if tenth else str(whole)
                 letter = _PREFIXES[power - 1].upper()
                 return f"{shown} {letter.lower() if letter + suffix == 'KB' else letter}{suffix}"
     return f"{value} B"

@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from dataclasses import field
 from typing import Annotated, Literal
 
-from nl.config.fields import Ignored, Unsupported, ZeroMeansDefault
+from nl.config.fields import Ignored, ZeroMeansDefault
 from nl.config.types import Alias, Count, Duration, Flag, Milliseconds, Options, SecretText, Size, StoreName, Text
 from nl.errors import ConfigError
 
@@ -138,7 +138,39 @@ class DirectoryCacheOptions(Options):
     """Fetch trees in one call."""
 
 
-_NO_NAMESPACES = Unsupported("actions are not put into namespaces")
+class IsolationOptions(Options):
+    """How actions are kept apart from the server, from its stores and from each other."""
+
+    kind: Literal["sandbox", "uid", "plain"] | None = None
+    """`sandbox` (namespaces: an action sees the machine read-only, its inputs as its own, no other process and no
+    network), `uid` (the server is root, and actions run as other users), or `plain` (actions run as the server does;
+    their inputs are looked at when they have ended). If not set, the strongest that this machine allows; if set, the
+    worker does not start where it is not possible."""
+    network: Flag = False
+    """Let sandboxed actions use the network, also those that do not ask for it with the platform property
+    `requires-network`."""
+    rootfs: Flag = False
+    """The input root is the root directory of sandboxed actions, which see nothing else (BuildStream)."""
+    hidden_paths: tuple[Text, ...] = ()
+    """Absolute paths that sandboxed actions do not see, besides what the config names (stores, secrets), other actions,
+    /run, and the home of the server's user."""
+    visible_paths: tuple[Text, ...] = ()
+    """Absolute paths in what is hidden that sandboxed actions see all the same, read-only: a toolchain in a home."""
+    first_uid: Count = 60706
+    """Where the server is root, actions run with uids (and gids) from this one on, each alone with its own. The default
+    is a range that Linux distributions leave free."""
+    uids: Count = 448
+    """How many there are, and so how many actions run at once at most."""
+
+    def check(self) -> None:
+        """Paths are absolute, uids are nobody's."""
+        for key, paths in (("hidden_paths", self.hidden_paths), ("visible_paths", self.visible_paths)):
+            for at, path in enumerate(paths):
+                if not path.startswith("/"):
+                    raise ConfigError(f"{key}[{at}]", f'"{path}" is not absolute; expected a path that begins with /')
+        if self.first_uid < 1 or self.uids < 1 or self.first_uid + self.uids > 1 << 32:
+            problem = f"{self.uids} uids from {self.first_uid} on; expected at least one, none of them 0, below 2**32"
+            raise ConfigError("first_uid", problem)
 
 
 class LocalWorkerOptions(Options):
@@ -187,10 +219,19 @@ class LocalWorkerOptions(Options):
     experimental_active_input_leases: Annotated[
         Flag, Ignored("a linked input outlives its eviction anyway")] = False
     """Pin the inputs of running actions in the local store."""
-    use_namespaces: Annotated[Flag | None, _NO_NAMESPACES] = None
-    """Run actions in Linux namespaces."""
-    use_mount_namespace: Annotated[Flag | None, _NO_NAMESPACES] = None
-    """Run actions in a mount namespace."""
+    isolation: IsolationOptions = IsolationOptions()
+    """How actions are kept apart."""
+    use_namespaces: Flag | None = None
+    """NativeLink's name for `isolation: { kind: "sandbox" }`, if true."""
+    use_mount_namespace: Flag | None = None
+    """Part of `use_namespaces` here: a sandbox without it would be none."""
+
+    def check(self) -> None:
+        """NativeLink's options must not contradict `isolation`."""
+        if self.use_mount_namespace and not self.use_namespaces:
+            raise ConfigError("use_mount_namespace", "is only possible with use_namespaces: true")
+        if self.use_namespaces and self.isolation.kind not in (None, "sandbox"):
+            raise ConfigError("use_namespaces", f'contradicts isolation.kind: "{self.isolation.kind}"')
 
 
 class WorkerEntry(Options):

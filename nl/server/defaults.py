@@ -61,14 +61,21 @@ def _public(name: str, address: str) -> dict[str, Any]:
 
 
 def default_config(
-    *, listen: Sequence[str], port: int, data_dir: Path, max_bytes: int, tokens: str | None = None
+    *,
+    listen: Sequence[str],
+    port: int,
+    data_dir: Path,
+    max_bytes: int,
+    tokens: str | None = None,
+    isolation: str | None = None,
 ) -> str:
     """JSON5 text. `max_bytes` bounds the blobs; action results get a twentieth of it on top.
 
-    `tokens` is a file of tokens; without one everybody may do everything.
+    `tokens` is a file of tokens; without one everybody may do everything. `isolation` is the kind of the worker's;
+    without one the strongest that the machine allows.
     """
     cores = os.cpu_count() or 1
-    worker = {
+    worker: dict[str, Any] = {
         "name": "local",
         "worker_api_endpoint": {"uri": f"grpc://{WORKER_API}"},
         "cas_fast_slow_store": "CAS",
@@ -83,6 +90,8 @@ def default_config(
             "Pool": {"values": [""]},
         },
     }
+    if isolation is not None:
+        worker["isolation"] = {"kind": isolation}
     ac_bytes = max(max_bytes // 20, 1 << 20) if max_bytes else 0
     config: dict[str, Any] = {
         "stores": [
@@ -105,6 +114,7 @@ def default_config(
                         "ISA": "exact",
                         "container-image": "ignore",
                         "Pool": "ignore",
+                        "requires-network": "ignore",
                     }
                 },
             }

@@ -12,6 +12,11 @@ FEW_FILES = 1024
 """What the stores, uploads and actions of a server need at least, where there is as much: a fair half otherwise."""
 
 
+def open_files_allowed() -> int:
+    """The soft limit, as whoever has started this process has set it."""
+    return resource.getrlimit(resource.RLIMIT_NOFILE)[0]
+
+
 def allow_open_files(wanted: int) -> int:
     """Raises the soft limit (RLIMIT_NOFILE) as far as the hard one allows; what it is then.
 

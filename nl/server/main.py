@@ -32,12 +32,20 @@ def serve_file(path: str) -> int:
 
 
 def serve_default(
-    *, listen: Sequence[str], port: int, data_dir: str, max_bytes: int, tokens: str | None = None
+    *,
+    listen: Sequence[str],
+    port: int,
+    data_dir: str,
+    max_bytes: int,
+    tokens: str | None = None,
+    isolation: str | None = None,
 ) -> int:
     """Serves the built-in all-in-one config until a signal. Raises ConfigError."""
     set_up_logging()
     directory = Path(data_dir).absolute()
-    text = default_config(listen=listen, port=port, data_dir=directory, max_bytes=max_bytes, tokens=tokens)
+    text = default_config(
+        listen=listen, port=port, data_dir=directory, max_bytes=max_bytes, tokens=tokens, isolation=isolation
+    )
     greet = partial(_print_flags, directory=directory, asks_for_tokens=tokens is not None)
     return _serve(load_text(text, source=BUILT_IN), source=BUILT_IN, on_ready=greet)
 
@@ -48,7 +56,8 @@ def _serve(config: Config, *, source: str, on_ready: partial[None] | None = None
     calm_collector()
     take_short_turns()
     try:
-        trio.run(partial(run, config, on_ready=on_ready), strict_exception_groups=True)
+        file = None if source == BUILT_IN else os.path.abspath(source)
+        trio.run(partial(run, config, on_ready=on_ready, file=file), strict_exception_groups=True)
     except ConfigError as error:
         raise _placed(error, source) from None
     except BaseExceptionGroup as group:

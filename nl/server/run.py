@@ -11,15 +11,17 @@ import logging
 from collections.abc import Callable, Sequence
 from contextlib import AsyncExitStack
 from dataclasses import replace
+from typing import NamedTuple
 
 import trio
 
 from nl.config.document import Config
 from nl.config.listeners import UNIX
+from nl.config.paths import private_paths
 from nl.config.workers import LocalWorkerOptions
 from nl.errors import ConfigError
 from nl.server.composition import Composition, Endpoint, compose
-from nl.server.descriptors import allow_open_files, connection_slots
+from nl.server.descriptors import allow_open_files, connection_slots, open_files_allowed
 from nl.server.listeners import Bound, bind
 from nl.server.memory import MemoryReturner
 from nl.server.signals import StopSignals
@@ -36,14 +38,25 @@ LISTENER_GRACE_S = 10.0
 """How long calls may take to finish once the workers have stopped."""
 
 
-async def run(config: Config, *, on_ready: OnReady | None = None) -> None:
-    """Serves a config until SIGTERM or SIGINT. `on_ready` is called when every listener accepts.
+class Around(NamedTuple):
+    """What the process was started with, and actions are not to see or to be run with."""
+
+    file: str | None
+    """The config's absolute path."""
+    open_files: int
+    """The soft limit (RLIMIT_NOFILE) before it was raised."""
+
+
+async def run(config: Config, *, on_ready: OnReady | None = None, file: str | None = None) -> None:
+    """Serves a config until SIGTERM or SIGINT. `on_ready` is called when every listener accepts; `file` is the absolute
+    path of the config.
 
     Raises ConfigError for what only starting can show: an address in use, a folder that cannot be made.
     """
     async with AsyncExitStack() as cleanup, trio.open_nursery() as everything:
         signals = StopSignals(everything.cancel_scope)
         await everything.start(signals.watch)
+        found = open_files_allowed()
         slots = connection_slots(allow_open_files(config.global_.max_open_files))
         site = compose(config, await _bind_all(config, cleanup), slots=slots)
         async with running_stores(site.graph), trio.open_nursery() as schedulers:
@@ -51,7 +64,7 @@ async def run(config: Config, *, on_ready: OnReady | None = None) -> None:
                 await schedulers.start(scheduler.run)
             for authenticator in site.doors.authenticators:
                 await schedulers.start(authenticator.run)
-            await _serve(site, signals=signals, on_ready=on_ready)
+            await _serve(site, signals=signals, on_ready=on_ready, around=Around(file, found))
             schedulers.cancel_scope.cancel()
         everything.cancel_scope.cancel()
     log.info("Successfully shut down")
@@ -67,7 +80,9 @@ async def _bind_all(config: Config, cleanup: AsyncExitStack) -> list[Bound]:
     return bound
 
 
-async def _serve(site: Composition, *, signals: StopSignals, on_ready: OnReady | None) -> None:
+async def _serve(
+    site: Composition, *, signals: StopSignals, on_ready: OnReady | None, around: Around
+) -> None:
     """Listeners, and workers inside of them. Returns when a signal has stopped both."""
     async with trio.open_nursery() as background, trio.open_nursery() as serving:
         await background.start(MemoryReturner().run)
@@ -78,7 +93,7 @@ async def _serve(site: Composition, *, signals: StopSignals, on_ready: OnReady |
             await serving.start(endpoint.server.serve, endpoint.bound.sockets)
             log.info("Ready, listening on %s", ", ".join(endpoint.addresses))
         async with trio.open_nursery() as working:
-            workers = await _start_workers(site, working)
+            workers = await _start_workers(site, working, around)
             site.health.set_serving(True)
             signals.serving()
             if on_ready is not None:
@@ -97,11 +112,13 @@ async def _serve(site: Composition, *, signals: StopSignals, on_ready: OnReady |
         background.cancel_scope.cancel()
 
 
-async def _start_workers(site: Composition, nursery: trio.Nursery) -> list[Worker]:
+async def _start_workers(site: Composition, nursery: trio.Nursery, around: Around) -> list[Worker]:
+    secrets = [*private_paths(site.config), *([around.file] if around.file is not None else [])]
     workers = []
     for index, entry in enumerate(site.config.workers):
         options = _with_way_in(site, entry.local, path=f"workers[{index}].local.worker_api_endpoint.uri")
-        worker = local_worker(options, index=index, store_named=site.graph.__getitem__)
+        worker = local_worker(options, index=index, store_named=site.graph.__getitem__, secrets=secrets,
+                              open_files=around.open_files)
         await nursery.start(worker.run)
         workers.append(worker)
     return workers

@@ -20,7 +20,7 @@ import os
 import shlex
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
-from contextlib import asynccontextmanager
+from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass, field
 from functools import partial
 from typing import TypeVar
@@ -50,15 +50,15 @@ from nl.storage.capabilities import LocalFiles
 from nl.storage.contract import MAX_WHOLE, SMALL, Store
 from nl.worker.command import DEFAULT_PATH, CommandPlan, plan_command
 from nl.worker.containment import make_parents
-from nl.worker.environment import action_environment, says_timeout, static_environment
+from nl.worker.environment import action_environment, has_side_channel, says_timeout, static_environment
 from nl.worker.failures import missing_blobs, os_errors
 from nl.worker.files import local_files
 from nl.worker.inputs import Listings, materialise
 from nl.worker.lending import Copies, Lender
-from nl.worker.orders import NotNowError, Report, Request, Running, properties_of
+from nl.worker.orders import NotNowError, Report, Request, Running, asks_for_network, properties_of
 from nl.worker.outputs import INLINE_OUTPUTS, Outputs, scan, upload
 from nl.worker.results import ResultKeeper
-from nl.worker.runner import CannotExecuteError, Ended, Job, KillSwitch, Runner
+from nl.worker.runner import SHARED, CannotExecuteError, Ended, Job, KillSwitch, Place, Runner
 from nl.worker.trees import message_of
 
 log = logging.getLogger("nl.worker.action")
@@ -102,11 +102,14 @@ class _Attempt:
 
     request: Request
     metadata: reapi.ExecutedActionMetadata
+    place: Place
     directory: str
     root: str
     stdout: str
     stderr: str
     do_not_cache: bool = False
+    network: bool = False
+    has_inputs: bool = True
     usage: worker_api.ActionResourceUsage | None = None
     result: reapi.ActionResult = field(default_factory=reapi.ActionResult)
     inline: dict[str, bytes] = field(default_factory=dict)
@@ -138,7 +141,7 @@ class ActionRunner:
         self._runner = runner
         self._max_printed_bytes = max_printed_bytes
         self._work_directory = os.path.realpath(options.work_directory)  # as an action sees it: links are compared
-        self._reads_side_channel = "side_channel_file" in options.additional_environment.values()
+        self._reads_side_channel = has_side_channel(options)
         kept = f"{self._work_directory}/{INPUT_FILES}"
         self._lender = Lender(self._files, kept, max_bytes=options.input_file_cache_size)
         self._serial = 0
@@ -194,24 +197,30 @@ class ActionRunner:
         *Cancellation*: kills the command and removes its directory; nothing is reported.
         """
         directory = ""
-        try:
-            answer: Report
+        async with AsyncExitStack() as lent:  # what is lent to the action goes back when nothing of it is left
             try:
-                request = Request.parse(start)
-                with os_errors("cannot make the action's directory"):
-                    directory = self._make_directory(request.operation_id)
-                answer = await self._answer(
-                    request, directory=directory, worker_id=worker_id, running=running, executed=executed
-                )
-            except NlError as exc:
-                answer = _failed(exc, None)
-            await report(answer)
-        finally:
-            if directory:
-                with trio.move_on_after(self._options.max_cleanup_wait_s, shield=True) as scope:
-                    await self._runner.remove_tree(directory)
-                if scope.cancelled_caught:
-                    log.error("removing %s takes too long; no longer waited for", directory)
+                answer: Report
+                try:
+                    request = Request.parse(start)
+                    with os_errors("cannot make the action's directory"):
+                        directory = self._make_directory(request.operation_id)
+                    place = await lent.enter_async_context(self._runner.place(directory))
+                    answer = await self._answer(
+                        request, place=place, worker_id=worker_id, running=running, executed=executed
+                    )
+                except NlError as exc:
+                    answer = _failed(exc, None)
+                await report(answer)
+            finally:
+                if directory:
+                    await self._remove(directory)
+
+    async def _remove(self, directory: str) -> None:
+        """Removes an action's directory, also when cancelled."""
+        with trio.move_on_after(self._options.max_cleanup_wait_s, shield=True) as scope:
+            await self._runner.remove_tree(directory)
+        if scope.cancelled_caught:
+            log.error("removing %s takes too long; no longer waited for", directory)
 
     def _make_directory(self, operation_id: str) -> str:
         name = operation_id if operation_id.replace("-", "").isalnum() and len(operation_id) < 128 else "action"
@@ -228,17 +237,19 @@ class ActionRunner:
         self,
         request: Request,
         *,
-        directory: str,
+        place: Place,
         worker_id: str,
         running: Running,
         executed: Callable[[], Awaitable[None]],
     ) -> Report:
+        directory = place.directory
         metadata = reapi.ExecutedActionMetadata(
             worker=worker_id, queued_timestamp=request.queued, worker_start_timestamp=_now()
         )
         attempt = _Attempt(
             request,
             metadata,
+            place,
             directory,
             f"{directory}/work",
             f"{directory}/stdout",
@@ -302,10 +313,13 @@ class ActionRunner:
         command_digest = parse_digest(action.command_digest, request.function, "Action.command_digest")
         root = parse_digest(action.input_root_digest, request.function, "Action.input_root_digest")
         command = await self._message(reapi.Command, command_digest, request.function)
-        side_channel = f"{attempt.directory}/side_channel"
+        side_channel = f"{attempt.directory}/{SHARED}/side_channel"
+        platform = request.platform or properties_of(action.platform or command.platform)
+        attempt.network = asks_for_network(platform)
+        attempt.has_inputs = root not in EMPTY_DIGESTS
         extra_env = action_environment(
             self._options.additional_environment,
-            platform=request.platform or properties_of(action.platform or command.platform),
+            platform=platform,
             timeout_s=requested_s or self._options.max_action_timeout_s,
             side_channel=side_channel,
             directory=attempt.directory,
@@ -347,6 +361,8 @@ class ActionRunner:
     ) -> Ended:
         """Lays the input root out and runs the command in it, when `settled` has returned."""
         os.mkdir(attempt.root, 0o755)
+        if self._reads_side_channel:
+            os.mkdir(f"{attempt.directory}/{SHARED}", 0o755)
         linked = await materialise(
             task.root,
             attempt.root,
@@ -418,7 +434,10 @@ class ActionRunner:
     async def _execute(self, attempt: _Attempt, plan: CommandPlan, limit_s: float, running: Running) -> Ended:
         """Runs the command; the metadata get its times, by the clock that the limit is measured with."""
         cwd = f"{attempt.root}/{plan.working_directory}" if plan.working_directory else attempt.root
-        job = Job(plan.argv, plan.env, cwd, attempt.stdout, attempt.stderr, limit_s, self._max_printed_bytes)
+        job = Job(
+            plan.argv, plan.env, cwd, attempt.stdout, attempt.stderr, limit_s, self._max_printed_bytes,
+            place=attempt.place, network=attempt.network, has_inputs=attempt.has_inputs,
+        )  # fmt: skip
         log.debug("Executing command %s", plan.argv)
         running.executing(True)
         try:

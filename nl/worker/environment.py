@@ -56,6 +56,11 @@ def action_environment(
     return found
 
 
+def has_side_channel(options: LocalWorkerOptions) -> bool:
+    """Whether actions are told of a file beside their input root, to write to."""
+    return "side_channel_file" in options.additional_environment.values()
+
+
 async def query_properties(options: LocalWorkerOptions) -> list[tuple[str, str]]:
     """The worker's platform properties, queried ones included, sorted by name.
 

@@ -3,27 +3,44 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable
+import os
+from collections.abc import Callable, Sequence
+from dataclasses import replace
 
-from nl.config.workers import LocalWorkerOptions
+from nl.config.workers import IsolationOptions, LocalWorkerOptions
 from nl.storage.contract import Store
 from nl.worker.action import ActionRunner
 from nl.worker.actions import Actions
 from nl.worker.agent import Connect, Worker
 from nl.worker.connection import connector
+from nl.worker.environment import has_side_channel
+from nl.worker.isolation import IsolatedRunner, Surroundings
 from nl.worker.processes import Supervisor
 from nl.worker.results import ResultKeeper
 
 log = logging.getLogger("nl.worker")
 
 
+def wanted_isolation(options: LocalWorkerOptions) -> IsolationOptions:
+    """The isolation, with what NativeLink's options say of it: a sandbox without a mount namespace would be none."""
+    named = options.use_namespaces or options.use_mount_namespace
+    return replace(options.isolation, kind="sandbox") if named else options.isolation
+
+
 def local_worker(
-    options: LocalWorkerOptions, *, index: int, store_named: Callable[[str], Store], connect: Connect | None = None
+    options: LocalWorkerOptions,
+    *,
+    index: int,
+    store_named: Callable[[str], Store],
+    connect: Connect | None = None,
+    secrets: Sequence[str] = (),
+    open_files: int = 0,
 ) -> Worker:
     """The worker that is `workers[index].local`.
 
     `store_named` finds a store by its configured name; `connect` replaces the way to the scheduler that
-    `worker_api_endpoint` tells. Raises ConfigError if the options contradict each other.
+    `worker_api_endpoint` tells; `secrets` are paths that no action may look into; `open_files` is how many files an
+    action may open, 0 for as many as this process may. Raises ConfigError if the options contradict each other.
     """
     store = store_named(options.cas_fast_slow_store)
     upload = options.upload_action_result
@@ -39,7 +56,19 @@ def local_worker(
         ac_store=store_named(upload.ac_store) if upload.ac_store else None,
         historical_store=store_named(historical) if historical else store,
     )
-    runner = Supervisor()
+    surroundings = Surroundings(
+        f"workers[{index}].local.isolation",
+        name,
+        secrets,
+        programs=[options.entrypoint] if os.path.isabs(options.entrypoint) else [],
+        has_side_channel=has_side_channel(options),
+    )
+    runner = IsolatedRunner(
+        wanted_isolation(options),
+        supervisor=Supervisor(open_files=open_files),
+        work_directory=options.work_directory,
+        surroundings=surroundings,
+    )
     return Worker(
         options,
         name=name,

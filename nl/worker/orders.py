@@ -69,6 +69,11 @@ def properties_of(platform: reapi.Platform | None) -> Properties:
     return () if platform is None else tuple((item.name, item.value) for item in platform.properties)
 
 
+def asks_for_network(platform: Properties) -> bool:
+    """Whether an action says that it needs the network: `requires-network`, as Bazel calls it, and not "no"."""
+    return any(name == "requires-network" and value.lower() not in ("0", "false", "no") for name, value in platform)
+
+
 class Running:
     """The handle of a running action: how it is killed from outside, with what it printed kept."""
 

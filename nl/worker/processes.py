@@ -1,4 +1,4 @@
-"""The worker's side of `reaper.py`: runs commands in warden processes and ends all that they leave behind.
+"""The worker's side of `reaper/`: runs commands in warden processes and ends all that they leave behind.
 
 What it is not: it knows no action, no digest and no store. One `Supervisor` per worker; `run` per action.
 A warden is asked for one thing at a time, so a request is a write and a read on its socket: no thread, no task.
@@ -15,8 +15,8 @@ import socket
 import struct
 import subprocess
 import sys
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import AsyncIterator, Iterator, Mapping
+from contextlib import asynccontextmanager, contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -24,11 +24,15 @@ import trio
 
 from nl.errors import InternalError, NlError, UnavailableError
 from nl.worker.failures import os_errors
-from nl.worker.runner import CannotExecuteError, Ended, Job, KillSwitch
+from nl.worker.runner import CannotExecuteError, Ended, Job, KillSwitch, Place
 
 log = logging.getLogger("nl.worker.processes")
 
-REAPER = Path(__file__).with_name("reaper.py")
+PACKAGE_ROOT = str(Path(__file__).parents[2])
+_REAPER = (
+    "import sys; sys.path.insert(0, sys.argv[1]); from nl.worker.reaper.main import main; "
+    "main(int(sys.argv[2]), int(sys.argv[3]))"
+)
 MAX_IDLE = 32
 """Wardens kept for later: what a machine runs at a time; one costs about 2 MiB of its own, and a descriptor."""
 IDLE_S = 20.0
@@ -122,7 +126,9 @@ class Supervisor:
     kind = "plain"
     inputs_shared = True
 
-    def __init__(self) -> None:
+    def __init__(self, *, open_files: int = 0) -> None:
+        """`open_files` is the soft limit of open files for commands; 0 leaves it as it is."""
+        self._open_files = open_files
         self._idle: list[_Warden] = []
         self._control: socket.socket | None = None
         self._up = trio.Event()
@@ -213,11 +219,11 @@ class Supervisor:
             raise InternalError(f"cannot start the reaper of the worker's processes: {exc}") from exc
         ours.setblocking(False)
         process: trio.Process | None = None
-        ready = False
+        ready, files = False, self._open_files
         try:
             with theirs:
                 process = await trio.lowlevel.open_process(
-                    [sys.executable, "-I", "-S", str(REAPER), str(theirs.fileno())],
+                    [sys.executable, "-I", "-S", "-c", _REAPER, PACKAGE_ROOT, *map(str, (theirs.fileno(), files))],
                     stdin=subprocess.DEVNULL,
                     pass_fds=(theirs.fileno(),),
                     env={name: os.environ[name] for name in ("LD_LIBRARY_PATH",) if name in os.environ},
@@ -276,6 +282,11 @@ class Supervisor:
                     continue
             return _Warden(ours)
 
+    @asynccontextmanager
+    async def place(self, directory: str) -> AsyncIterator[Place]:
+        """See `Runner`."""
+        yield Place(directory, None)
+
     def _give_back(self, warden: _Warden) -> None:
         if len(self._idle) < MAX_IDLE and not self._closed:
             warden.idle_since = trio.current_time()
@@ -283,15 +294,15 @@ class Supervisor:
         else:
             warden.close()
 
-    async def run(self, job: Job, *, switch: KillSwitch) -> Ended:
-        """See `Runner`."""
+    async def run(self, job: Job, *, switch: KillSwitch, place: Mapping[str, Any] | None = None) -> Ended:
+        """See `Runner.run`; `place` says how the command is confined (`reaper/confined.py`), None for not at all."""
         self._started += 1
         with self.held():
             warden = await self._take()
             usable = False
             try:
                 try:
-                    reply = await self._supervised(warden, job, switch)
+                    reply = await self._supervised(warden, job, switch, place)
                 except trio.Cancelled:
                     usable = warden.in_step and await self._ended_by_force(warden)  # noqa: ASYNC102  # shields itself
                     raise
@@ -316,7 +327,9 @@ class Supervisor:
             log.error("processes of an action are still there %g s after they were killed", KILL_GRACE_S)
         return not scope.cancelled_caught
 
-    async def _supervised(self, warden: _Warden, job: Job, switch: KillSwitch) -> dict[str, Any]:
+    async def _supervised(
+        self, warden: _Warden, job: Job, switch: KillSwitch, place: Mapping[str, Any] | None
+    ) -> dict[str, Any]:
         request = {
             "do": "run",
             "argv": list(job.argv),
@@ -326,6 +339,7 @@ class Supervisor:
             "stderr": job.stderr,
             "timeout_s": job.timeout_s,
             "max_output_bytes": job.max_output_bytes,
+            "place": place,
         }
         try:
             await warden.send(request)

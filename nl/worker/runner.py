@@ -7,13 +7,25 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Mapping, Sequence
-from contextlib import AbstractContextManager
+from contextlib import AbstractAsyncContextManager, AbstractContextManager
 from dataclasses import dataclass
 from typing import NamedTuple, Protocol
 
 import trio
 
 from nl.errors import NlError
+
+SHARED = "shared"
+"""In an action's directory, where it is told of a side channel: what it may write to besides its input root. The
+directory itself is not the action's, or it could put a link to anywhere in the place of the input root."""
+
+
+class Place(NamedTuple):
+    """Where one action runs, and as whom. The input root is `work` in its directory."""
+
+    directory: str
+    uid: int | None
+    """Lent for this action alone; None if actions run as the server's user."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -27,6 +39,12 @@ class Job:
     stderr: str
     timeout_s: float
     max_output_bytes: int
+    place: Place | None = None
+    """None for a program of the config's, which is trusted and runs as the server does."""
+    network: bool = False
+    """Whether the action asks for the network."""
+    has_inputs: bool = True
+    """Whether there may be files in its input root that are links to the store's."""
 
 
 class Ended(NamedTuple):
@@ -107,6 +125,12 @@ class Runner(Protocol):
 
     def held(self) -> AbstractContextManager[None]:
         """While the block lasts, a cancelled `serve` goes on: for who has processes and files to clear away."""
+        ...
+
+    def place(self, directory: str) -> AbstractAsyncContextManager[Place]:
+        """The place for an action that has this directory: from before its input root is laid out until the directory
+        is removed. Waits where places are lent and none is left.
+        """
         ...
 
     async def run(self, job: Job, *, switch: KillSwitch) -> Ended:

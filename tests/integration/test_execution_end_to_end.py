@@ -6,7 +6,13 @@ from pathlib import Path
 import grpc
 import trio
 
-from nl.config.workers import LocalWorkerOptions, PropertySource, UploadActionResult, WorkerApiEndpoint
+from nl.config.workers import (
+    IsolationOptions,
+    LocalWorkerOptions,
+    PropertySource,
+    UploadActionResult,
+    WorkerApiEndpoint,
+)
 from nl.model.digest import Digest
 from nl.worker.local import local_worker
 from tests.support.foreign import REAPI, RPC, digest
@@ -49,6 +55,7 @@ async def house(tmp_path, *, max_inflight=4, **options):
             cas_fast_slow_store="CAS",
             upload_action_result=UploadActionResult(ac_store="AC"),
             work_directory=str(tmp_path / "work"),
+            isolation=IsolationOptions(kind="plain"),  # actions write to files of the tests
             platform_properties={"cpu": PropertySource(values=("2",))},
             max_inflight_tasks=max_inflight,
         )

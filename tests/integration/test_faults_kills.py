@@ -124,7 +124,7 @@ async def test_fifty_kills_in_the_middle_of_writes_lose_nothing_that_was_acknowl
     choose = random.Random(20)
     data = tmp_path / "data"
     most_temporary = interrupted = total = 0
-    with all_in_one(tmp_path) as server:
+    with all_in_one(tmp_path, isolation="plain") as server:
         rounds: list[Writers] = []
         for number in range(KILLS):
             writers = Writers(server, number)

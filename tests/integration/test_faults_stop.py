@@ -59,7 +59,7 @@ def paused_upload(data: bytes, gate: threading.Event, *, name: str, reached: thr
 
 
 async def test_a_signal_lets_uploads_and_actions_finish(tmp_path: Path) -> None:
-    with all_in_one(tmp_path) as server:
+    with all_in_one(tmp_path, isolation="plain") as server:
         async with connect(server.port) as client:
             builder = Builder(server, client)
             gate, mark = tmp_path / "gate", f"stopping-{tmp_path.name}"
@@ -92,7 +92,7 @@ async def test_a_signal_lets_uploads_and_actions_finish(tmp_path: Path) -> None:
 
 
 async def test_a_second_signal_ends_everything_at_once_and_cleanly(tmp_path: Path) -> None:
-    with all_in_one(tmp_path) as server:
+    with all_in_one(tmp_path, isolation="plain") as server:
         async with connect(server.port) as client:
             builder = Builder(server, client)
             mark = f"stopped-{tmp_path.name}"
@@ -193,7 +193,7 @@ class Storm:
 
 async def test_a_storm_of_bad_clients_leaves_no_task_descriptor_or_process_behind(tmp_path: Path) -> None:
     data = os.urandom(8 * MIB)
-    with all_in_one(tmp_path) as server:
+    with all_in_one(tmp_path, isolation="plain") as server:
         async with connect(server.port) as client:
             await client.write(chunks(upload_name(digest(data)), data, size=MIB))
             builder = Builder(server, client)

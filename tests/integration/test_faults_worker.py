@@ -22,7 +22,7 @@ FAILED, INVALID = grpc.StatusCode.FAILED_PRECONDITION, grpc.StatusCode.INVALID_A
 
 @pytest.fixture
 async def builder(tmp_path: Path) -> AsyncIterator[Builder]:
-    with all_in_one(tmp_path) as server:
+    with all_in_one(tmp_path, isolation="plain") as server:
         async with connect(server.port) as client:
             yield Builder(server, client)
 

@@ -513,7 +513,7 @@ async def test_a_fifo_in_the_place_of_the_side_channel_is_the_actions_failure(si
     assert report.response.result.exit_code == 3
     assert await site.text(report.response.result.stdout_digest) == b"out\n"
     runner = site.runner(additional_environment={"OTHER": EnvironmentSource(value="x")})
-    report = await site.run(await site.action(["sh", "-c", "mkfifo ../side_channel"]), runner=runner)
+    report = await site.run(await site.action(["sh", "-c", "mkfifo ../shared/side_channel"]), runner=runner)
     assert report.response.status is None  # nobody looks at it
 
 

@@ -11,7 +11,13 @@ from pathlib import Path
 import pytest
 import trio
 
-from nl.config.workers import LocalWorkerOptions, PropertySource, UploadActionResult, WorkerApiEndpoint
+from nl.config.workers import (
+    IsolationOptions,
+    LocalWorkerOptions,
+    PropertySource,
+    UploadActionResult,
+    WorkerApiEndpoint,
+)
 from nl.errors import ConfigError, UnavailableError
 from nl.model.execution import ActionRequest
 from nl.pb import reapi
@@ -65,6 +71,7 @@ class House:
             "name": "w-",
             "cas_fast_slow_store": "CAS",
             "work_directory": str(self.site.path / "agents"),
+            "isolation": IsolationOptions(kind="plain"),  # actions write to files of the tests
             "upload_action_result": UploadActionResult(ac_store="AC"),
             "worker_api_endpoint": WorkerApiEndpoint(uri=f"grpc://127.0.0.1:{self.port}"),
             **options,

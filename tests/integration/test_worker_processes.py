@@ -209,7 +209,7 @@ async def test_a_reaper_that_is_killed_is_replaced(site: Site):
 async def _reaper_of(site: Site) -> int:
     for path in Path(f"/proc/{os.getpid()}/task").glob("*/children"):
         for pid in path.read_text().split():
-            if "reaper.py" in Path(f"/proc/{pid}/cmdline").read_text():
+            if "nl.worker.reaper" in Path(f"/proc/{pid}/cmdline").read_text():
                 return int(pid)
     raise AssertionError("no reaper")
 

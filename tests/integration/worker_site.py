@@ -12,7 +12,7 @@ import trio
 from nl.blob.hashing import digest_of
 from nl.cas.action_results import load_action_result
 from nl.config.types import EvictionPolicy
-from nl.config.workers import LocalWorkerOptions, UploadActionResult
+from nl.config.workers import IsolationOptions, LocalWorkerOptions, UploadActionResult
 from nl.errors import BlobNotFoundError
 from nl.model.digest import Digest, DigestFunction
 from nl.pb import reapi, rpc_status, wkt, worker_api
@@ -23,9 +23,11 @@ from nl.stores.filesystem import FilesystemStore
 from nl.stores.memory import MemoryOptions, MemoryStore
 from nl.testing.context import BareContext, started
 from nl.worker.action import INPUT_FILES, ActionRunner
+from nl.worker.isolation import IsolatedRunner, Surroundings
 from nl.worker.orders import Report, Running
 from nl.worker.processes import Supervisor
 from nl.worker.results import ResultKeeper
+from nl.worker.runner import Runner
 
 SHA256 = DigestFunction.SHA256
 
@@ -47,6 +49,7 @@ class Site:
         self.store = store
         self.ac = ac
         self.supervisor = supervisor
+        self.commands: Runner = supervisor
         self.function = function
         self.work = path / "work"
         self.reports: list[Report] = []
@@ -63,7 +66,7 @@ class Site:
             configured,
             store=self.store,
             keeper=ResultKeeper(upload, ac_store=self.ac, historical_store=self.store),
-            runner=self.supervisor,
+            runner=self.commands,
             max_printed_bytes=limit,
         )
 
@@ -210,9 +213,21 @@ def descriptors() -> int:
     return len(os.listdir("/proc/self/fd"))
 
 
+def let_others_in(path: Path) -> None:
+    """Lets other users enter a directory of pytest's, and what it is in."""
+    for each in (path, *path.parents):
+        if each.stat().st_uid == os.getuid() and each.stat().st_mode & 0o777 == 0o700:
+            each.chmod(0o711)
+
+
 @asynccontextmanager
 async def site_with(
-    path: Path, kind: str, function: DigestFunction = SHA256, *, max_bytes: int = 0
+    path: Path,
+    kind: str,
+    function: DigestFunction = SHA256,
+    *,
+    max_bytes: int = 0,
+    isolation: IsolationOptions | None = None,
 ) -> AsyncIterator[Site]:
     context = BareContext("CAS")
     options = FilesystemStore.Options(
@@ -231,11 +246,20 @@ async def site_with(
         store = FastSlowStore(FastSlowStore.Options(fast=fast, slow=slow), context)
     ac = MemoryStore(MemoryOptions(), BareContext("AC"))
     supervisor = Supervisor()
+    runner: Runner = supervisor
+    if isolation is not None:
+        secrets = [str(path / "content"), str(path / "temp"), str(path / "secret")]
+        around = Surroundings("isolation", "test", secrets)
+        let_others_in(path)
+        runner = IsolatedRunner(
+            isolation, supervisor=supervisor, work_directory=str(path / "work"), surroundings=around
+        )
     async with started(store, context), started(ac), trio.open_nursery() as nursery:
-        await nursery.start(supervisor.serve)
+        await nursery.start(runner.serve)
         site = Site(path, store, ac, supervisor, function)
+        site.commands = runner
         site.context = context
-        site.work.mkdir()
+        site.work.mkdir(exist_ok=True)
         yield site
         assert site.left() == []
         nursery.cancel_scope.cancel()

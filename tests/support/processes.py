@@ -151,10 +151,16 @@ def serving(
 
 
 @contextmanager
-def all_in_one(directory: Path, *, port: int | None = None, root: Path = ROOT) -> Iterator[Server]:
-    """`nl serve` as a user types it, on a free port, with its data under `directory`."""
+def all_in_one(
+    directory: Path, *, port: int | None = None, root: Path = ROOT, isolation: str | None = None
+) -> Iterator[Server]:
+    """`nl serve` as a user types it, on a free port, with its data under `directory`.
+
+    Where actions meet with the test in files that lie elsewhere, `isolation` has to be `plain`.
+    """
     port = port or free_port()
     arguments = ["serve", "--port", str(port), "--data-dir", str(directory / "data")]
+    arguments += ["--isolation", isolation] if isolation is not None else []
     with serving(arguments, port=port, log=directory / "server.log", root=root) as server:
         yield server
 

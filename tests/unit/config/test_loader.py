@@ -240,9 +240,14 @@ def test_older_forms_are_refused_at_their_own_paths(raw, message):
     (worker(additional_environment={"A": "timeout"}),
      'workers[0].local.additional_environment.A: "timeout" is none of the choices (did you mean timeout_millis?); '
      'expected one of "from_environment", "timeout_millis", "side_channel_file", "action_directory"'),
-    (worker(use_namespaces=True),
-     "workers[0].local.use_namespaces: not supported: actions are not put into namespaces; expected this key to be "
-     "left out"),
+    (worker(use_mount_namespace=True),
+     "workers[0].local.use_mount_namespace: is only possible with use_namespaces: true"),
+    (worker(use_namespaces=True, isolation={"kind": "uid"}),
+     'workers[0].local.use_namespaces: contradicts isolation.kind: "uid"'),
+    (worker(isolation={"hidden_paths": ["home"]}),
+     'workers[0].local.isolation.hidden_paths[0]: "home" is not absolute; expected a path that begins with /'),
+    (worker(isolation={"first_uid": 0}),
+     "workers[0].local.isolation.first_uid: 448 uids from 0 on; expected at least one, none of them 0, below 2**32"),
     (worker(worker_api_endpoint={"uri": "scheduler:50061"}),
      'workers[0].local.worker_api_endpoint.uri: "scheduler:50061" is not an address; expected grpc://host:port, '
      "grpcs://host:port or unix:/path"),

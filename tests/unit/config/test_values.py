@@ -4,7 +4,7 @@ import re
 from fractions import Fraction
 
 import pytest
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 
 from nl.config import values
@@ -195,6 +195,7 @@ def test_every_unit_of_size_multiplies_in_any_letter_case(number, unit, space, u
 
 
 @given(st.integers(0, values.MAX_SIZE))
+@example(1_358_796_304_237_209_600)
 def test_a_formatted_size_reads_back(number):
     assert values.size(values.format_size(number), {}) == number
 
