@@ -15,9 +15,9 @@ ROUNDS = 6
 PLATFORMS = [(), (("cpu", "1"),), (("cpu", "2"),), (("ISA", "x86"),), (("ISA", "arm"), ("cpu", "1"))]
 
 
-async def unreliable_worker(scheduler, dice):
+async def unreliable_worker(scheduler, dice, cpu=None, isa=None):
     """Works, fails, stalls, leaves and comes back, until cancelled."""
-    properties = [("cpu", str(dice.randint(1, 4))), ("ISA", dice.choice(["x86", "arm", ""]))]
+    properties = [("cpu", cpu or str(dice.randint(1, 4))), ("ISA", isa or dice.choice(["x86", "arm", ""]))]
     while True:
         with scheduler.attach_worker(properties, max_inflight=dice.randint(0, 3)) as session:
             async with trio.open_nursery() as nursery:
@@ -98,7 +98,9 @@ async def test_everybody_is_answered_and_nothing_is_left(seed, autojump_clock):
     options = {"supported_platform_properties": {"cpu": "minimum", "ISA": "exact"}, "worker_timeout_s": 5}
     async with running(lookup, **options, max_action_executing_timeout_s=20) as scheduler:
         async with trio.open_nursery() as workers:
-            for _ in range(6):
+            for isa in ("x86", "arm"):  # somebody could run anything, or it would be told so after a while
+                workers.start_soon(unreliable_worker, scheduler, dice, "4", isa)
+            for _ in range(4):
                 workers.start_soon(unreliable_worker, scheduler, dice)
             async with trio.open_nursery() as clients:
                 for _ in range(CLIENTS):
