@@ -11,7 +11,7 @@ mends it. Forms: formats.py, lz4_format.py, sealing.py.
 from __future__ import annotations
 
 import logging
-from collections.abc import AsyncIterator, Collection, Mapping, Sequence
+from collections.abc import AsyncIterator, Callable, Collection, Mapping, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager
 from functools import partial
 from typing import TypeVar, cast
@@ -19,6 +19,7 @@ from typing import TypeVar, cast
 import trio
 
 from nl.plugin import (
+    CHUNK,
     EMPTY_DIGESTS,
     MAX_WHOLE,
     SMALL,
@@ -227,6 +228,8 @@ class CompressionStore(StoreWrapper):
             reader = self._form.decoding(
                 source.reader, digest, stored_size=source.size, failure=source.failure, threads=self._threads
             )
+            if source.place in self._spoiled:
+                reader = _Doubted(reader, partial(self._spoiled.pop, source.place, None))
             yield await open_range(reader, offset=offset, length=length)
 
     @asynccontextmanager
@@ -255,8 +258,8 @@ class CompressionStore(StoreWrapper):
             return None
         numbers = blocks.around(offset, count)
         start = blocks.start(numbers.start)
-        source = _Source(self, digest, BytesReader(b""), stored)
-        stack.push_async_callback(self._end_source, source, place, began)
+        source = _Source(self, digest, place, BytesReader(b""), stored)
+        stack.push_async_callback(self._end_source, source, began)
         reader = await stack.enter_async_context(
             self._backend.open(place, offset=start, length=blocks.start(numbers.stop) - start)
         )
@@ -282,17 +285,17 @@ class CompressionStore(StoreWrapper):
             size = reader.size + offset if reader.size >= 0 else (await self._backend.has([place]))[0]
             if size is None or _is_blob_itself(place, size):
                 raise BlobNotFoundError(key, self._where)
-            source = _Source(self, key, reader, size)
+            source = _Source(self, key, place, reader, size)
             try:
                 yield source
             finally:
-                await self._end_source(source, place, began)  # noqa: ASYNC102  # shields itself
+                await self._end_source(source, began)  # noqa: ASYNC102  # shields itself
 
-    async def _end_source(self, source: _Source, place: Key, began: int) -> None:
+    async def _end_source(self, source: _Source, began: int) -> None:
         """No more is read of an object that was read from `began` on."""
         if source.failed:
             with trio.move_on_after(_CLEAN_UP_S, shield=True):
-                await self._spoil(place, began)
+                await self._spoil(source.place, began)
 
     # -- writing
 
@@ -456,11 +459,12 @@ class CompressionStore(StoreWrapper):
 class _Source:
     """An object that is being read."""
 
-    __slots__ = ("_key", "_store", "failed", "reader", "size")
+    __slots__ = ("_key", "_store", "failed", "place", "reader", "size")
 
-    def __init__(self, store: CompressionStore, key: Key, reader: Reader, size: int) -> None:
+    def __init__(self, store: CompressionStore, key: Key, place: Key, reader: Reader, size: int) -> None:
         self._store = store
         self._key = key
+        self.place = place
         self.reader = reader
         self.size = size
         """Of the whole object."""
@@ -470,6 +474,25 @@ class _Source:
         """The error that says what is wrong with it."""
         self.failed = True
         return self._store._corrupt(self._key, problem)
+
+
+class _Doubted(Reader):
+    """What an object decodes to that was found wrong before. `trust` is called when all has come and was right: another
+    server has stored it anew.
+    """
+
+    __slots__ = ("_reader", "_trust", "size")
+
+    def __init__(self, reader: Reader, trust: Callable[[], object]) -> None:
+        self._reader = reader
+        self._trust = trust
+        self.size = reader.size
+
+    async def receive_parts(self, max_bytes: int = CHUNK) -> Sequence[Buffer]:
+        parts = await self._reader.receive_parts(max_bytes)
+        if not parts:
+            self._trust()
+        return parts
 
 
 def _foreign(key: Key) -> Key:

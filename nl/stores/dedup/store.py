@@ -212,6 +212,7 @@ class DedupStore(Store):
         """Some chunks, each checked. Raises BlobNotFoundError, CorruptBlobError."""
         fetched: list[Buffer] = []
         began = self._writes.now
+        doubted = self._spoiled.keys() & set(chunks) if self._spoiled else ()
         for data in await self._content.get_many(chunks):
             if isinstance(data, BlobNotFoundError):
                 raise self._missing(key, "some of its chunks are gone")
@@ -223,6 +224,8 @@ class DedupStore(Store):
         if wrong is not None:
             await self._spoil(wrong, began)
             raise CorruptBlobError(f"{key}: its chunk {wrong} is wrong in the content store of {self._name!r}")
+        for chunk in doubted:  # another server has stored it anew
+            self._spoiled.pop(chunk, None)
         return fetched
 
     async def _first_wrong(self, chunks: Sequence[Digest], fetched: Sequence[Buffer]) -> Digest | None:

@@ -2,16 +2,21 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Sequence
 from typing import TypeVar
 
-from nl.plugin import Deletes, Key, Pins, Removals, Scans, Store, Traits
+import trio
+
+from nl.plugin import Deletes, Key, NlError, Pins, Removals, Scans, Store, Traits
 from nl.stores.fast_slow.fetches import Fetches
 from nl.stores.fast_slow.options import Routes
 from nl.stores.fast_slow.stale import Stale
 
 C = TypeVar("C")
 _ABOUT_WHAT_IS_THERE = (Removals, Scans, Pins)
+_CLEAN_UP_S = 10.0
+_log = logging.getLogger(__name__)
 
 
 def traits(routes: Routes, *, fast: Store, slow: Store) -> Traits:
@@ -57,11 +62,34 @@ class DeletesBoth:
         return cls(slow_side, fast_side, fetches=fetches, stale=stale) if slow_side or fast_side else None
 
     async def delete(self, keys: Sequence[Key]) -> None:
-        """See `Deletes`. The slow store first: what is on its way into the fast one lands before that is told."""
-        for side in self._sides:
-            await side.delete(keys)
-            for key in keys:
-                if (fetch := self._fetches.running.get(key)) is not None:
-                    await fetch.done.wait()
+        """See `Deletes`. The slow store first: what is on its way into the fast one lands before that is told.
+
+        What the slow store has begun to delete is deleted in the fast one all the same, if this fails or is cancelled.
+        """
+        try:
+            for side in self._sides:
+                await self._delete_in(side, keys)
+        except BaseException:
+            with trio.move_on_after(_CLEAN_UP_S, shield=True):
+                for side in self._sides[1:]:
+                    await self._delete_at_last(side, keys)
+            raise
         for key in keys:
             self._stale.discard(key)
+
+    async def _delete_in(self, side: Deletes, keys: Sequence[Key]) -> None:
+        await side.delete(keys)
+        await self._wait_for_fetches(keys)
+
+    async def _delete_at_last(self, side: Deletes, keys: Sequence[Key]) -> None:
+        """The same when it has failed or nobody waits: the fast store would answer until it is deleted once more."""
+        await self._wait_for_fetches(keys)
+        try:
+            await side.delete(keys)
+        except NlError as error:
+            _log.warning("%d blobs may still be in the fast store, which could not delete them: %s", len(keys), error)
+
+    async def _wait_for_fetches(self, keys: Sequence[Key]) -> None:
+        for key in keys:
+            if (fetch := self._fetches.running.get(key)) is not None:
+                await fetch.done.wait()

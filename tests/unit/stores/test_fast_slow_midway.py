@@ -1,6 +1,7 @@
 """What happens to a fast_slow store while something else is under way: fetches, uploads and deletions of one blob."""
 
 import os
+from contextlib import nullcontext
 
 import pytest
 import trio
@@ -268,6 +269,37 @@ async def test_a_fetch_goes_on_for_those_who_still_follow_it_only():
         store.slow.allow(1000)  # nobody follows any more when the fast store refuses
         await store.fetches.wait_idle()
         assert store.slow.bytes_read <= 2 * CHUNK
+
+
+async def test_who_follows_a_fetch_that_only_goes_on_for_him_gets_his_turns():
+    """A slow store that never waits would be read to its end before anybody has seen what the ring can hold."""
+
+    class Refusing(Watched):
+        async def write(self, key, reader):
+            await reader.receive_parts()
+            raise ExhaustedError("full")
+
+    class AtOnce(MemoryStore):
+        opened = 0
+
+        def open(self, key, *, offset=0, length=None):
+            self.opened += 1
+            return super().open(key, offset=offset, length=length)
+
+    slow = AtOnce(MemoryOptions(), BareContext())
+    async with running(fast=Refusing(), slow=slow) as store:
+        digest, data = await put_slow(store, 4 * RING_BYTES)
+        got = bytearray()
+        async with store.open(digest) as reader:
+            while parts := await reader.receive_parts():
+                got += b"".join(parts)
+        assert got == data and slow.opened == 1
+
+
+async def test_a_fast_store_that_uploads_pass_by_is_asked_for_what_a_slow_one_that_is_never_written_lacks():
+    async with running(fast_direction="get", slow_direction="get") as store:
+        await store.fast.put(digest := digest_of(b"from before"), b"from before")
+        assert await store.has([digest]) == [digest.size]
 
 
 async def test_a_range_of_a_blob_that_a_batch_brings_is_cut_from_it(autojump_clock):
@@ -711,6 +743,63 @@ async def test_a_fetch_that_begins_while_the_slow_store_deletes_brings_nothing_b
             await trio.testing.wait_all_tasks_blocked()
             store.slow.go_on.set()
         await store.fetches.wait_idle()
+        assert await store.fast.has([digest]) == await store.has([digest]) == [None]
+
+
+class LeavesHalfway(Watched):
+    """Deletes, and then the scope of who asked is cancelled, or it fails."""
+
+    def __init__(self, then, scope):
+        super().__init__()
+        self.then, self.scope = then, scope
+
+    async def delete(self, keys):
+        await super().delete(keys)
+        if self.then == "cancelled":
+            self.scope.cancel()
+            await trio.lowlevel.checkpoint()
+        raise UnavailableError("gone away")
+
+
+@pytest.mark.parametrize("fast_fails", [False, True])
+@pytest.mark.parametrize("then", ["cancelled", "fails"])
+async def test_what_the_slow_store_has_deleted_is_deleted_in_the_fast_one_whatever_came_between(
+    then, fast_fails, caplog
+):
+    scope = trio.CancelScope()
+    fast = LeavesHalfway("fails", scope) if fast_fails else Watched()
+    async with running(slow=LeavesHalfway(then, scope), fast=fast) as store:
+        keys = [digest_of(b"one"), digest_of(b"two")]
+        for key, data in zip(keys, (b"one", b"two"), strict=True):
+            await store.put(key, data)
+        with scope:
+            with pytest.raises(UnavailableError) if then == "fails" else nullcontext():
+                await store.capability(Deletes).delete(keys)
+        assert scope.cancelled_caught is (then == "cancelled")
+        assert await store.fast.has(keys) == [None, None]
+    assert ("could not delete them" in caplog.text) is fast_fails
+
+
+async def test_who_leaves_a_deletion_leaves_nothing_in_the_fast_store_that_was_on_its_way_there():
+    async with running(slow=ReadsFirst()) as store:
+        digest = digest_of(b"fetched")
+        await store.slow.put(digest, b"fetched")
+        store.slow.deletes.set()
+        scope = trio.CancelScope()
+
+        async def delete():
+            with scope:
+                await store.capability(Deletes).delete([digest])
+
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(store.get, digest)
+            await trio.testing.wait_all_tasks_blocked()
+            nursery.start_soon(delete)
+            await trio.testing.wait_all_tasks_blocked()
+            scope.cancel()
+            await trio.testing.wait_all_tasks_blocked()
+            store.slow.go_on.set()
+        assert scope.cancelled_caught
         assert await store.fast.has([digest]) == await store.has([digest]) == [None]
 
 

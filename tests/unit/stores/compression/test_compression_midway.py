@@ -142,6 +142,24 @@ async def test_an_object_that_was_found_wrong_is_there_again_once_it_was_read_ri
 
 
 @both
+@pytest.mark.parametrize("length", [None, LARGE.size - 1], ids=["whole", "all but a byte"])
+async def test_a_large_object_that_was_found_wrong_is_there_again_once_it_was_streamed_right(name, length):
+    backend = Backend()
+    store, place = await opened_wrong(name, backend)
+    with pytest.raises(CorruptBlobError):
+        await read(store, LARGE)
+    with pytest.raises(CorruptBlobError):
+        await read(store, LARGE)
+    assert await store.has([LARGE]) == [None], "nor is it there after having been read wrong again"
+    await make_store(name, backend=backend).put(LARGE, LARGE_DATA)
+    async with store.open(LARGE) as reader:
+        await reader.receive_parts(100)
+    assert await store.has([LARGE]) == [None], "who leaves halfway has not seen it all"
+    assert await read(store, LARGE, length=length) == LARGE_DATA[:length]
+    assert await store.has([LARGE]) == [LARGE.size]
+
+
+@both
 async def test_an_object_that_was_found_wrong_and_deleted_is_there_when_another_server_has_written_it(name):
     backend = Backend()
     backend.deletes = True

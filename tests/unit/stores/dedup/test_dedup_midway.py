@@ -307,3 +307,27 @@ async def test_a_wrong_chunk_that_is_fetched_ahead_is_its_readers_error_and_nobo
                 await read(store, DIGEST)
         assert await read(store, "other") == DATA[:-1] + b"x"
         assert store.statistics()["corrupt_chunks"] == 1
+
+
+async def test_a_chunk_that_was_found_wrong_is_there_again_once_it_was_read_right():
+    """Another server has mended it, or its store has. Where it cannot be deleted, nothing else would be told of that."""
+    content = Content(deletes=False)
+    store = make_store(content)
+    await store.write(DIGEST, BytesReader(DATA))
+    chunks = (await store._find([DIGEST]))[0].chunks
+    right = {chunk: bytes(await content.get(chunk)) for chunk in (chunks[3], chunks[5])}
+    for chunk in right:
+        content._insert(chunk, bytes(chunk.size))
+    await assert_wrong(store)
+    content._insert(chunks[3], right[chunks[3]])
+    await assert_wrong(store)
+    content._insert(chunks[5], right[chunks[5]])
+    assert await store.has([DIGEST]) == [None]
+    assert await store.get(DIGEST) == DATA
+    assert await store.has([DIGEST]) == [len(DATA)]
+
+
+async def assert_wrong(store):
+    with pytest.raises(CorruptBlobError):
+        await store.get(DIGEST)
+    assert await store.has([DIGEST]) == [None]
