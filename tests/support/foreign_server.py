@@ -48,6 +48,8 @@ class Fault:
     """A batch's reply leaves blobs out; a write forgets what it has taken; capabilities say nothing of the cache."""
     commits: int | None = None
     """What a Write, or a QueryWriteStatus, says that has been committed."""
+    completes: bool = False
+    """A QueryWriteStatus says that it is complete, whatever it says of bytes."""
     keeps: bool = False
     """A write that fails has the blob all the same: only its answer is lost."""
     held: threading.Event | None = None
@@ -185,7 +187,7 @@ class ForeignServer:
             if fault.drops:
                 continue
             if fault.blob_code or data is None:
-                reply.responses.add(digest=each, status=RPC.Status(code=fault.blob_code or 5, message="as planned"))
+                reply.responses.add(digest=each, status=RPC.Status(code=fault.blob_code or 5, message=fault.says))
             else:
                 reply.responses.add(digest=each, data=fault.alter(data) if fault.alter else data)
         return reply
@@ -198,7 +200,7 @@ class ForeignServer:
                 continue
             if not fault.blob_code:
                 self.blobs[each.digest.hash, each.digest.size_bytes] = each.data
-            reply.responses.add(digest=each.digest, status=RPC.Status(code=fault.blob_code, message="as planned"))
+            reply.responses.add(digest=each.digest, status=RPC.Status(code=fault.blob_code, message=fault.says))
         return reply
 
     def _read(self, request: Any, context: Any) -> Iterator[Any]:
@@ -264,7 +266,7 @@ class ForeignServer:
     def _query(self, request: Any, context: Any) -> Any:
         fault = self._begin("QueryWriteStatus", request, context)
         if fault.commits is not None:
-            return BYTESTREAM.QueryWriteStatusResponse(committed_size=fault.commits)
+            return BYTESTREAM.QueryWriteStatusResponse(committed_size=fault.commits, complete=fault.completes)
         hash, size = request.resource_name.split("/")[-2:]
         if (hash, int(size)) in self.blobs:
             return BYTESTREAM.QueryWriteStatusResponse(committed_size=int(size), complete=True)

@@ -7,6 +7,7 @@ import threading
 import time
 from collections.abc import Sequence
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -15,11 +16,13 @@ import trio
 from trio.testing import wait_all_tasks_blocked
 
 from nl.cas.action_results import MAX_ACTION_RESULT_BYTES, seal
+from nl.config.workers import ClientTlsOptions
 from nl.model.caller import caused_by
 from nl.plugin import (
     CHUNK,
     EMPTY_DIGESTS,
     MAX_WHOLE,
+    SMALL,
     ActionKey,
     BlobNotFoundError,
     Buffer,
@@ -187,6 +190,106 @@ async def test_blobs_as_small_as_the_config_says_travel_in_batches_and_larger_on
             if read_by == "Read":
                 assert [(each.read_offset, each.read_limit) for each in requests_of(server, "Read")][-1] == (10, 20)
             assert [call for call in server.calls if call != "GetCapabilities"] == [read_by] * 4 + [written_by] * 3
+
+
+async def test_each_of_those_whose_lookups_travel_together_is_answered(
+    server: ForeignServer, later: threading.Event
+) -> None:
+    there, lacking = [server.keep(100, seed=seed)[0] for seed in (1, 2)], [digest_of(b"one"), digest_of(b"two")]
+    asked = [[there[0]], [lacking[0]], [there[1], lacking[1]], [lacking[1], there[0]]]
+    found: list[Any] = [None] * len(asked)
+
+    async def ask(at: int) -> None:
+        found[at] = await store.has(asked[at])
+
+    server.plan("FindMissingBlobs", Fault(held=later), Fault(held=later))
+    async with remote_cas(server.port) as store, trio.open_nursery() as nursery:
+        for at in range(2):
+            nursery.start_soon(store.has, [there[at]])
+            await trio.to_thread.run_sync(server.wait_for, "FindMissingBlobs", at + 1)
+        for at in range(len(asked)):
+            nursery.start_soon(ask, at)
+        await wait_all_tasks_blocked()
+        later.set()
+    assert found == [[100], [None], [100, None], [None, 100]]
+    assert server.count("FindMissingBlobs") == 3
+
+
+async def test_a_blob_that_several_ask_for_comes_once_in_a_batch_and_to_each(
+    server: ForeignServer, later: threading.Event
+) -> None:
+    (first, _), (digest, data) = server.keep(100, seed=1), server.keep(1000, seed=2)
+    got: list[bytes] = []
+
+    async def get() -> None:
+        got.append(bytes(await store.get(digest)))
+
+    server.plan("BatchReadBlobs", Fault(held=later))
+    batching = ReadBatching(dispatch_slots=1)
+    async with (
+        remote_cas(server.port, experimental_read_batching=batching) as store, trio.open_nursery() as nursery,
+    ):
+        nursery.start_soon(store.get, first)
+        await trio.to_thread.run_sync(server.wait_for, "BatchReadBlobs", 1)
+        for _ in range(3):
+            nursery.start_soon(get)
+        await wait_all_tasks_blocked()
+        later.set()
+    assert got == [data] * 3
+    assert [len(each.digests) for each in requests_of(server, "BatchReadBlobs")] == [1, 1]
+
+
+async def test_what_travels_in_batches_is_had_whole_only_up_to_the_size_that_is_small_everywhere(
+    server: ForeignServer,
+) -> None:
+    """A reader holds no more of a blob than it is asked for, however large a blob the config wants in batches."""
+    small, large = server.keep(SMALL), server.keep(SMALL + 1)
+    batching = ReadBatching(max_blob_size_bytes=10 * SMALL)
+    async with remote_cas(server.port, experimental_read_batching=batching) as store:
+        for (digest, data), call in ((small, "BatchReadBlobs"), (large, "Read")):
+            assert await read(store, digest) == data
+            assert server.calls[-1] == call
+
+
+@pytest.mark.parametrize("many", [False, True])
+async def test_who_leaves_an_upload_may_change_its_bytes_at_once(
+    server: ForeignServer, later: threading.Event, many: bool
+) -> None:
+    """A batch is not given up with one of its callers: what it carries is its own."""
+    data = bytearray(original := make_blob(10_000))
+    digest, other = digest_of(original), digest_of(b"other")
+    left = trio.CancelScope()
+
+    async def upload() -> None:
+        with left:
+            await (store.put_many([(digest, data)]) if many else store.put(digest, data))
+
+    async with remote_cas(server.port, max_concurrent_requests=1) as store, trio.open_nursery() as nursery:
+        await store.put(other, b"other")  # what the server takes is known
+        server.plan("FindMissingBlobs", Fault(held=later))
+        nursery.start_soon(store.has, [other])
+        await trio.to_thread.run_sync(server.wait_for, "FindMissingBlobs", 1)
+        nursery.start_soon(upload)
+        with trio.fail_after(60):
+            while store.statistics()["write_batches"] < 2:
+                await trio.sleep(0.01)
+        left.cancel()
+        data[:] = bytes(len(data))
+        later.set()
+        with trio.fail_after(60):
+            while (digest.hash, digest.size) not in server.blobs:
+                await trio.sleep(0.01)
+    assert left.cancelled_caught
+    assert server.blobs[digest.hash, digest.size] == original
+
+
+async def test_a_small_upload_that_goes_on_and_on_is_not_gathered(server: ForeignServer) -> None:
+    digest = digest_of(b"x" * 1000)
+    reader = PartsReader([b"x" * 1000] * 50, size=-1)
+    async with remote_cas(server.port) as store:
+        with pytest.raises(UploadMismatchError, match="more bytes than its digest says"):
+            await store.write(digest, reader)
+    assert reader.calls <= 2
 
 
 async def test_a_batch_has_four_thousand_blobs_at_most(server: ForeignServer) -> None:
@@ -399,6 +502,27 @@ async def test_what_a_client_sent_along_is_not_shown_in_what_the_server_says(ser
     assert "not with '***', ***, or *** of the config" in str(caught.value)
 
 
+async def test_nothing_of_a_secret_is_shown_either_in_what_the_server_says_of_one_blob_or_of_a_result_that_is_missing(
+    server: ForeignServer,
+) -> None:
+    digest, data = server.keep(100)
+    says = "'Bearer client-token' has no right"
+    for method in ("BatchReadBlobs", "BatchUpdateBlobs"):
+        server.plan(method, Fault(blob_code=7, says=says))
+    server.plan("GetActionResult", fail("NOT_FOUND", says=says))
+    told = []
+    async with (
+        remote_cas(server.port, forward_headers=("authorization",)) as blobs,
+        remote_cas(server.port, kind="ac", forward_headers=("authorization",)) as results,
+    ):
+        with caused_by((("authorization", "Bearer client-token"),)):
+            for call in (partial(blobs.get, digest), partial(blobs.put, digest, data), partial(results.get, ACTION)):
+                with pytest.raises((PermissionDeniedError, BlobNotFoundError)) as caught:
+                    await call()
+                told.append(str(caught.value))
+    assert all("'***' has no right" in each for each in told), told
+
+
 def test_a_store_without_headers_to_forward_asks_for_none() -> None:
     assert grpc_store(1).capability(ForwardsHeaders) is None
 
@@ -596,8 +720,9 @@ async def test_a_result_of_another_size_than_its_reader_says_is_not_stored(serve
         await store.write(ACTION, PartsReader([seal(b"\x20\x01")], size=-1))
         async with store.open(ACTION) as reader:
             assert await drain(reader) == seal(b"\x20\x01")
+        assert await read(store, ACTION, offset=1, length=5) == seal(b"\x20\x01")[1:6]
         await store.write(ACTION, TogetherReader(split(seal(b"\x20\x01"), 3)))
-    assert server.calls == ["UpdateActionResult", "GetActionResult", "UpdateActionResult"]
+    assert server.calls == ["UpdateActionResult", *["GetActionResult"] * 2, "UpdateActionResult"]
     assert server.results == {(ACTION.hash, ACTION.size): b"\x20\x01"}
 
 
@@ -653,6 +778,7 @@ async def test_a_token_file_that_cannot_be_used_ends_the_start(
 @pytest.mark.parametrize(("address", "warns"), [
     ("grpc://127.1.2.3:1", False), ("grpc://localhost:1", False), ("grpc://[::1]:1", False), ("unix:/tmp/x", False),
     ("grpcs://cache.example.com:1", False), ("grpc://cache.example.com:1", True), ("grpc://10.0.0.1:1", True),
+    ("tls_config grpc://cache.example.com:1", False),
 ])  # fmt: skip
 @pytest.mark.parametrize("where", ["config", "file", "nowhere"])
 async def test_a_token_that_would_go_over_a_network_in_clear_text_is_warned_of(
@@ -662,8 +788,10 @@ async def test_a_token_that_would_go_over_a_network_in_clear_text_is_warned_of(
     token: dict[str, Any] = {"config": {"token": "t0ken"}, "file": {"token_file": str(tmp_path / "token")}}.get(
         where, {}
     )
+    tls, _, address = address.rpartition(" ")
+    endpoint = GrpcEndpoint(address=address, tls_config=ClientTlsOptions() if tls else None, **token)
     with caplog.at_level(logging.WARNING):
-        async with remote_cas(endpoints=(GrpcEndpoint(address=address, **token),)):
+        async with remote_cas(endpoints=(endpoint,)):
             pass
     assert ("sends its token" in caplog.text) is (warns and where != "nowhere")
     assert "t0ken" not in caplog.text

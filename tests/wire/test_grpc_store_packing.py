@@ -26,12 +26,12 @@ from nl.plugin import (
     UploadMismatchError,
     digest_of,
 )
-from nl.stores.grpc import GrpcRetry
+from nl.stores.grpc import GrpcRetry, GrpcStore
 from nl.stores.grpc.options import ReadBatching
-from nl.testing import PartsReader, drain, make_blob, read, same, split
+from nl.testing import PartsReader, drain, make_blob, read, same, split, started
 from nl.testing.readers import FailingReader
 from tests.support.foreign_server import PIECE, Fault, ForeignServer, fail
-from tests.support.grpc_stores import remote_cas
+from tests.support.grpc_stores import grpc_store, remote_cas
 
 SIZE = 4_000_000
 ZSTD = 1
@@ -55,9 +55,13 @@ def server() -> Iterator[ForeignServer]:
         yield running
 
 
+def packing_store(server: ForeignServer, **more: Any) -> GrpcStore:
+    return grpc_store(server.port, experimental_remote_cache_compression=True, **more)
+
+
 @asynccontextmanager
 async def packing(server: ForeignServer, **more: Any) -> AsyncIterator[Store]:
-    async with remote_cas(server.port, experimental_remote_cache_compression=True, **more) as store:
+    async with started(packing_store(server, **more)) as store:
         yield store
 
 
@@ -310,6 +314,31 @@ async def test_what_goes_on_plain_has_the_same_name_and_headers_and_may_be_left_
     sent = [headers.get("x-who") for call, headers in zip(server.calls, server.metadata, strict=True)
             if call != "GetCapabilities"]  # fmt: skip
     assert sent == ["me"] * 4
+
+
+async def test_who_leaves_while_the_first_bytes_are_being_unpacked_gives_the_turn_back(server: ForeignServer) -> None:
+    digest, data = kept(server)
+    left = trio.CancelScope()
+
+    async def leave() -> None:
+        with left:
+            await read(store, digest)
+
+    async with started(store := packing_store(server, max_concurrent_requests=1)), trio.open_nursery() as nursery:
+        threads = store.backend._packing.threads
+        busy = [object() for _ in range(int(threads.total_tokens))]
+        for each in busy:
+            threads.acquire_on_behalf_of_nowait(each)
+        nursery.start_soon(leave)
+        with trio.fail_after(60):
+            while not threads.statistics().tasks_waiting:
+                await trio.sleep(0.01)
+        left.cancel()
+        for each in busy:
+            threads.release_on_behalf_of(each)
+        with trio.fail_after(60):
+            assert same(await read(store, digest), data)
+    assert left.cancelled_caught
 
 
 # --- writing

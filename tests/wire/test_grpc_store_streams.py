@@ -200,13 +200,15 @@ async def test_an_upload_whose_answer_is_lost_is_not_sent_again(server: ForeignS
     assert server.calls[-2:] == ["Write", "QueryWriteStatus"]
 
 
-@pytest.mark.parametrize("says", [10**12, -5, LARGE + 1])
-async def test_a_server_that_has_come_further_than_was_sent_gets_everything_again(
-    server: ForeignServer, says: int
+@pytest.mark.parametrize(("says", "completes"), [
+    (10**12, False), (-5, False), (LARGE + 1, False), (LARGE + 1, True), (LARGE - 1, True), (0, True),
+])  # fmt: skip
+async def test_a_server_that_has_come_further_than_was_sent_or_contradicts_itself_gets_everything_again(
+    server: ForeignServer, says: int, completes: bool
 ) -> None:
     digest = digest_of(data := make_blob(LARGE))
     server.plan("Write", fail("UNAVAILABLE", after=300_000, drops=True))
-    server.plan("QueryWriteStatus", Fault(commits=says))
+    server.plan("QueryWriteStatus", Fault(commits=says, completes=completes))
     async with remote_cas(server.port) as store:
         await store.write(digest, PartsReader(split(data, 70_000)))
     assert same(server.blobs[digest.hash, LARGE], data)
@@ -287,6 +289,19 @@ async def test_an_upload_goes_on_from_the_very_byte_that_the_server_says_it_has_
         with pytest.raises(InvalidRequestError, match="offset 100001, expected 0"):
             await store.write(digest, PartsReader(split(data, 70_000)))
     assert server.offsets == [0, 100_001]
+
+
+async def test_a_reader_that_has_less_when_it_is_read_again_is_told_so(server: ForeignServer) -> None:
+    class Shrinking(HalfwayReader):
+        async def rewind(self) -> None:
+            self._parts = [data[:200_000]]
+
+    digest = digest_of(data := make_blob(LARGE))
+    server.plan("Write", fail("UNAVAILABLE", after=300_000))
+    async with remote_cas(server.port) as store:
+        with trio.fail_after(60), pytest.raises(UploadMismatchError, match="ended after 200000 bytes when resumed"):
+            await store.write(digest, Shrinking(data, lambda: None, piece=70_000))
+    assert not server.blobs
 
 
 async def test_four_mebibytes_of_an_upload_can_be_had_again(server: ForeignServer) -> None:
@@ -379,6 +394,14 @@ async def test_a_blob_as_large_as_the_server_keeps_is_sent_and_one_larger_by_a_b
                 with pytest.raises(TooLargeError, match=f"127.0.0.1:{server.port} keeps blobs of up to {LARGE} bytes"):
                     await store.write(digest, PartsReader([data]))
         assert server.count("Write") == 1 and list(server.blobs) == [(digest_of(make_blob(LARGE)).hash, LARGE)]
+
+
+async def test_a_limit_that_is_negative_is_none() -> None:
+    digest = digest_of(data := make_blob(LARGE))
+    with ForeignServer(max_blob=-1).running() as server:
+        async with remote_cas(server.port) as store:
+            await store.put(digest, data)
+        assert same(server.blobs[digest.hash, LARGE], data)
 
 
 async def test_what_hashes_to_nothing_but_has_no_bytes_is_no_digest(server: ForeignServer) -> None:

@@ -89,9 +89,9 @@ class RemoteActionCache(Store):
                 break
             except Failure as failure:
                 if failure.status is Status.NOT_FOUND:
-                    said = failure.error.message or ""
                     where = f"the grpc store {self._remote.name!r} ({failure.peer or self._remote.where})"
-                    raise BlobNotFoundError(key, message=f"{key} not found in {where}: {said}"[:500]) from failure.error
+                    message = f"{key} not found in {where}: {self._remote.said(failure)}"[:500]
+                    raise BlobNotFoundError(key, message=message) from failure.error
                 await retrying.failed(failure)
         return seal(await self._checked(action, encoded))
 

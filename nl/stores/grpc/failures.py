@@ -51,7 +51,7 @@ def error_of(
 ) -> NlError:
     """The error to raise."""
     status: Status = error.status
-    said = _without(error.message or "no reason given", secrets)[:_MAX_TOLD]
+    said = without(error.message or "no reason given", secrets)[:_MAX_TOLD]
     asked = f"{method.name} of {what}" if what else method.name
     head = f"{where}: {asked}"
     if status in (Status.PERMISSION_DENIED, Status.UNAUTHENTICATED):
@@ -72,7 +72,8 @@ def error_of(
     return UnavailableError(f"{head}: {said}" if status is Status.UNAVAILABLE else f"{head}: {status.name}: {said}")
 
 
-def _without(text: str, secrets: Collection[str]) -> str:
+def without(text: str, secrets: Collection[str]) -> str:
+    """The text with nothing of the secrets in it."""
     for secret in sorted(secrets, key=len, reverse=True):
         if len(secret) >= _LEAST_SECRET:
             text = text.replace(secret, "***")

@@ -98,7 +98,7 @@ class Calls:
                 job.alone = True  # left out, or without room in this reply
                 job.finish()
             elif got.code:
-                job.finish(self._error_of(got.code, got.message, BATCH_READ, job.digest))
+                job.finish(self._error_of(got.code, got.message, BATCH_READ, job.digest, group))
             elif len(got.data) != job.digest.size:
                 job.finish(wrong_size(self._remote, job.digest, len(got.data)))
             else:
@@ -117,7 +117,8 @@ class Calls:
             code, message = stored.get((job.digest.hash, job.digest.size), (Status.UNIMPLEMENTED.value, ""))
             if code == Status.UNIMPLEMENTED.value:
                 job.alone = True
-            job.finish(self._error_of(code, message, BATCH_UPDATE, job.digest) if code and not job.alone else None)
+            failed = code and not job.alone
+            job.finish(self._error_of(code, message, BATCH_UPDATE, job.digest, group) if failed else None)
 
     async def _ask(
         self, method: Method, parts: Sequence[Buffer], group: Group, jobs: Sequence[SmallRead] | Sequence[SmallWrite]
@@ -135,10 +136,10 @@ class Calls:
                     return None
                 await retrying.failed(failure)
 
-    def _error_of(self, code: int, message: str, method: Method, digest: Digest) -> NlError:
+    def _error_of(self, code: int, message: str, method: Method, digest: Digest, group: Group) -> NlError:
         if code == Status.NOT_FOUND.value:
             return missing(self._remote, digest)
-        return self._remote.error_of_blob(code, message, method, str(digest))
+        return self._remote.error_of_blob(code, message, method, str(digest), group.headers)
 
 
 def missing(remote: Remote, digest: Digest) -> BlobNotFoundError:

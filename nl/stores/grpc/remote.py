@@ -18,7 +18,7 @@ from grpclib.exceptions import GRPCError
 from nl.plugin import Buffer, NlError, UnavailableError
 from nl.rpc.channel import Channel
 from nl.rpc.client_stream import ClientStream
-from nl.stores.grpc.failures import Failure, Headers, error_of
+from nl.stores.grpc.failures import Failure, Headers, error_of, without
 from nl.stores.grpc.methods import Method
 
 
@@ -169,19 +169,26 @@ class Remote:
         """A failure as the store's caller is told."""
         self.failures += 1
         where = f"the grpc store {self.name!r} ({failure.peer or self.where})"
-        sent = [word for _, value in failure.headers if isinstance(value, str) for word in (value, *value.split())]
-        secrets = [*self._secrets(), *sent]
+        secrets = self._secrets_in(failure)
         return error_of(
             failure.error, where=where, method=method, instance=self.instance, what=what, secrets=secrets
         )
 
-    def error_of_blob(self, code: int, message: str, method: Method, what: str) -> NlError:
-        """The same for one blob of a batch."""
+    def said(self, failure: Failure) -> str:
+        """What the server says of it, without the secrets, should it repeat them."""
+        return without(failure.error.message or "", self._secrets_in(failure))
+
+    def error_of_blob(self, code: int, message: str, method: Method, what: str, headers: Headers = ()) -> NlError:
+        """The same for one blob of a batch, whose call had these headers from the request that caused it."""
         try:
             status = Status(code)
         except ValueError:
             status = Status.UNKNOWN
-        return self.error_of(Failure(GRPCError(status, message)), method, what)
+        return self.error_of(Failure(GRPCError(status, message), headers=headers), method, what)
+
+    def _secrets_in(self, failure: Failure) -> list[str]:
+        sent = [word for _, value in failure.headers if isinstance(value, str) for word in (value, *value.split())]
+        return [*self._secrets(), *sent]
 
     def stopping(self) -> NlError:
         """For whoever waits when the store ends."""

@@ -154,9 +154,9 @@ class Upload:
                     return 0, False
                 await self._retrying.failed(failure)
                 continue
-            if reply.complete and reply.committed_size == self._digest.size:
-                return reply.committed_size, True  # maybe further than this upload has come: by another one
-            return (reply.committed_size, reply.complete) if 0 <= reply.committed_size <= self._at else (0, False)
+            if reply.complete:  # maybe further than this upload has come: by another one
+                return (self._digest.size, True) if reply.committed_size == self._digest.size else (0, False)
+            return (reply.committed_size if 0 <= reply.committed_size <= self._at else 0), False
 
     async def _go_back_to(self, committed: int, failure: Failure) -> None:
         """Has the reader continue at `committed`; raises the failure if it cannot."""

@@ -78,20 +78,21 @@ async def test_a_side_that_left_before_the_start_is_not_waited_for():
     assert await drain(tee.follower) == b"abc"
 
 
-async def test_what_the_source_raises_both_sides_raise():
-    error = UnavailableError("the source broke")
+@pytest.mark.parametrize("error", [UnavailableError("the source broke"), OSError("its disk broke")])
+async def test_what_the_source_raises_both_sides_raise(error):
     tee = Tee(FailingReader([b"abc"], error, size=10))
     raised = []
 
     async def take(side):
         try:
             await drain(side)
-        except UnavailableError as caught:
+        except type(error) as caught:
             raised.append(caught)
 
-    async with trio.open_nursery() as nursery:
-        nursery.start_soon(take, tee.follower)
-        nursery.start_soon(take, tee.leader)
+    with trio.fail_after(60):
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(take, tee.follower)
+            nursery.start_soon(take, tee.leader)
     assert raised == [error, error]
     assert tee.error is error
 
@@ -270,3 +271,35 @@ async def test_a_tee_that_is_done_holds_neither_its_source_nor_what_that_has_rai
     assert tee.error is error() and source() is not None
     tee.forget()
     assert tee.error is source() is error() is None
+
+
+async def test_the_end_is_the_end_for_each_side_however_often_it_asks_and_whatever_the_other_does():
+    source = PartsReader([b"abc"])
+    tee = Tee(source)
+    got = []
+
+    async def take(side):
+        got.append(await drain(side))
+        for _ in range(2):
+            assert not await side.receive_parts()
+
+    with trio.fail_after(60):
+        async with trio.open_nursery() as nursery:  # neither says that it wants no more
+            nursery.start_soon(take, tee.follower)
+            nursery.start_soon(take, tee.leader)
+    assert got == [b"abc"] * 2 and tee.ended
+    assert source.calls == 2, "who has ended is not asked again"
+
+
+async def test_a_follower_that_leaves_lets_go_of_what_it_had_not_taken():
+    source = BlockingReader([], rest=b"abc")
+    tee = Tee(source)
+    async with trio.open_nursery() as nursery:
+        with trio.CancelScope() as scope:
+            nursery.start_soon(tee.leader.receive_parts)
+            nursery.start_soon(lambda: _when(source.blocked, scope.cancel))
+            await tee.follower.receive_parts()
+        source.go_on.set()
+    assert tee.follower._parts is not None, "it may come again"
+    tee.follower.close()
+    assert tee.follower._parts is None

@@ -772,9 +772,8 @@ async def test_what_the_slow_store_has_deleted_is_deleted_in_the_fast_one_whatev
         keys = [digest_of(b"one"), digest_of(b"two")]
         for key, data in zip(keys, (b"one", b"two"), strict=True):
             await store.put(key, data)
-        with scope:
-            with pytest.raises(UnavailableError) if then == "fails" else nullcontext():
-                await store.capability(Deletes).delete(keys)
+        with scope, pytest.raises(UnavailableError) if then == "fails" else nullcontext():
+            await store.capability(Deletes).delete(keys)
         assert scope.cancelled_caught is (then == "cancelled")
         assert await store.fast.has(keys) == [None, None]
     assert ("could not delete them" in caplog.text) is fast_fails

@@ -310,7 +310,7 @@ async def test_a_wrong_chunk_that_is_fetched_ahead_is_its_readers_error_and_nobo
 
 
 async def test_a_chunk_that_was_found_wrong_is_there_again_once_it_was_read_right():
-    """Another server has mended it, or its store has. Where it cannot be deleted, nothing else would be told of that."""
+    """Another server has mended it, or its store has."""
     content = Content(deletes=False)
     store = make_store(content)
     await store.write(DIGEST, BytesReader(DATA))
