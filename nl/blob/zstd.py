@@ -138,7 +138,6 @@ class ZstdDecoder(Decoder):
                 if self._frames_left < 0:
                     raise CodingError("it has far too many zstd frames")
                 frame = self._frame = self._zstd.ZstdDecompressor(options=self._options)
-                self._begun = False
             if not frame.needs_input:
                 data: Buffer = b""
             elif self._input:

@@ -245,6 +245,8 @@ class ForeignServer:
             context.abort(grpc.StatusCode.INVALID_ARGUMENT, f"offset {first.write_offset}, expected {len(taken)}")
         message, finished, moved = first, False, 0
         while message is not None:
+            if message.write_offset != len(taken):
+                context.abort(grpc.StatusCode.INVALID_ARGUMENT, f"offset {message.write_offset} at {len(taken)}")
             taken += message.data
             moved += len(message.data)
             finished = message.finish_write

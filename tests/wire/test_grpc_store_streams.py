@@ -22,6 +22,7 @@ from nl.plugin import (
     digest_of,
 )
 from nl.stores.grpc import GrpcRetry
+from nl.stores.grpc.options import ReadBatching
 from nl.stores.grpc.writing import SpoolBudget
 from nl.testing import PartsReader, drain, make_blob, read, same, split
 from nl.testing.readers import FailingReader, HalfwayReader
@@ -138,6 +139,26 @@ async def test_a_reader_that_leaves_early_gives_its_turn_back(server: ForeignSer
                 async with store.open(digest) as reader:
                     await reader.receive_parts(1000)
             assert await store.has([digest]) == [digest.size]
+
+
+async def test_a_read_that_is_wrong_from_its_first_message_on_gives_its_turn_back(server: ForeignServer) -> None:
+    digest, _ = server.keep(PIECE // 2)
+    server.plan("Read", *[Fault(alter=lambda data: data + b"surplus")] * 2)
+    batching = ReadBatching(max_blob_size_bytes=1000)
+    async with remote_cas(server.port, max_concurrent_requests=1, experimental_read_batching=batching) as store:
+        with trio.fail_after(60):
+            for _ in range(2):
+                with pytest.raises(CorruptBlobError, match=f"{digest.size + 7} bytes came for {digest}"):
+                    await read(store, digest)
+            assert await store.has([digest]) == [digest.size]
+
+
+async def test_a_reader_that_has_come_to_its_end_holds_no_turn(server: ForeignServer) -> None:
+    digest, data = server.keep(LARGE)
+    async with remote_cas(server.port, max_concurrent_requests=1) as store, store.open(digest) as reader:
+        assert same(await drain(reader), data)
+        with trio.fail_after(60):
+            assert await store.has([digest]) == [LARGE]
 
 
 async def test_a_reader_leaves_in_peace_from_a_call_that_has_failed_meanwhile(server: ForeignServer) -> None:
@@ -398,10 +419,13 @@ async def test_a_blob_as_large_as_the_server_keeps_is_sent_and_one_larger_by_a_b
 
 async def test_a_limit_that_is_negative_is_none() -> None:
     digest = digest_of(data := make_blob(LARGE))
-    with ForeignServer(max_blob=-1).running() as server:
+    with ForeignServer(max_blob=-1, max_batch=-1).running() as server:
         async with remote_cas(server.port) as store:
             await store.put(digest, data)
+            small = [(digest_of(each), each) for each in (b"one", b"two", b"three")]
+            assert await store.put_many(small) == [None] * 3
         assert same(server.blobs[digest.hash, LARGE], data)
+        assert server.count("BatchUpdateBlobs") == 1
 
 
 async def test_what_hashes_to_nothing_but_has_no_bytes_is_no_digest(server: ForeignServer) -> None:
