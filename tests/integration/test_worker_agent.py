@@ -20,7 +20,7 @@ from nl.config.workers import (
 )
 from nl.errors import ConfigError, UnavailableError
 from nl.model.execution import ActionRequest
-from nl.pb import reapi
+from nl.pb import reapi, worker_api
 from nl.pb.codec import decode, encode
 from nl.rpc.server import Server
 from nl.scheduler.options import SimpleSchedulerOptions
@@ -350,6 +350,75 @@ async def test_an_action_that_is_to_be_run_for_each_who_asks_is_run_again(house:
     waiting.flag.touch()
     assert (await house.response(operation)).result.exit_code == 0
     assert worker.statistics()["taken_up"] == 0
+
+
+class Told:
+    """A listener that remembers what it was told."""
+
+    worker_id = "w"
+
+    def __init__(self) -> None:
+        self.news: list[tuple[str, str]] = []
+
+    def executed(self, start) -> None:
+        self.news.append(("executed", start.operation_id))
+
+    def ended(self, start, report) -> None:
+        self.news.append(("ended", start.operation_id))
+
+
+async def order(site: Site, number: int, argv, **how: object) -> worker_api.StartExecute:
+    request = reapi.ExecuteRequest(action_digest=message(await site.action(argv, **how)))
+    return worker_api.StartExecute(operation_id=f"order-{number}", execute_request=request)
+
+
+async def test_what_ended_untold_is_told_in_order_to_who_takes_it_up(house: House):
+    running = actions.Actions(house.site.runner())
+    before, after = Told(), Told()
+    first, second = [await order(house.site, n, ["sh", "-c", "echo x > o"], output_paths=["o"]) for n in (1, 2)]
+    async with running.opened():
+        assert running.start(first, before)
+        running.lose(before)
+        await until(lambda: running.completed == 1)
+        assert not running.start(second, after)
+        assert (before.news, after.news) == ([], [("executed", "order-2"), ("ended", "order-2")])
+        assert len(running) == 0
+
+
+async def test_what_was_killed_is_not_taken_up(house: House):
+    running = actions.Actions(house.site.runner())
+    before, after = Told(), Told()
+    first, second = [await order(house.site, n, ["/bin/true"]) for n in (1, 2)]
+    async with running.opened():
+        running.start(first, before)
+        assert running.kill("order-1")
+        running.lose(before)
+        assert running.start(second, after)
+        await until(lambda: after.news[-1:] == [("ended", "order-2")])
+
+
+async def test_a_stream_that_is_back_in_time_saves_what_waits_for_it(house: House, monkeypatch):
+    monkeypatch.setattr(actions, "KEEP_S", 0.05)
+    monkeypatch.setattr(actions, "CLAIM_S", 1000)
+    running = actions.Actions(house.site.runner())
+    async with running.opened():
+        running.start(await order(house.site, 1, ["sleep", "1000"]), before := Told())
+        running.lose(before)
+        running.welcome()
+        await trio.sleep(0.2)
+        assert running.statistics()["unclaimed"] == 1
+
+
+async def test_of_two_that_are_the_same_one_is_kept(house: House):
+    running = actions.Actions(house.site.runner())
+    told = Told()
+    async with running.opened():
+        for n in (1, 2):
+            running.start(await order(house.site, n, ["sleep", "1000"], do_not_cache=True), told)
+        await until(lambda: len(house.site.left()) == 2)
+        running.lose(told)
+        assert running.statistics()["unclaimed"] == 1
+        await until(lambda: len(house.site.left()) == 1)
 
 
 async def test_a_worker_waits_for_a_scheduler_that_is_not_there_yet(tmp_path, caplog):
