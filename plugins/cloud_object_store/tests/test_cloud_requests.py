@@ -449,6 +449,31 @@ async def test_an_abort_that_fails_is_tried_again_later(
         assert bucket.took().count("abort") == 3
 
 
+async def test_an_abort_that_takes_longer_than_its_caller_waits_is_made_again(
+    bucket: Bucket, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Nobody learns what has become of it, and parts that nobody aborts are paid for."""
+    monkeypatch.setattr("nl_cloud_object_store.upload.GRACE_S", 0.1)
+    go_on = threading.Event()
+
+    def hang_once() -> None:
+        del bucket.before["abort"]
+        go_on.wait(60)
+        raise TransientError("down")
+
+    data = bytes(11 * MIB)
+    async with running() as store:
+        bucket.before["abort"] = hang_once
+        bucket.errors["complete"] = [RefusedError("no")]
+        with pytest.raises(UnavailableError):
+            await store.write(digest_of(data), BytesReader(data))
+        go_on.set()
+        with trio.fail_after(90):
+            while store.statistics()["uploads_to_abort"]:  # noqa: ASYNC110
+                await trio.sleep(0.01)
+        assert bucket.uploads == {}
+
+
 async def test_an_upload_that_the_server_has_lost_begins_anew_where_the_source_can(bucket: Bucket) -> None:
     data = bytes(range(256)) * 11 * 4096
     digest = digest_of(data)
