@@ -18,6 +18,7 @@ from nl.plugin import (
     ExhaustedError,
     ForeignKey,
     TooLargeError,
+    UnavailableError,
     UploadMismatchError,
     VerifyingReader,
     digest_of,
@@ -79,6 +80,37 @@ class Late(Content):
             meanwhile, self.meanwhile = self.meanwhile, None
             await meanwhile()
         return found
+
+
+@pytest.mark.parametrize("size", [500, 300_000])
+async def test_an_upload_is_refused_if_a_chunk_is_found_wrong_while_it_is_being_told_that_the_chunk_is_there(size):
+    class LateToTell(Content):
+        meanwhile = None
+
+        async def has(self, keys):
+            sizes = await super().has(keys)
+            if self.meanwhile is not None:
+                meanwhile, self.meanwhile = self.meanwhile, None
+                await meanwhile()
+            return sizes
+
+    content = LateToTell()
+    store, data = make_store(content), DATA[:size]
+    digest = digest_of(data)
+    await store.put(digest, data)
+    first = next(key for key in content._index if isinstance(key, Digest))
+    content._insert(first, bytes(first.size))
+
+    async def found_wrong():
+        with pytest.raises(CorruptBlobError):
+            await read(store, digest)
+
+    content.meanwhile = found_wrong
+    with pytest.raises(UnavailableError, match="was found wrong"):
+        await store.put(digest, data)
+    assert await store.has([digest]) == [None]
+    await store.put(digest, data)
+    assert await read(store, digest) == data
 
 
 @pytest.mark.parametrize("deletes", [True, False])
