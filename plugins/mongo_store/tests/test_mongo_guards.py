@@ -4,7 +4,7 @@ uploads that fail in doubt, documents that others have written.
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
 from datetime import UTC, datetime, timedelta
 
@@ -15,6 +15,8 @@ from mongo_support import MongoServer, mongo, new_collection, options_for  # noq
 from pymongo.errors import BulkWriteError, OperationFailure
 
 from nl.plugin import (
+    CHUNK,
+    Buffer,
     ConfigError,
     InvalidRequestError,
     RefusedError,
@@ -131,6 +133,27 @@ async def test_an_upload_that_fails_in_doubt_leaves_its_record_for_chunks_that_c
             await store.write(digest_of(data), PartsReader(split(data, KIB)))
         assert len(records(collection)) == left
         assert collection.count_documents({}) == left, "no chunk is left"
+
+
+async def test_an_upload_that_takes_long_makes_its_record_new_every_five_minutes_however_steadily_it_gets_on(
+    mongo: MongoServer, collection, mock_clock: trio.testing.MockClock  # noqa: F811
+) -> None:
+    data, old = make_blob(80 * KIB), datetime.now(UTC) - timedelta(minutes=30)
+    renewed: list[int] = []
+
+    class Slow(PartsReader):
+        async def receive_parts(self, max_bytes: int = CHUNK) -> Sequence[Buffer]:
+            mock_clock.jump(100)
+            for record in records(collection):
+                before = collection.find_one_and_update({"_id": record}, {"$set": {"at": old}})
+                if before["at"] > old + timedelta(minutes=1):
+                    renewed.append(self.calls)
+            return await super().receive_parts(max_bytes)
+
+    async with running(mongo, collection, chunk_size=4 * KIB) as store:
+        await store.write(digest_of(data), Slow(split(data, 4 * KIB)))
+        assert renewed == [1, 5, 9, 13, 17], "when it begins, and after 400 s each time"
+        assert await store.has([digest_of(data)]) == [len(data)]
 
 
 async def test_uploads_that_find_no_memory_are_not_read_before_others_have_ended(
