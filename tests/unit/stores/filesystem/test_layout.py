@@ -11,7 +11,7 @@ import time
 import pytest
 
 from nl.blob.hashing import digest_of
-from nl.plugin import ActionKey, Digest, DigestFunction, ForeignKey, InternalError
+from nl.plugin import ActionKey, ConfigError, Digest, DigestFunction, ForeignKey, InternalError
 from nl.stores.filesystem import layout as module
 from nl.stores.filesystem.layout import SPREAD, Layout
 
@@ -288,3 +288,35 @@ def test_a_link_to_the_content_has_its_siblings_beside_what_it_leads_to(tmp_path
         assert layout.corrupt.path == f"{tmp_path}/real.corrupt"
     finally:
         layout.close()
+
+
+def test_a_session_that_was_taken_for_a_dead_ones_before_it_was_locked_is_begun_anew(tmp_path, opened, monkeypatch):
+    """Or whoever starts next would delete what this process is writing."""
+    real, deleted = fcntl.flock, []
+
+    def flock(fd, operation):
+        path = os.readlink(f"/proc/self/fd/{fd}")
+        if path.endswith(".session") and not deleted:
+            deleted.append(path)
+            os.unlink(path)
+        real(fd, operation)
+
+    before = len(os.listdir("/proc/self/fd"))
+    monkeypatch.setattr(fcntl, "flock", flock)
+    layout = opened()
+    [session] = (tmp_path / "temp").glob("*.session")
+    assert deleted and str(session) not in deleted
+    assert layout.temp_name().startswith(f"00/{session.name.removesuffix('.session')}-")
+    assert len(os.listdir("/proc/self/fd")) == before + 8
+
+
+@pytest.mark.parametrize("code", [errno.EACCES, errno.EIO])
+def test_only_where_temp_lies_on_another_disk_another_place_is_taken_for_it(tmp_path, monkeypatch, code):
+    def refuse(*args, **options):
+        raise OSError(code, os.strerror(code))
+
+    monkeypatch.setattr(os, "rename", refuse)
+    layout = make(tmp_path)
+    with pytest.raises(ConfigError):
+        layout.open()
+    assert os.listdir(tmp_path / "temp") == [] and not (tmp_path / "content" / ".temp").exists()

@@ -4,12 +4,23 @@ import os
 
 import pytest
 
-from nl.plugin import ActionKey, Deletes, Digest, DigestFunction, Link, LocalFiles, Removals, digest_of
+from nl.plugin import (
+    ActionKey,
+    Deletes,
+    Digest,
+    DigestFunction,
+    InternalError,
+    Link,
+    LocalFiles,
+    Removals,
+    digest_of,
+)
 from nl.stores.existence_cache import ExistenceCacheOptions, ExistenceCacheStore
 from nl.stores.filesystem import mirror
 from nl.testing import BareContext, find, make_blob
 
 from .conftest import put
+from .test_disk_space import turns_of_others
 
 
 async def test_a_deleted_blob_takes_its_executable_variant_and_its_bytes_with_it(place):
@@ -45,6 +56,31 @@ async def test_a_link_that_leads_nowhere_is_deleted_too(place):
         place.file(digest).symlink_to(place.root / "nowhere")
         await store.capability(Deletes).delete([digest])
         assert not place.file(digest).is_symlink()
+
+
+async def test_what_cannot_be_deleted_is_told_with_its_path(place):
+    async with place.running() as store:
+        (place.content / "s" / "name").mkdir()
+        with pytest.raises(InternalError, match=f"cannot delete {place.content}/s/name"):
+            await store.capability(Deletes).delete(["name"])
+
+
+async def test_a_store_that_does_not_run_deletes_nothing(place):
+    async with place.running() as store:
+        digest = await put(store, b"x")
+    with pytest.raises(InternalError, match="is used while it is not running"):
+        await store.capability(Deletes).delete([digest])
+    assert place.file(digest).exists()
+
+
+async def test_where_much_is_deleted_others_have_their_turn_now_and_then(place):
+    async with place.running() as store:
+        names = [f"{number}" for number in range(256)]
+        for name in names:
+            await store.put(name, b"x")
+        with turns_of_others() as turns:
+            await store.capability(Deletes).delete(names)
+        assert len(turns) >= 256 // 64 and place.used() == 0
 
 
 async def test_what_had_gone_unseen_before_it_was_to_be_deleted_is_known_to_have_gone(place, monkeypatch):

@@ -259,3 +259,16 @@ async def test_after_a_listing_that_proves_nothing_no_variant_is_taken_for_one_w
         await store._mirror.scanned.wait()
         await until(lambda: store.statistics()["state"] == "exact")
         assert variant.exists() and store.statistics()["executables"] == 1
+
+
+async def test_a_variant_that_a_listing_does_not_find_any_more_takes_no_blob_with_it(place, monkeypatch):
+    monkeypatch.setattr(mirror, "remote_file_system", lambda path: "nfs")
+    async with place.running() as store:
+        digest = await put(store, b"tool")
+        await store.capability(LocalFiles).link_files([Link(digest, str(place.inputs / "tool"), True)])
+        (place.executables / str(digest)).unlink()
+        scans = store._scanner.scans
+        store._mirror.want_scan()
+        await until(lambda: store._scanner.scans > scans)
+        figures = store.statistics()
+        assert (figures["blobs"], figures["executables"], figures["bytes"]) == (1, 0, BLOCK)
