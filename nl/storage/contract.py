@@ -32,9 +32,10 @@ MAX_WHOLE = 4 * 1024 * 1024
 C = TypeVar("C")
 
 
-def must_be_streamed(key: Key, size: int) -> TooLargeError:
-    """What `get` answers of a value of more than MAX_WHOLE bytes."""
-    return TooLargeError(f"{key} has {size} bytes; more than {MAX_WHOLE} must be streamed")
+def must_be_streamed(key: Key, size: int, *, at_least: bool = False) -> TooLargeError:
+    """What `get` answers of a value of more than MAX_WHOLE bytes: of `size`, or `at_least` so many."""
+    many = f"{size} bytes or more" if at_least else f"{size} bytes"
+    return TooLargeError(f"{key} has {many}; more than {MAX_WHOLE} must be streamed")
 
 
 @dataclass(frozen=True, slots=True)
@@ -124,16 +125,23 @@ class Store(ABC):
 
     async def put_many(self, blobs: Sequence[tuple[Key, Buffer]]) -> list[NlError | None]:
         """What `put` raises, None where it is stored, for each in order. The caller bounds how much they are together.
+
+        Of several values for one key the last is there afterwards, as after one `put` behind the other.
         """
         failed: list[NlError | None] = [None] * len(blobs)
+        turns: dict[Key, list[int]] = {}
+        for at, (key, _) in enumerate(blobs):
+            turns.setdefault(key, []).append(at)
+        in_turn = list(turns.values())
 
-        async def put_one(at: int) -> None:
-            try:
-                await self.put(*blobs[at])
-            except NlError as exc:
-                failed[at] = exc
+        async def put_in_turn(number: int) -> None:
+            for at in in_turn[number]:
+                try:
+                    await self.put(*blobs[at])
+                except NlError as exc:
+                    failed[at] = exc
 
-        await for_each(len(blobs), put_one)
+        await for_each(len(in_turn), put_in_turn)
         return failed
 
     @abstractmethod

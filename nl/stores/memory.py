@@ -37,6 +37,7 @@ from nl.plugin import (
     StoreContext,
     TooLargeError,
     for_each,
+    must_be_streamed,
     slice_bytes,
 )
 
@@ -89,7 +90,7 @@ class MemoryStore(Store):
     async def get(self, key: Key) -> Buffer:
         data = self._find(key)
         if len(data) > MAX_WHOLE:
-            raise TooLargeError(f"{key} has {len(data)} bytes; more than {MAX_WHOLE} must be streamed")
+            raise must_be_streamed(key, len(data))
         return data
 
     async def get_many(self, keys: Sequence[Key]) -> list[Buffer | NlError]:

@@ -262,6 +262,16 @@ class StoreConformance(ConcurrencyConformance, CapabilityConformance, HistoryCon
             assert bytes(got[at]) == expected  # type: ignore[arg-type]
         assert isinstance(got[1], BlobNotFoundError) and got[1].key == missing
 
+    async def test_of_several_values_for_one_key_in_a_batch_the_last_is_kept(self, store: Store) -> None:
+        digest, action, other = digest_of(data := make_blob(7)), *(ActionKey(*digest_of(name)) for name in (b"1", b"2"))
+        blobs: list[tuple[Key, Buffer]] = [
+            (action, self.make_value(70_000, seed=1)), (digest, data), (other, self.make_value(40, seed=2)),
+            (action, self.make_value(300, seed=3)), (digest, data), (other, self.make_value(70_000, seed=4)),
+        ]  # fmt: skip
+        assert await store.put_many(blobs) == [None] * len(blobs)
+        for key, value in ((action, blobs[3][1]), (other, blobs[5][1]), (digest, data)):
+            assert same(await find(store, key), bytes(value)), key
+
     async def test_none_of_many_is_nothing(self, store: Store) -> None:
         assert [await store.has([]), await store.get_many([]), await store.put_many([])] == [[], [], []]
 

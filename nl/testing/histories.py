@@ -157,9 +157,9 @@ class History:
         assert await self.store.has(keys) == expected
 
     async def _put_many(self, key: Key, value: bytes, numbers: list[int]) -> None:
-        blobs: dict[Key, Buffer] = {key: value, **dict(self._pick(number, 1) for number in numbers)}
-        assert await self.store.put_many(list(blobs.items())) == [None] * len(blobs)
-        self.model.update({each: bytes(data) for each, data in blobs.items()})
+        blobs: list[tuple[Key, Buffer]] = [(key, value), *(self._pick(number, 1) for number in numbers)]
+        assert await self.store.put_many(blobs) == [None] * len(blobs)
+        self.model.update({each: bytes(data) for each, data in blobs})  # of two for one key the last
 
     async def _get_many(self, key: Key, _: bytes, numbers: list[int]) -> None:
         keys = [key, *(self._pick(number, 0)[0] for number in numbers)]

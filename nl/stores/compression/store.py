@@ -51,6 +51,7 @@ from nl.plugin import (
     clamp,
     code,
     key_text,
+    must_be_streamed,
     read_all,
     slice_bytes,
 )
@@ -146,7 +147,7 @@ class CompressionStore(StoreWrapper):
         if isinstance(key, Digest) and key.size > MAX_WHOLE:
             if (await self.has([key]))[0] is None:
                 raise BlobNotFoundError(key, self._where)
-            raise _too_large(key, key.size)
+            raise must_be_streamed(key, key.size)
         began = self._writes.now
         for place in self._places_of(key):
             try:
@@ -187,7 +188,7 @@ class CompressionStore(StoreWrapper):
             await self._spoil(place, began)
             raise self._corrupt(key, str(error)) from None
         if whole is None:
-            raise _too_large(key, MAX_WHOLE + 1)
+            raise must_be_streamed(key, MAX_WHOLE + 1, at_least=True)
         self._spoiled.pop(place, None)
         return whole
 
@@ -199,7 +200,7 @@ class CompressionStore(StoreWrapper):
             while got := await reader.receive_parts():
                 total += sum(map(len, got))
                 if total > MAX_WHOLE:
-                    raise _too_large(key, total)
+                    raise must_be_streamed(key, total, at_least=True)
                 parts.extend(map(bytes, got))
         return b"".join(parts)
 
@@ -505,10 +506,6 @@ def _is_blob_itself(place: Key, size: int) -> bool:
     put there: it is as long as the blob. It is nothing to be read, and above all nothing to be deleted, here.
     """
     return type(place) is ForeignKey and size == place.size
-
-
-def _too_large(key: Key, size: int) -> TooLargeError:
-    return TooLargeError(f"{key} has {size} bytes or more; more than {MAX_WHOLE} must be streamed")
 
 
 async def _drain(reader: Reader) -> None:

@@ -50,6 +50,7 @@ from nl.plugin import (
     digest_of,
     hash_bytes,
     key_text,
+    must_be_streamed,
     read_all,
 )
 from nl.stores.dedup.ahead import Ahead
@@ -175,7 +176,7 @@ class DedupStore(Store):
             return b""
         index = await self._index_of(key)
         if index.size > MAX_WHOLE:
-            raise TooLargeError(f"{key} has {index.size} bytes; more than {MAX_WHOLE} must be streamed")
+            raise must_be_streamed(key, index.size)
         parts = await self._fetch(key, index.chunks)
         return parts[0] if len(parts) == 1 else b"".join(parts)
 

@@ -21,8 +21,8 @@ from nl.plugin import (
     Key,
     NlError,
     Reader,
-    TooLargeError,
     clamp,
+    must_be_streamed,
 )
 from nl.stores.filesystem.layout import Folder
 from nl.stores.filesystem.mirror import Mirror
@@ -106,7 +106,7 @@ class Opener:
         try:
             size = facts.st_size
             if size > MAX_WHOLE:
-                raise TooLargeError(f"{key} has {size} bytes; more than {MAX_WHOLE} must be streamed")
+                raise must_be_streamed(key, size)
             return await self._access.read_whole(fd, size)
         except EOFError:
             raise BlobNotFoundError(key, self._layout.where) from None

@@ -29,6 +29,7 @@ from nl.plugin import (
     TooLargeError,
     UploadMismatchError,
     for_each,
+    must_be_streamed,
     slice_bytes,
 )
 from nl.stores.grpc.cas import Inherited
@@ -66,7 +67,7 @@ class RemoteActionCache(Store):
     async def get(self, key: Key) -> Buffer:
         value = await self._load(key)
         if len(value) > MAX_WHOLE:
-            raise TooLargeError(f"{key} has {len(value)} bytes; more than {MAX_WHOLE} must be streamed")
+            raise must_be_streamed(key, len(value))
         return value
 
     @asynccontextmanager

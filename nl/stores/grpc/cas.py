@@ -26,6 +26,7 @@ from nl.plugin import (
     UploadMismatchError,
     clamp,
     for_each,
+    must_be_streamed,
     read_all,
     slice_bytes,
 )
@@ -138,7 +139,7 @@ class RemoteCas(Store):
     async def get(self, key: Key) -> Buffer:
         digest = self._digest(key)
         if digest.size > MAX_WHOLE:
-            raise TooLargeError(f"{digest} has {digest.size} bytes; more than {MAX_WHOLE} must be streamed")
+            raise must_be_streamed(digest, digest.size)
         if not digest.size:
             return self._empty(digest)
         if digest.size > self._max_small:

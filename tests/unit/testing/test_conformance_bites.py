@@ -364,6 +364,11 @@ class PutsManyInReverse(FolderStore):
         return await super().put_many([(key, blobs[-1 - at][1]) for at, (key, _) in enumerate(blobs)])
 
 
+class KeepsTheFirstOfABatch(PlainStore):
+    async def put_many(self, blobs):
+        return (await super().put_many(blobs[::-1]))[::-1]
+
+
 class GetsManySorted(FolderStore):
     async def get_many(self, keys):
         return await super().get_many(sorted(keys, key=str))
@@ -593,6 +598,7 @@ CAUGHT_BY = {
     LeavesRowsOfCancelledUploads: "an_upload_that_did_not_end_well_leaves_nothing_behind_the_store",
     LeavesRowsOfFailedUploads: "an_upload_that_did_not_end_well_leaves_nothing_behind_the_store",
     PutsManyInReverse: "many_are_put_and_got_in_order_each_with_its_own_fate",
+    KeepsTheFirstOfABatch: "of_several_values_for_one_key_in_a_batch_the_last_is_kept",
     GetsManySorted: "many_are_put_and_got_in_order_each_with_its_own_fate",
     LosesWhatWasThereWhenAWriteFails: "a_write_that_fails_leaves_what_was_there",
     LosesNamesThatAreTouched: "any_history_is_that_of_a_dict",
