@@ -347,3 +347,15 @@ async def test_what_is_set_aside_while_the_folder_is_listed_is_taken_off_as_it_w
             after = told(store)
             go_on()
         assert (before, after) == (11, 10) and place.used() == 10 * BLOCK
+
+
+async def test_what_is_deleted_while_the_folder_is_listed_is_taken_off(place, monkeypatch):
+    async with place.running() as store:
+        large, small = await put(store, b"x" * 10 * BLOCK), await put(store, b"y")
+    with held_scan(monkeypatch) as go_on:
+        async with place.running(scanned=False) as store:
+            before = told(store)
+            await store.capability(Deletes).delete([large])
+            after = told(store)
+            go_on()
+        assert (before, after) == (11, 1) and place.file(small).exists() and place.used() == BLOCK

@@ -153,6 +153,8 @@ def test_a_file_that_is_not_whole_is_made_anew_and_tables_that_nobody_has_go(ope
     (tmp_path / "other").write_bytes(b"")
     opened()
     os.close(living)
+    held = [os.path.realpath(f"/proc/self/fd/{fd}") for fd in os.listdir("/proc/self/fd")]
+    assert not [path for path in held if ".uses-00000000" in path or ".uses-11111111" in path]
     assert sorted(os.listdir(tmp_path)) == sorted([name, ".uses-11111111", "other"])
     assert os.stat(tmp_path / name).st_size == uses._BYTES
 
