@@ -13,8 +13,6 @@ like in a shell: exit code 127 (not found) or 126, and a line on stderr. Death b
 
 from __future__ import annotations
 
-import errno
-import fcntl
 import logging
 import os
 import shlex
@@ -33,7 +31,6 @@ from nl.errors import (
     BlobNotFoundError,
     CancelledError,
     Code,
-    ConfigError,
     CorruptBlobError,
     DeadlineError,
     ExhaustedError,
@@ -47,19 +44,22 @@ from nl.pb import reapi, wkt, worker_api
 from nl.pb.codec import DecodeError, decode
 from nl.rpc.status import status_of
 from nl.storage.capabilities import LocalFiles
-from nl.storage.contract import MAX_WHOLE, SMALL, Store
-from nl.worker.command import DEFAULT_PATH, CommandPlan, plan_command
+from nl.storage.contract import MAX_WHOLE, Store
+from nl.worker.command import CommandPlan, plan_command
 from nl.worker.containment import make_parents
-from nl.worker.environment import action_environment, has_side_channel, says_timeout, static_environment
+from nl.worker.environment import action_environment, has_side_channel, says_timeout
 from nl.worker.failures import missing_blobs, os_errors
 from nl.worker.files import local_files
 from nl.worker.inputs import Listings, materialise
 from nl.worker.lending import Copies, Lender
-from nl.worker.orders import NotNowError, Report, Request, Running, asks_for_network, properties_of
+from nl.worker.orders import Report, Request, Running, asks_for_network, properties_of
 from nl.worker.outputs import INLINE_OUTPUTS, Outputs, scan, upload
+from nl.worker.precondition import check_precondition
+from nl.worker.reports import failed, listed, not_executed, put_inline
 from nl.worker.results import ResultKeeper
-from nl.worker.runner import SHARED, CannotExecuteError, Ended, Job, KillSwitch, Place, Runner
+from nl.worker.runner import SHARED, CannotExecuteError, Ended, Job, Place, Runner
 from nl.worker.trees import message_of
+from nl.worker.workdir import INPUT_FILES, WorkDirectory
 
 log = logging.getLogger("nl.worker.action")
 M = TypeVar("M")
@@ -68,21 +68,6 @@ MAX_PRINTED_BYTES = 1024 * 1024 * 1024
 """A command that prints more is ended: stdout and stderr are files on the worker's disk."""
 MAX_INLINE_BYTES = 1024 * 1024
 """What a request to inline may add to a response, in all."""
-MAX_PROBLEMS = 8
-"""Outputs that are named in a status because they cannot be had."""
-PRECONDITION_LIMIT_S = 60.0
-INPUT_FILES = ".inputs"
-"""The folder of input files in the work directory, beside those of actions."""
-_FOR_THE_CLIENT = frozenset(
-    {
-        Code.INVALID_ARGUMENT,
-        Code.FAILED_PRECONDITION,
-        Code.DEADLINE_EXCEEDED,
-        Code.CANCELLED,
-        Code.OUT_OF_RANGE,
-        Code.RESOURCE_EXHAUSTED,
-    }
-)
 
 
 @dataclass(frozen=True, slots=True)
@@ -140,11 +125,10 @@ class ActionRunner:
         self._keeper = keeper
         self._runner = runner
         self._max_printed_bytes = max_printed_bytes
-        self._work_directory = os.path.realpath(options.work_directory)  # as an action sees it: links are compared
+        self._work = WorkDirectory(options.work_directory, runner, max_wait_s=options.max_cleanup_wait_s)
         self._reads_side_channel = has_side_channel(options)
-        kept = f"{self._work_directory}/{INPUT_FILES}"
+        kept = f"{self._work.path}/{INPUT_FILES}"
         self._lender = Lender(self._files, kept, max_bytes=options.input_file_cache_size)
-        self._serial = 0
 
     def statistics(self) -> dict[str, int]:
         """Counters for logs and metrics."""
@@ -152,35 +136,11 @@ class ActionRunner:
 
     @asynccontextmanager
     async def prepared(self) -> AsyncIterator[None]:
-        """Makes the work directory, which is this worker's alone while the block lasts, and empties it.
-
-        Raises ConfigError.
-        """
-        where = self._work_directory
-        if where == "/":
-            raise ConfigError("work_directory", "is the root directory; expected one that may be emptied")
-        try:
-            os.makedirs(where, exist_ok=True)
-            fd = os.open(where, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
-        except OSError as exc:
-            raise ConfigError("work_directory", f"{where} cannot be made: {exc.strerror}") from exc
-        try:
-            try:
-                fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)  # before it is emptied: of running actions, too
-                stale = await trio.to_thread.run_sync(_empty_but_for_directories, where)
-            except BlockingIOError:
-                problem = f"{where} is in use by another worker; expected a directory for each"
-                raise ConfigError("work_directory", problem) from None
-            except OSError as exc:
-                raise ConfigError("work_directory", f"{where} cannot be locked and emptied: {exc.strerror}") from exc
-            for path in stale:
-                await self._runner.remove_tree(path)
-            async with trio.open_nursery() as nursery:
-                nursery.start_soon(self._lender.run)
-                yield
-                nursery.cancel_scope.cancel()
-        finally:
-            os.close(fd)
+        """To be entered before the first action. Raises ConfigError if the work directory cannot be had."""
+        async with self._work.opened(), trio.open_nursery() as nursery:
+            nursery.start_soon(self._lender.run)
+            yield
+            nursery.cancel_scope.cancel()
 
     async def run(
         self,
@@ -202,36 +162,17 @@ class ActionRunner:
                 answer: Report
                 try:
                     request = Request.parse(start)
-                    with os_errors("cannot make the action's directory"):
-                        directory = self._make_directory(request.operation_id)
+                    directory = self._work.make(request.operation_id)
                     place = await lent.enter_async_context(self._runner.place(directory))
                     answer = await self._answer(
                         request, place=place, worker_id=worker_id, running=running, executed=executed
                     )
                 except NlError as exc:
-                    answer = _failed(exc, None)
+                    answer = failed(exc)
                 await report(answer)
             finally:
                 if directory:
-                    await self._remove(directory)
-
-    async def _remove(self, directory: str) -> None:
-        """Removes an action's directory, also when cancelled."""
-        with trio.move_on_after(self._options.max_cleanup_wait_s, shield=True) as scope:
-            await self._runner.remove_tree(directory)
-        if scope.cancelled_caught:
-            log.error("removing %s takes too long; no longer waited for", directory)
-
-    def _make_directory(self, operation_id: str) -> str:
-        name = operation_id if operation_id.replace("-", "").isalnum() and len(operation_id) < 128 else "action"
-        path = f"{self._work_directory}/{name}"
-        while True:
-            try:
-                os.mkdir(path, 0o755)
-                return path
-            except FileExistsError:  # an earlier attempt by the same name is still being removed
-                self._serial += 1
-                path = f"{self._work_directory}/{name}.{self._serial}"
+                    await self._work.remove(directory)
 
     async def _answer(
         self,
@@ -263,13 +204,17 @@ class ActionRunner:
                 raise CancelledError("the action was killed by the scheduler")
             report = await self._kept(attempt)
         except NlError as exc:
-            report = _failed(exc, attempt)
+            report = self._failed(exc, attempt)
         except Exception as exc:
             log.error("Error executing action %s", request.action_digest, exc_info=exc)
-            report = _failed(InternalError(f"{type(exc).__name__}: {exc}"), attempt)
+            report = self._failed(InternalError(f"{type(exc).__name__}: {exc}"), attempt)
         if report.says(Code.RESOURCE_EXHAUSTED):  # who hears of it tries again: the disk must not be full of this then
             await self._runner.remove_tree(directory)
         return report
+
+    def _failed(self, error: NlError, attempt: _Attempt) -> Report:
+        attempt.metadata.worker_completed_timestamp = _now()
+        return failed(error, attempt.metadata, attempt.usage)
 
     async def _kept(self, attempt: _Attempt) -> Report:
         """The report of an action whose outputs are stored, once its result is kept as configured."""
@@ -280,12 +225,12 @@ class ActionRunner:
         await self._keeper.keep(
             request.action_digest, response, function=request.function, do_not_cache=attempt.do_not_cache
         )
-        _inline(attempt.result, attempt.inline)
+        put_inline(attempt.result, attempt.inline)
         return Report(response, None, attempt.usage)
 
     async def _attempt(self, attempt: _Attempt, running: Running, executed: Callable[[], Awaitable[None]]) -> None:
         """Everything from the first byte fetched to the last output stored."""
-        await self._check_precondition(attempt)
+        await check_precondition(self._options, self._runner, attempt.directory)
         attempt.metadata.input_fetch_start_timestamp = _now()
         task = await self._load(attempt)
         running.do_not_cache = attempt.do_not_cache
@@ -345,9 +290,7 @@ class ActionRunner:
             "it runs again with files of its own",
             attempt.request.action_digest, len(changed), changed[0],
         )  # fmt: skip
-        await self._runner.remove_tree(attempt.directory)
-        with os_errors("cannot make the action's directory anew"):
-            os.mkdir(attempt.directory, 0o755)
+        await self._work.renew(attempt.directory)
         return await self._run(attempt, task, running, files=Copies(self._lender))
 
     async def _run(
@@ -380,29 +323,6 @@ class ActionRunner:
             await settled()
         attempt.metadata.input_fetch_completed_timestamp = _now()
         return await self._execute(attempt, task.plan, task.limit_s, running)
-
-    async def _check_precondition(self, attempt: _Attempt) -> None:
-        """Runs the configured script; if it fails, the scheduler is told that there is no room here now."""
-        script = self._options.experimental_precondition_script
-        if not script:
-            return
-        printed = f"{attempt.directory}/precondition"
-        job = Job(
-            argv=shlex.split(script),
-            env={"PATH": DEFAULT_PATH, **static_environment(self._options.additional_environment)},
-            cwd=attempt.directory,
-            stdout=printed,
-            stderr=f"{printed}.stderr",
-            timeout_s=PRECONDITION_LIMIT_S,
-            max_output_bytes=SMALL,
-        )
-        try:
-            ended = await self._runner.run(job, switch=KillSwitch())
-        except CannotExecuteError as exc:
-            raise UnavailableError(f"the precondition script {script!r} cannot be run: {exc.message}") from exc
-        if ended.why != "exit" or ended.exit_code:
-            text = _read(printed, 1000).decode(errors="replace")
-            raise NotNowError(f"Preconditions script returned status {ended.exit_code} ({ended.why}) - {text}")
 
     async def _message(self, kind: type[M], digest: Digest, function: DigestFunction) -> M:
         """The message with this digest. PreconditionError if it is missing, InvalidRequestError if it is none."""
@@ -445,7 +365,7 @@ class ActionRunner:
                 raise CancelledError("killed by the scheduler before its command had run")
             ended = await self._runner.run(job, switch=running.switch)
         except CannotExecuteError as exc:
-            ended = _not_executed(plan, exc, attempt.stderr)
+            ended = not_executed(plan, exc, attempt.stderr)
         finally:
             running.executing(False)
         log.debug("Command complete: %s, exit code %d", ended.why, ended.exit_code)
@@ -495,13 +415,13 @@ class ActionRunner:
             limit_s = self._options.max_upload_timeout_s
             raise UnavailableError(f"uploading the outputs took longer than {limit_s:g} s") from None
         if outputs.problems and attempt.failure is None:
-            attempt.failure = InvalidRequestError(_listed(outputs.problems))
+            attempt.failure = InvalidRequestError(listed(outputs.problems))
         if refused:
             outputs.drop(refused)
             result.stdout_digest, result.stderr_digest = (
                 None if digest in refused else message_of(digest) for digest in collected.streams
             )
-            attempt.failure = attempt.failure or ExhaustedError(_listed([error.message for error in refused.values()]))
+            attempt.failure = attempt.failure or ExhaustedError(listed([error.message for error in refused.values()]))
         outputs.fill(result)
         metadata.output_upload_completed_timestamp = metadata.worker_completed_timestamp = _now()
 
@@ -530,67 +450,6 @@ class ActionRunner:
                 attempt.inline[f"file {file.path}"] = _read(found.path, digest.size)
 
 
-def _empty_but_for_directories(path: str) -> list[str]:
-    """Removes files and links from a directory; the directories in it are left and returned."""
-    directories = []
-    with os.scandir(path) as entries:
-        for entry in entries:
-            if entry.is_dir(follow_symlinks=False):
-                directories.append(entry.path)
-            else:
-                os.unlink(entry.path)
-    return directories
-
-
-def _listed(problems: Sequence[str]) -> str:
-    """Some of them, and how many there are."""
-    shown = list(dict.fromkeys(problems))[:MAX_PROBLEMS]
-    more = len(problems) - len(shown)
-    return "; ".join(shown) + (f"; and {more} more" if more > 0 else "")
-
-
 def _read(path: str, size: int) -> bytes:
     with open(path, "rb") as file:
         return file.read(size)
-
-
-def _inline(result: reapi.ActionResult, inline: dict[str, bytes]) -> None:
-    """Puts contents into a result that has been kept without them; the digests stay (REAPI, ActionResult)."""
-    if not inline:
-        return
-    result.stdout_raw = inline.get("stdout", b"")
-    result.stderr_raw = inline.get("stderr", b"")
-    for file in result.output_files:
-        file.contents = inline.get(f"file {file.path}", b"")
-
-
-def _not_executed(plan: CommandPlan, error: CannotExecuteError, stderr: str) -> Ended:
-    """What a shell makes of a command that cannot be executed."""
-    text = f"nl: cannot execute {plan.argv[0]!r}: {error.message}\n".encode(errors="replace")
-    with os_errors("cannot write stderr"), open(stderr, "ab") as file:
-        file.write(text)
-    now = time.time_ns()
-    return Ended(
-        why="exit",
-        exit_code=127 if error.errno in (errno.ENOENT, errno.ENOTDIR) else 126,
-        started_ns=now,
-        ended_ns=now,
-        elapsed_ns=0,
-        stdout_bytes=0,
-        stderr_bytes=len(text),
-        cpu_s=0.0,
-        max_rss_kb=0,
-        strays=0,
-    )
-
-
-def _failed(error: NlError, attempt: _Attempt | None) -> Report:
-    """The report on an action without a result: for the client if it can do something, else for the scheduler."""
-    if error.code not in _FOR_THE_CLIENT or isinstance(error, NotNowError):
-        log.warning("Error executing action: %s: %s", error.code.name, error.message)
-        return Report(None, status_of(error), attempt.usage if attempt else None)
-    response = reapi.ExecuteResponse(status=status_of(error))
-    if attempt is not None:
-        attempt.metadata.worker_completed_timestamp = _now()
-        response.result = reapi.ActionResult(execution_metadata=attempt.metadata)
-    return Report(response, None, attempt.usage if attempt else None)

@@ -22,12 +22,13 @@ from nl.stores.fast_slow import FastSlowStore
 from nl.stores.filesystem import FilesystemStore
 from nl.stores.memory import MemoryOptions, MemoryStore
 from nl.testing.context import BareContext, started
-from nl.worker.action import INPUT_FILES, ActionRunner
+from nl.worker.action import ActionRunner
 from nl.worker.isolation import IsolatedRunner, Surroundings
 from nl.worker.orders import Report, Running
 from nl.worker.processes import Supervisor
 from nl.worker.results import ResultKeeper
 from nl.worker.runner import Runner
+from nl.worker.workdir import INPUT_FILES
 
 SHA256 = DigestFunction.SHA256
 
