@@ -209,7 +209,8 @@ class IsolatedRunner:
             if exc.errno != errno.ENOENT:
                 raise
         finally:
-            await self._supervisor.remove_tree(directory)
+            with trio.move_on_after(PROBE_S, shield=True):
+                await self._supervisor.remove_tree(directory)
 
     def _view(self) -> tuple[list[str], list[str]]:
         """What of the machine is hidden from actions, and what of that is shown all the same."""

@@ -5,8 +5,10 @@ The scheduler's and the worker's configs are those that users have, but for port
 
 from __future__ import annotations
 
+import os
 import re
 import shutil
+import signal
 from collections.abc import Iterator
 from contextlib import ExitStack
 from dataclasses import dataclass
@@ -15,6 +17,7 @@ from pathlib import Path
 import pytest
 import trio
 
+from tests.integration.faults_site import marked
 from tests.integration.test_bazel import Bazel, assert_all_hits
 from tests.integration.worker_process import WorkerProcess
 from tests.support.foreign import REAPI, Foreign, Package, connect, digest
@@ -115,24 +118,24 @@ async def test_a_cas_server_that_restarts_costs_a_build_nothing_but_time(site: S
         assert not response.status.code, response.status
 
 
-async def test_a_scheduler_that_is_told_to_stop_lets_actions_elsewhere_finish(site: Site, tmp_path: Path) -> None:
+async def test_a_scheduler_that_is_told_to_stop_lets_actions_elsewhere_finish(site: Site) -> None:
+    nap = f"3600.{os.getpid()}"  # how we know its process, and end it: it shares no files with us
     async with connect(site.cas.port) as cas, connect(site.scheduler.port) as scheduler:
-        begun, gate = tmp_path / "begun", tmp_path / "gate"
         answers = []
 
         async def client() -> None:
-            script = f"touch {begun}; while [ ! -e {gate} ]; do sleep 0.05; done; echo done > out"
-            answers.append(await execute(cas, scheduler, script, lookup=False))
+            answers.append(await execute(cas, scheduler, f"sleep {nap}; echo done > out", lookup=False))
 
         async with trio.open_nursery() as nursery:
             nursery.start_soon(client)
-            while not begun.exists():
+            while not marked(nap):
                 await trio.sleep(0.02)
             assert site.scheduler.process is not None
             site.scheduler.process.terminate()
             while "finishing what is running" not in site.scheduler.log_text():
                 await trio.sleep(0.02)
-            gate.touch()
+            for pid in marked(nap):
+                os.kill(pid, signal.SIGTERM)
         assert not answers[0].status.code, answers[0].status
         assert answers[0].result.exit_code == 0
         assert await trio.to_thread.run_sync(site.scheduler.process.wait, 30) == 0

@@ -45,6 +45,7 @@ WORKER_API = {
     "GoingAwayRequest": {},
     "ConnectWorkerRequest": {
         1: "properties repeated Property", 2: "worker_id_prefix string", 3: "max_inflight_tasks uint64",
+        1001: "max_action_timeout Duration", 1002: "running_actions repeated Digest",  # our own, passed over by others
     },
     "ExecuteResult": {
         1: "instance_name string", 2: "operation_id string", 3: "execute_response ExecuteResponse",
